@@ -1,0 +1,158 @@
+//! Commands: what is asked of the command router and what it answers (arch §6).
+
+use serde::{Deserialize, Serialize};
+
+use crate::CommandId;
+
+/// Bounds of one command. Every field has a default and a maximum in the hypervisor's config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommandLimits {
+    /// Wall time in milliseconds, after which the whole tree is killed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wall_ms: Option<u64>,
+    /// Bytes of output kept; older bytes are dropped and counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
+    /// Processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+}
+
+/// The size of a terminal, in character cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Columns, 1 to 1000.
+    pub cols: u16,
+    /// Rows, 1 to 1000.
+    pub rows: u16,
+}
+
+/// A request to run one command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandRequest {
+    /// Program and arguments; the program is looked up in the runner's `PATH`.
+    pub argv: Vec<String>,
+    /// Working directory beneath `/workspace`; `/workspace` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Variables added to the runner's environment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<(String, String)>,
+    /// What the command reads from standard input; nothing when absent. At most 1 MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// Run in a pseudo-terminal of this size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+    /// Keep running when the caller goes away: a listed, stoppable service.
+    #[serde(default)]
+    pub detach: bool,
+    /// Capabilities asked for, such as `provider:call`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: CommandLimits,
+    /// What this is, for people: `agent`, `terminal`, `cli`; at most 64 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// Which stream a piece of output came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputStream {
+    /// Standard output, or a terminal's only stream.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct CommandExit {
+    /// Exit code, when it exited.
+    pub code: Option<i32>,
+    /// Signal number, when a signal ended it.
+    pub signal: Option<i32>,
+    /// Its wall time ran out.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// Bytes of output dropped because of the bound.
+    #[serde(default)]
+    pub dropped_bytes: u64,
+    /// Wall time in milliseconds.
+    #[serde(default)]
+    pub wall_ms: u64,
+    /// Why it could not be started, when it could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One line of the `application/x-ndjson` stream that answers `POST …/commands`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum CommandEvent {
+    /// The command runs.
+    Started {
+        /// Its id.
+        id: CommandId,
+    },
+    /// It wrote something.
+    Output {
+        /// Where to.
+        stream: OutputStream,
+        /// The bytes, base64 (standard alphabet, padded).
+        data: String,
+    },
+    /// It ended; always the last line of a complete stream.
+    Exited(CommandExit),
+}
+
+/// Where a command stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CommandState {
+    /// It runs.
+    Running,
+    /// It ended.
+    Exited,
+}
+
+/// One command, as listings show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandView {
+    /// Its id.
+    pub id: CommandId,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// What it is, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Whether it runs in a terminal.
+    pub terminal: bool,
+    /// Whether it outlives its caller.
+    pub detach: bool,
+    /// Running or exited.
+    pub state: CommandState,
+    /// How it ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<CommandExit>,
+}
+
+/// A text frame on a terminal WebSocket. Binary frames carry bytes in both directions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum TerminalControl {
+    /// Client: the window changed.
+    Resize(TerminalSize),
+    /// Server: what follows begins at this byte of the output; sent first.
+    Attached {
+        /// Offset of the next byte, counted from the command's first.
+        offset: u64,
+    },
+    /// Server: the command ended; sent last.
+    Exited(CommandExit),
+}

@@ -1,0 +1,25 @@
+//! Typed ids, roles, DTOs and error codes that cross a process boundary.
+//!
+//! Nothing here does I/O; everything here is `serde` data. A type stands in this
+//! crate when two processes (hypervisor, guest, CLI, supervisor) have to agree on it.
+
+mod command;
+mod id;
+pub mod keyless;
+mod name;
+mod problem;
+mod role;
+mod sandbox;
+
+pub use command::{
+    CommandEvent, CommandExit, CommandLimits, CommandRequest, CommandState, CommandView,
+    OutputStream, TerminalControl, TerminalSize,
+};
+pub use id::{
+    CommandId, InviteId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId, SessionId, StartId,
+    TokenId, UserId,
+};
+pub use name::{UserName, UserNameError};
+pub use problem::{ErrorCode, Problem};
+pub use role::{ParseRoleError, Role};
+pub use sandbox::{ParseStateError, SandboxState, SandboxView, SwapView};
