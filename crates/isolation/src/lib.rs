@@ -1,1 +1,8 @@
-//! Placeholder.
+//! The walls around sandboxes and runners, and the supervisor that keeps them (arch §1, §4, §8).
+//!
+//! Everyone else needs only [`spec`] (what to build), [`protocol`] (how to talk to a
+//! supervisor) and [`probe`] (whether this machine can build it).
+
+pub mod probe;
+pub mod protocol;
+pub mod spec;
