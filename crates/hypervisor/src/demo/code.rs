@@ -351,16 +351,19 @@ fn token_is(line: &str, at: usize, token: &str) -> bool {
     }
     // `->`, `=>`, `+=`, `--`, `**`, `//` and generics are other tokens.
     let joined = |c: char| "+-*/%<>=!&|".contains(c);
-    !before.is_some_and(joined)
-        && !after.is_some_and(joined)
-        && !(matches!(token, "<" | ">") && before.is_some_and(char::is_alphanumeric))
-        && !(matches!(token, "&&" | "||") && !before.is_some_and(char::is_whitespace))
-        && !(matches!(token, "-" | "*" | "/")
-            && !before
-                .is_some_and(|c| c.is_whitespace() || c.is_alphanumeric() || ")]".contains(c)))
-        && !(matches!(token, "-" | "/")
-            && after.is_some_and(char::is_alphabetic)
-            && before.is_some_and(char::is_whitespace))
+    if before.is_some_and(joined) || after.is_some_and(joined) {
+        return false;
+    }
+    let spaced = before.is_some_and(char::is_whitespace);
+    let operand = before.is_some_and(|c| c.is_alphanumeric() || ")]".contains(c));
+    match token {
+        "<" | ">" => !before.is_some_and(char::is_alphanumeric),
+        "&&" | "||" => spaced,
+        "*" => spaced || operand,
+        // ` -x` is an option or a sign, ` /x` a path.
+        "-" | "/" => operand || spaced && !after.is_some_and(char::is_alphabetic),
+        _ => true,
+    }
 }
 
 fn integer(text: &str) -> Option<&str> {
