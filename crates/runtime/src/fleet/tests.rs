@@ -1,0 +1,304 @@
+//! The state machine against a driver whose facts the test decides.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use isolation::spec::{GuestSpec, Nonce, Rlimits, SandboxSpec};
+use tokio::sync::oneshot;
+use types::{CommandExit, SandboxId, SandboxState, StartId};
+
+use super::{Fleet, FleetOptions, Host};
+use crate::control::Control;
+use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
+use crate::instance::Instance;
+
+/// A driver without processes. Each start hands out a sender that ends its guest.
+#[derive(Default)]
+struct Double {
+    starts: AtomicUsize,
+    stops: AtomicUsize,
+    refuse: AtomicBool,
+    guests: Mutex<Vec<oneshot::Sender<CommandExit>>>,
+}
+
+impl Double {
+    fn started(&self) -> Started {
+        let (end, ended) = oneshot::channel();
+        self.guests.lock().unwrap().push(end);
+        let dir = tempfile::tempdir().unwrap();
+        Started {
+            control: Control::new(PathBuf::from("/nonexistent"), Nonce::new(String::new())),
+            app_dir: OwnedFd::from(std::fs::File::open("/").unwrap()),
+            channel: UnixListener::bind(dir.path().join("channel.sock")).unwrap(),
+            exited: Box::pin(async move { ended.await.unwrap_or_default() }),
+            host_record: String::new(),
+        }
+    }
+
+    /// Ends the guest of the latest start.
+    fn crash(&self) {
+        let end = self.guests.lock().unwrap().pop().unwrap();
+        end.send(CommandExit {
+            code: Some(1),
+            ..CommandExit::default()
+        })
+        .unwrap();
+    }
+}
+
+impl SandboxRuntime for Double {
+    fn start(&self, _request: StartRequest) -> BoxFuture<'_, Result<Started, StartError>> {
+        Box::pin(async {
+            self.starts.fetch_add(1, Ordering::SeqCst);
+            if self.refuse.load(Ordering::SeqCst) {
+                return Err(
+                    StartError::new("wall_missing", "no user namespaces").with_hint("allow them")
+                );
+            }
+            Ok(self.started())
+        })
+    }
+
+    fn stop(&self, _start: StartId, _control: Control, _grace_ms: u64) -> BoxFuture<'_, ()> {
+        self.stops.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async {})
+    }
+
+    fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {
+        Box::pin(async {
+            vec![Adopted {
+                sandbox_id: SandboxId::generate(),
+                start_id: StartId::generate(),
+                started_at: "2026-01-01T00:00:00Z".to_owned(),
+                started: self.started(),
+            }]
+        })
+    }
+}
+
+/// A host whose guests are healthy when the test says so.
+struct Plane {
+    healthy: AtomicBool,
+}
+
+impl Host for Plane {
+    fn prepare(
+        &self,
+        sandbox: SandboxId,
+        start: StartId,
+    ) -> BoxFuture<'_, Result<StartRequest, StartError>> {
+        Box::pin(async move {
+            Ok(StartRequest {
+                spec: spec(sandbox, start),
+                host_record: String::new(),
+            })
+        })
+    }
+
+    fn serve_channel(&self, _instance: Arc<Instance>, _listener: UnixListener) {}
+
+    fn healthy(&self, _instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
+        let healthy = self.healthy.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if healthy {
+                Ok(())
+            } else {
+                Err("refused".to_owned())
+            }
+        })
+    }
+}
+
+fn spec(sandbox_id: SandboxId, start_id: StartId) -> SandboxSpec {
+    SandboxSpec {
+        sandbox_id,
+        start_id,
+        nonce: Nonce::new("ab".repeat(16)),
+        hostname: "test".to_owned(),
+        host_ids: None,
+        run_dir: PathBuf::from("/nonexistent"),
+        workspace: PathBuf::from("/nonexistent"),
+        home: PathBuf::from("/nonexistent"),
+        data: PathBuf::from("/nonexistent"),
+        guest_binary: PathBuf::from("/nonexistent"),
+        extra_mounts: Vec::new(),
+        path_additions: Vec::new(),
+        desktop_override: None,
+        guest: GuestSpec {
+            argv: Vec::new(),
+            env: Vec::new(),
+            cwd: "/".to_owned(),
+        },
+        rlimits: Rlimits::default(),
+        log_bytes: 0,
+    }
+}
+
+struct Bench {
+    driver: Arc<Double>,
+    host: Arc<Plane>,
+    fleet: Fleet,
+    sandbox: SandboxId,
+}
+
+fn bench() -> Bench {
+    let driver = Arc::new(Double::default());
+    let host = Arc::new(Plane {
+        healthy: AtomicBool::new(true),
+    });
+    let options = FleetOptions {
+        healthy_within: Duration::from_secs(2),
+        restart_backoff: Duration::from_millis(1),
+        ..FleetOptions::default()
+    };
+    let fleet = Fleet::new(driver.clone(), host.clone(), options);
+    Bench {
+        driver,
+        host,
+        fleet,
+        sandbox: SandboxId::generate(),
+    }
+}
+
+async fn reached(bench: &Bench, wanted: SandboxState) {
+    let mut state = bench.fleet.subscribe(bench.sandbox);
+    state
+        .wait_for(|state| state.status().state == wanted)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn concurrent_starts_join_one_start() {
+    let bench = bench();
+    let starts = (0..20).map(|_| {
+        let fleet = bench.fleet.clone();
+        let sandbox = bench.sandbox;
+        tokio::spawn(async move { fleet.start(sandbox).await.unwrap().start_id })
+    });
+    let mut ids = Vec::new();
+    for start in starts {
+        ids.push(start.await.unwrap());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(bench.driver.starts.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_refused_start_is_failed_with_its_reason_and_can_be_tried_again() {
+    let bench = bench();
+    bench.driver.refuse.store(true, Ordering::SeqCst);
+    let error = bench.fleet.start(bench.sandbox).await.unwrap_err();
+    assert_eq!(error.hint.as_deref(), Some("allow them"));
+    assert_eq!(
+        bench.fleet.status(bench.sandbox).state,
+        SandboxState::Failed
+    );
+    bench.driver.refuse.store(false, Ordering::SeqCst);
+    bench.fleet.start(bench.sandbox).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unhealthy_guest_is_taken_down() {
+    let bench = bench();
+    bench.host.healthy.store(false, Ordering::SeqCst);
+    let error = bench.fleet.start(bench.sandbox).await.unwrap_err();
+    assert_eq!(error.code, "unhealthy");
+    assert!(error.message.contains("refused"));
+    assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_stop_gives_up_a_start_under_way_and_leaves_nothing() {
+    let bench = bench();
+    bench.host.healthy.store(false, Ordering::SeqCst);
+    let fleet = bench.fleet.clone();
+    let sandbox = bench.sandbox;
+    let start = tokio::spawn(async move { fleet.start(sandbox).await });
+    reached(&bench, SandboxState::Starting).await;
+    bench.fleet.stop(bench.sandbox).await;
+    assert_eq!(start.await.unwrap().unwrap_err().code, "stopped");
+    assert_eq!(
+        bench.fleet.status(bench.sandbox).state,
+        SandboxState::Stopped
+    );
+    assert_eq!(
+        bench.driver.starts.load(Ordering::SeqCst),
+        bench.driver.stops.load(Ordering::SeqCst)
+    );
+}
+
+#[tokio::test]
+async fn stopping_ends_the_instance_before_anything_else() {
+    let bench = bench();
+    let instance = bench.fleet.start(bench.sandbox).await.unwrap();
+    assert!(!instance.ended().is_cancelled());
+    bench.fleet.stop(bench.sandbox).await;
+    assert!(instance.ended().is_cancelled());
+    assert!(bench.fleet.running(bench.sandbox).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_restarts_and_a_crash_loop_fails() {
+    let bench = bench();
+    let first = bench.fleet.start(bench.sandbox).await.unwrap();
+    let mut state = bench.fleet.subscribe(bench.sandbox);
+    for _ in 0..4 {
+        let before = bench.fleet.running(bench.sandbox).unwrap().start_id;
+        bench.driver.crash();
+        state
+            .wait_for(|state| {
+                state
+                    .status()
+                    .instance
+                    .is_some_and(|now| now.start_id != before)
+            })
+            .await
+            .unwrap();
+    }
+    assert!(first.ended().is_cancelled());
+    bench.driver.crash();
+    reached(&bench, SandboxState::Failed).await;
+    let error = bench.fleet.status(bench.sandbox).error.unwrap();
+    assert_eq!(error.code, "crash_loop");
+    assert_eq!(
+        bench.driver.starts.load(Ordering::SeqCst),
+        bench.driver.stops.load(Ordering::SeqCst)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_lived_long_is_not_in_a_crash_loop() {
+    let bench = bench();
+    bench.fleet.start(bench.sandbox).await.unwrap();
+    let mut state = bench.fleet.subscribe(bench.sandbox);
+    for _ in 0..8 {
+        let before = bench.fleet.running(bench.sandbox).unwrap().start_id;
+        tokio::time::advance(Duration::from_secs(61)).await;
+        bench.driver.crash();
+        state
+            .wait_for(|state| {
+                state
+                    .status()
+                    .instance
+                    .is_some_and(|now| now.start_id != before)
+            })
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_adopted_sandbox_runs_and_can_be_stopped() {
+    let bench = bench();
+    assert_eq!(bench.fleet.adopt().await, 1);
+    assert_eq!(bench.fleet.count(SandboxState::Running), 1);
+    bench.fleet.stop_all().await;
+    assert_eq!(bench.fleet.count(SandboxState::Stopped), 1);
+    assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 1);
+}

@@ -1,0 +1,127 @@
+//! One start of one sandbox, as long as it lives.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use isolation::protocol::{RunnerStatus, Signal};
+use isolation::spec::RunnerSpec;
+use tokio_util::sync::CancellationToken;
+use types::{CommandId, SandboxId, StartId};
+
+use crate::control::{Attachment, Control, ControlError, Spawned};
+
+/// One start of one sandbox. Everything that belongs to a start (connections, tokens,
+/// channels) ends with [`Instance::ended`].
+pub struct Instance {
+    /// The sandbox.
+    pub sandbox_id: SandboxId,
+    /// This start of it.
+    pub start_id: StartId,
+    /// When it began, RFC 3339.
+    pub started_at: String,
+    app_dir: OwnedFd,
+    control: Control,
+    ended: CancellationToken,
+    host_record: String,
+}
+
+impl Instance {
+    pub(crate) fn new(
+        sandbox_id: SandboxId,
+        start_id: StartId,
+        started_at: String,
+        app_dir: OwnedFd,
+        control: Control,
+        host_record: String,
+    ) -> Self {
+        let ended = CancellationToken::new();
+        Self {
+            sandbox_id,
+            start_id,
+            started_at,
+            app_dir,
+            control,
+            ended,
+            host_record,
+        }
+    }
+
+    /// The directory that holds the guest's `app.sock`. Its contents are the sandbox's to
+    /// write: open nothing in it without `O_NOFOLLOW` and a look at what it is.
+    #[must_use]
+    pub fn app_dir(&self) -> BorrowedFd<'_> {
+        self.app_dir.as_fd()
+    }
+
+    /// Cancelled as soon as this start stops, dies or is taken down.
+    #[must_use]
+    pub fn ended(&self) -> &CancellationToken {
+        &self.ended
+    }
+
+    /// What the host wrote when it prepared this start.
+    #[must_use]
+    pub fn host_record(&self) -> &str {
+        &self.host_record
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Starts a command in a fresh runner of the sandbox's workbench.
+    ///
+    /// # Errors
+    /// The supervisor's refusal, or that it cannot be reached.
+    pub async fn spawn(&self, spec: RunnerSpec) -> Result<Spawned, ControlError> {
+        self.control.spawn(spec).await
+    }
+
+    /// Follows a runner's output from byte `from` until it exits.
+    ///
+    /// # Errors
+    /// There is no such runner, or the supervisor cannot be reached.
+    pub async fn attach(&self, id: CommandId, from: u64) -> Result<Attachment, ControlError> {
+        self.control.attach(id, from).await
+    }
+
+    /// Sends a signal to a runner's whole tree.
+    ///
+    /// # Errors
+    /// There is no such runner, or the supervisor cannot be reached.
+    pub async fn signal(&self, id: CommandId, signal: Signal) -> Result<(), ControlError> {
+        self.control.signal(id, signal).await
+    }
+
+    /// Forgets an exited runner and its output.
+    ///
+    /// # Errors
+    /// The supervisor cannot be reached.
+    pub async fn forget(&self, id: CommandId) -> Result<(), ControlError> {
+        self.control.forget(id).await
+    }
+
+    /// The runners that the supervisor knows, exited ones that were not forgotten included.
+    ///
+    /// # Errors
+    /// The supervisor cannot be reached.
+    pub async fn runners(&self) -> Result<Vec<RunnerStatus>, ControlError> {
+        self.control.runners().await
+    }
+
+    /// The guest's log from byte `from`; keeps following.
+    ///
+    /// # Errors
+    /// The supervisor cannot be reached.
+    pub async fn guest_log(&self, from: u64) -> Result<Attachment, ControlError> {
+        self.control.guest_log(from).await
+    }
+}
+
+impl std::fmt::Debug for Instance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Instance")
+            .field("sandbox_id", &self.sandbox_id)
+            .field("start_id", &self.start_id)
+            .finish_non_exhaustive()
+    }
+}

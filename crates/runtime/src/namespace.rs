@@ -1,0 +1,390 @@
+//! The embedded driver: namespaces on this machine, built by a supervisor process per
+//! start, without a daemon and without root (arch §4).
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use isolation::protocol::Refusal;
+use isolation::spec::{Nonce, SandboxSpec};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
+use types::{CommandExit, SandboxId, StartId};
+
+use crate::control::{Control, ControlError};
+use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
+
+/// How long a supervisor may take to build its sandbox.
+const BUILD_WITHIN: Duration = Duration::from_secs(20);
+
+/// Longest line that a supervisor says about its start.
+const REPLY_MAX: usize = 64 * 1024;
+
+/// Beyond the guest's grace: how long a supervisor may take to clean up.
+const CLEAN_UP_WITHIN: Duration = Duration::from_secs(5);
+
+/// The file in a start's directory that lets a later hypervisor adopt it.
+const RECORD: &str = "start.json";
+
+/// Builds sandboxes with the `supervisor` binary.
+#[derive(Debug)]
+pub struct NamespaceDriver {
+    supervisor: PathBuf,
+    run_dir: PathBuf,
+}
+
+/// What is kept about a start, in a directory that is never mounted into a sandbox.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    sandbox_id: SandboxId,
+    start_id: StartId,
+    started_at: String,
+    nonce: Nonce,
+    host_record: String,
+    /// The supervisor, once it runs: its pid, and the start time that tells a reused pid.
+    process: Option<Process>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    pid: u32,
+    /// Clock ticks after boot, field 22 of `/proc/PID/stat`.
+    start_ticks: u64,
+}
+
+/// The line that a supervisor writes once it has built its sandbox, or could not.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Ready {
+        #[serde(rename = "ready")]
+        _ready: bool,
+    },
+    Refusal(Refusal),
+}
+
+impl NamespaceDriver {
+    /// A driver that runs `supervisor` and keeps one directory per start in `run_dir`.
+    #[must_use]
+    pub fn new(supervisor: PathBuf, run_dir: PathBuf) -> Self {
+        Self {
+            supervisor,
+            run_dir,
+        }
+    }
+
+    /// The directory of a start: its sockets and its record.
+    #[must_use]
+    pub fn start_dir(&self, start: StartId) -> PathBuf {
+        self.run_dir.join(start.to_string())
+    }
+
+    async fn build(&self, request: StartRequest) -> Result<Started, StartError> {
+        let dir = self.start_dir(request.spec.start_id);
+        let built = self.try_build(&dir, request).await;
+        if built.is_err() {
+            remove_dir(&dir).await;
+        }
+        built
+    }
+
+    async fn try_build(&self, dir: &Path, request: StartRequest) -> Result<Started, StartError> {
+        let StartRequest { spec, host_record } = request;
+        let mut record = Record {
+            sandbox_id: spec.sandbox_id,
+            start_id: spec.start_id,
+            started_at: jiff::Timestamp::now().to_string(),
+            nonce: spec.nonce.clone(),
+            host_record,
+            process: None,
+        };
+        make_dirs(dir, &spec)
+            .map_err(|e| unavailable("cannot create the sandbox's directories", &e))?;
+        record
+            .write(dir)
+            .map_err(|e| unavailable("cannot write the start's record", &e))?;
+
+        self.spawn_supervisor(&spec).await?;
+        let control = Control::new(dir.to_owned(), spec.nonce);
+        let pid = control.hello().await.map_err(unreachable)?;
+        record.process = Some(Process {
+            pid,
+            start_ticks: start_ticks(pid).unwrap_or_default(),
+        });
+        record
+            .write(dir)
+            .map_err(|e| unavailable("cannot write the start's record", &e))?;
+        take_over(control, dir, record.host_record)
+            .await
+            .map_err(unreachable)
+    }
+
+    /// Runs the supervisor until it has built the sandbox or said why it cannot.
+    async fn spawn_supervisor(&self, spec: &SandboxSpec) -> Result<(), StartError> {
+        let json = serde_json::to_vec(spec).map_err(|e| {
+            StartError::new("internal", format!("the start cannot be described: {e}"))
+        })?;
+        let mut child = Command::new(&self.supervisor)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(|e| {
+                unavailable(&format!("cannot run {}", self.supervisor.display()), &e).with_hint(
+                    "the supervisor belongs next to the hypervisor's own binary; reinstall, or set sandbox.binaries_dir",
+                )
+            })?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take();
+        let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
+            return Err(StartError::new("internal", "the supervisor has no pipes"));
+        };
+        let exchange = async move {
+            stdin.write_all(&json).await?;
+            drop(stdin);
+            let mut line = Vec::new();
+            let mut stdout =
+                BufReader::new(tokio::io::AsyncReadExt::take(stdout, REPLY_MAX as u64));
+            stdout.read_until(b'\n', &mut line).await?;
+            io::Result::Ok(line)
+        };
+        let line = match tokio::time::timeout(BUILD_WITHIN, exchange).await {
+            Ok(Ok(line)) => line,
+            Ok(Err(error)) => return Err(unavailable("the supervisor went away", &error)),
+            Err(_) => {
+                // Only this child is ended; it is ours and was not reaped yet.
+                let _ = child.start_kill();
+                let within = BUILD_WITHIN.as_secs();
+                return Err(StartError::new(
+                    "build_timeout",
+                    format!("the sandbox could not be built within {within} s"),
+                ));
+            }
+        };
+        match serde_json::from_slice(&line) {
+            Ok(Answer::Ready { .. }) => Ok(()),
+            Ok(Answer::Refusal(Refusal {
+                code,
+                message,
+                hint,
+            })) => Err(StartError {
+                code,
+                message,
+                hint,
+            }),
+            Err(_) => Err(
+                StartError::new("supervisor", "the supervisor ended without saying why")
+                    .with_hint("look for its last words in the kernel log, or run: choir doctor"),
+            ),
+        }
+    }
+
+    async fn take_down(&self, start: StartId, control: Control, grace_ms: u64) {
+        let dir = self.start_dir(start);
+        let process = Record::read(&dir).ok().and_then(|record| record.process);
+        let within = Duration::from_millis(grace_ms) + CLEAN_UP_WITHIN;
+        match tokio::time::timeout(within, control.stop(grace_ms)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%start, %error, "the supervisor did not answer to stop")
+            }
+            Err(_) => tracing::warn!(%start, "the supervisor did not stop in time"),
+        }
+        if let Some(process) = process {
+            end(process).await;
+        }
+        remove_dir(&dir).await;
+    }
+
+    async fn adopt_all(&self) -> Vec<Adopted> {
+        let mut found = Vec::new();
+        let Ok(entries) = fs::read_dir(&self.run_dir) else {
+            return found;
+        };
+        for dir in entries.flatten().map(|entry| entry.path()) {
+            match adopt_one(&dir).await {
+                Ok(adopted) => found.push(adopted),
+                Err(error) => {
+                    tracing::info!(start = ?dir.file_name(), %error, "removing what is left of a start");
+                    if let Some(process) = Record::read(&dir).ok().and_then(|record| record.process)
+                    {
+                        end(process).await;
+                    }
+                    remove_dir(&dir).await;
+                }
+            }
+        }
+        found
+    }
+}
+
+impl SandboxRuntime for NamespaceDriver {
+    fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Started, StartError>> {
+        Box::pin(self.build(request))
+    }
+
+    fn stop(&self, start: StartId, control: Control, grace_ms: u64) -> BoxFuture<'_, ()> {
+        Box::pin(self.take_down(start, control, grace_ms))
+    }
+
+    fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {
+        Box::pin(self.adopt_all())
+    }
+}
+
+impl Record {
+    fn read(dir: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(dir.join(RECORD))?)?)
+    }
+
+    /// Replaces the record in one step, so that a crash leaves the old one or the new one.
+    fn write(&self, dir: &Path) -> io::Result<()> {
+        let draft = dir.join("start.json.new");
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
+        serde_json::to_writer(&mut file, self)?;
+        file.sync_all()?;
+        fs::rename(draft, dir.join(RECORD))
+    }
+}
+
+impl Process {
+    /// Whether the process that was recorded still runs, and is not another with its pid.
+    fn is_alive(self) -> bool {
+        start_ticks(self.pid) == Some(self.start_ticks)
+    }
+}
+
+/// Proves that a start's supervisor is the one that was started, and takes it over.
+async fn adopt_one(dir: &Path) -> Result<Adopted, ControlError> {
+    let record = Record::read(dir).map_err(ControlError::Io)?;
+    if dir.file_name() != Some(OsStr::new(&record.start_id.to_string())) {
+        return Err(ControlError::NotOurs("the record names another start"));
+    }
+    let control = Control::new(dir.to_owned(), record.nonce.clone());
+    let pid = control.hello().await?;
+    if record
+        .process
+        .is_some_and(|process| process.pid != pid || !process.is_alive())
+    {
+        return Err(ControlError::NotOurs(
+            "the supervisor is not the process that was started",
+        ));
+    }
+    Ok(Adopted {
+        sandbox_id: record.sandbox_id,
+        start_id: record.start_id,
+        started_at: record.started_at.clone(),
+        started: take_over(control, dir, record.host_record).await?,
+    })
+}
+
+/// Gets a start's descriptors and begins to watch its guest.
+async fn take_over(
+    control: Control,
+    dir: &Path,
+    host_record: String,
+) -> Result<Started, ControlError> {
+    let app_dir: OwnedFd = rustix::fs::open(
+        dir.join("app"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|errno| ControlError::Io(errno.into()))?;
+    let channel = control.channel().await?;
+    let watch = control.watch().await?;
+    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit());
+    Ok(Started {
+        control,
+        app_dir,
+        channel,
+        exited,
+        host_record,
+    })
+}
+
+fn make_dirs(start_dir: &Path, spec: &SandboxSpec) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(start_dir)?;
+    for dir in [&spec.workspace, &spec.home, &spec.data] {
+        builder.create(dir)?;
+    }
+    Ok(())
+}
+
+/// Ends a supervisor that did not end by itself, and waits until it is gone. The pidfd
+/// is opened before the start time is compared, so a reused pid is never signalled.
+async fn end(process: Process) {
+    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    if !process.is_alive() {
+        return;
+    }
+    let waiting = tokio::task::spawn_blocking(move || {
+        if !has_ended(&pidfd, CLEAN_UP_WITHIN) {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+            has_ended(&pidfd, CLEAN_UP_WITHIN);
+        }
+    });
+    if waiting.await.is_err() {
+        tracing::error!(pid = process.pid, "waiting for a supervisor's end failed");
+    }
+}
+
+/// Waits until a process has ended, which makes its pidfd readable.
+fn has_ended(pidfd: &OwnedFd, within: Duration) -> bool {
+    let timeout = rustix::event::Timespec {
+        tv_sec: within.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
+fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command name in parentheses may contain anything; fields are counted behind it.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+async fn remove_dir(dir: &Path) {
+    match tokio::fs::remove_dir_all(dir).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(dir = %dir.display(), %error, "cannot remove a start's directory");
+        }
+        _ => {}
+    }
+}
+
+fn unavailable(what: &str, error: &io::Error) -> StartError {
+    StartError::new("unavailable", format!("{what}: {error}"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]
+fn unreachable(error: ControlError) -> StartError {
+    StartError::new(
+        "supervisor",
+        format!("the supervisor cannot be reached: {error}"),
+    )
+}
