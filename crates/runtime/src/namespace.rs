@@ -197,7 +197,7 @@ impl NamespaceDriver {
         match tokio::time::timeout(within, control.stop(grace_ms)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%start, %error, "the supervisor did not answer to stop")
+                tracing::warn!(%start, %error, "the supervisor did not answer to stop");
             }
             Err(_) => tracing::warn!(%start, "the supervisor did not stop in time"),
         }
