@@ -1,0 +1,85 @@
+//! Configuration: read once, validated once, typed from then on (style 2).
+
+mod error;
+mod network;
+mod origins;
+mod raw;
+mod sections;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+pub use error::ConfigError;
+pub use network::Network;
+pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
+pub use raw::RawConfig;
+pub use sections::{
+    Auth, Limits, Listen, Log, LogFormat, Mount, Provider, ProviderKind, Registration, Sandbox,
+    TlsFiles,
+};
+
+/// The whole configuration, valid.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the persistent state lives; absolute.
+    pub data_dir: PathBuf,
+    /// Listeners.
+    pub listen: Listen,
+    /// Public addresses.
+    pub origins: Origins,
+    /// Sign-in.
+    pub auth: Auth,
+    /// What sandboxes get.
+    pub sandbox: Sandbox,
+    /// Model providers; the first is the default one. Never empty: without any in the
+    /// file this is the offline demo.
+    pub providers: Vec<Provider>,
+    /// Logs.
+    pub log: Log,
+}
+
+impl Config {
+    /// Validates a raw configuration.
+    ///
+    /// # Errors
+    /// The first value that cannot be, by key and value, with what would be valid.
+    pub fn build(raw: RawConfig) -> Result<Self, ConfigError> {
+        let listen = Listen::build(&raw.listen)?;
+        let origins = Origins::build(&raw.origins, listen.address.port())?;
+        if listen.tls.is_some() && !origins.control.is_secure() {
+            return Err(ConfigError::value(
+                "origins.control",
+                &origins.control,
+                "listen.tls is set, so the origin is not http",
+                "an origin with https://",
+            ));
+        }
+        let data_dir = raw
+            .data_dir
+            .unwrap_or_else(|| PathBuf::from("/var/lib/choir"));
+        let data_dir = std::path::absolute(&data_dir).map_err(|error| {
+            ConfigError::value(
+                "data_dir",
+                data_dir.display(),
+                error.to_string(),
+                "the path of a directory",
+            )
+        })?;
+        Ok(Self {
+            data_dir,
+            listen,
+            origins,
+            auth: Auth::build(&raw.auth)?,
+            sandbox: Sandbox::build(&raw.sandbox)?,
+            providers: sections::build_providers(&raw.providers)?,
+            log: Log::build(&raw.log)?,
+        })
+    }
+
+    /// The default provider and its default model.
+    #[must_use]
+    pub fn default_provider(&self) -> Option<&Provider> {
+        self.providers.first()
+    }
+}

@@ -1,0 +1,259 @@
+//! The configuration as it is written: one TOML file, overridden by `CHOIR_*` variables.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::ConfigError;
+
+/// Variables that belong to another part of the contract (arch §5) or to the `choir`
+/// command, and are therefore no keys.
+const FOREIGN_VARIABLES: &[&str] = &[
+    "CHOIR_CONFIG",
+    "CHOIR_PROVIDER_GATEWAY_BASE_URL",
+    "CHOIR_PROVIDER_GATEWAY_TOKEN",
+    "CHOIR_SANDBOX_ID",
+    "CHOIR_SANDBOX_ROLE",
+    "CHOIR_SANDBOX_USER_ID",
+    "CHOIR_TOKEN",
+    "CHOIR_URL",
+];
+
+/// The whole file. Every key is optional; absent ones fit a single machine on localhost.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// Where the persistent state lives.
+    pub data_dir: Option<PathBuf>,
+    /// Listeners.
+    pub listen: RawListen,
+    /// Public addresses.
+    pub origins: RawOrigins,
+    /// Sign-in.
+    pub auth: RawAuth,
+    /// What sandboxes get.
+    pub sandbox: RawSandbox,
+    /// Model providers.
+    pub providers: Vec<RawProvider>,
+    /// Logs.
+    pub log: RawLog,
+}
+
+/// `[listen]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawListen {
+    /// Address and port of the public listener.
+    pub address: Option<String>,
+    /// Serve TLS.
+    pub tls: Option<RawTls>,
+    /// Address and port of the Prometheus listener; none when absent.
+    pub metrics_address: Option<String>,
+    /// Networks whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<String>,
+    /// Connections served at the same time.
+    pub max_connections: Option<usize>,
+}
+
+/// `[listen.tls]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTls {
+    /// PEM file with the certificate chain, leaf first.
+    pub cert_file: PathBuf,
+    /// PEM file with the private key.
+    pub key_file: PathBuf,
+}
+
+/// `[origins]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawOrigins {
+    /// The control plane's origin.
+    pub control: Option<String>,
+    /// Template of a user's runtime origin, or `single_host`.
+    pub runtime: Option<String>,
+    /// Template of the origin at which `dev` is the root.
+    pub dev: Option<String>,
+    /// The one runtime origin under `runtime = "single_host"`.
+    pub single_host: Option<String>,
+    /// Redirect `/dev/*` to the dev origin.
+    pub redirect_dev_prefix: bool,
+}
+
+/// `[auth]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAuth {
+    /// `closed` or `open`.
+    pub registration: Option<String>,
+    /// How long a session lasts at most.
+    pub session_lifetime: Option<String>,
+    /// How long a session lasts without being used.
+    pub session_idle: Option<String>,
+    /// How long an invitation can be used.
+    pub invite_lifetime: Option<String>,
+    /// The longest lifetime that an API token may ask for.
+    pub token_max_lifetime: Option<String>,
+    /// Attempts per address and minute on each auth endpoint.
+    pub attempts_per_address: Option<u32>,
+    /// Attempts per account and minute on each auth endpoint.
+    pub attempts_per_account: Option<u32>,
+}
+
+/// `[sandbox]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSandbox {
+    /// First host uid given to a sandbox when the hypervisor is root.
+    pub host_uid_base: Option<u32>,
+    /// Tools of the host that sandboxes may read.
+    pub mounts: Vec<RawMount>,
+    /// `PATH` inside.
+    pub path: Option<String>,
+    /// Point stock SDKs at the gateway through their own variables.
+    pub sdk_env: bool,
+    /// Directory of `supervisor` and `sandbox`; next to this program when absent.
+    pub binaries_dir: Option<PathBuf>,
+    /// Bounds.
+    pub limits: RawLimits,
+}
+
+/// `[[sandbox.mounts]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawMount {
+    /// Directory or file of the host.
+    pub source: PathBuf,
+    /// Where it appears inside, read-only; the same path when absent.
+    pub target: Option<PathBuf>,
+}
+
+/// `[sandbox.limits]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// Wall time of a command that names none.
+    pub command_wall: Option<String>,
+    /// The longest wall time that a command may ask for.
+    pub command_wall_max: Option<String>,
+    /// Bytes of output kept per command.
+    pub output_bytes: Option<u64>,
+    /// Processes and threads per command.
+    pub processes: Option<u32>,
+    /// Processes and threads of the guest itself.
+    pub guest_processes: Option<u32>,
+    /// Open files per process.
+    pub open_files: Option<u64>,
+    /// Commands that run at the same time in one sandbox.
+    pub commands: Option<u32>,
+}
+
+/// `[[providers]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawProvider {
+    /// Its name in gateway paths.
+    pub name: String,
+    /// `openai`, `anthropic` or `demo`.
+    pub kind: String,
+    /// Where its API lives.
+    pub base_url: Option<String>,
+    /// File that holds the platform key.
+    pub key_file: Option<PathBuf>,
+    /// Models that may be named.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// The model taken when a run names none; makes this the default provider.
+    pub default: Option<String>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLog {
+    /// `json` or `text`.
+    pub format: Option<String>,
+    /// A filter such as `info` or `info,hypervisor=debug`.
+    pub level: Option<String>,
+}
+
+impl RawConfig {
+    /// Reads a file, if there is one, and lays the variables over it.
+    ///
+    /// `CHOIR_LISTEN__ADDRESS` overrides `listen.address`: two underscores stand for the
+    /// dot. A value is taken as TOML where it is TOML, and as text otherwise.
+    ///
+    /// # Errors
+    /// An unreadable file, a syntax error, an unknown key, a value of the wrong type.
+    pub fn read(
+        path: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = match path {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+                        path: path.to_owned(),
+                        source,
+                    })?;
+                text.parse::<toml::Table>()
+                    .map_err(|error| ConfigError::Syntax {
+                        path: path.to_owned(),
+                        message: error.to_string(),
+                    })?
+            }
+        };
+        for (name, value) in variables {
+            let Some(key) = name.strip_prefix("CHOIR_") else {
+                continue;
+            };
+            if FOREIGN_VARIABLES.contains(&name.as_str()) {
+                continue;
+            }
+            let steps: Vec<String> = key.split("__").map(str::to_ascii_lowercase).collect();
+            insert(&mut table, &steps, parse_value(&value))
+                .map_err(|message| ConfigError::Variable { name, message })?;
+        }
+        Self::deserialize(table).map_err(|error| ConfigError::Shape {
+            message: error.to_string().trim().replace('\n', " "),
+        })
+    }
+}
+
+fn parse_value(text: &str) -> toml::Value {
+    format!("v = {text}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut table| {
+            if table.len() == 1 {
+                table.remove("v")
+            } else {
+                None
+            }
+        })
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+fn insert(table: &mut toml::Table, steps: &[String], value: toml::Value) -> Result<(), String> {
+    let [first, rest @ ..] = steps else {
+        return Err("it names no key; valid is for example CHOIR_LISTEN__ADDRESS".to_owned());
+    };
+    if first.is_empty() {
+        return Err(
+            "a part of the key is empty; valid is for example CHOIR_LISTEN__ADDRESS".to_owned(),
+        );
+    }
+    if rest.is_empty() {
+        table.insert(first.clone(), value);
+        return Ok(());
+    }
+    match table
+        .entry(first.clone())
+        .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+    {
+        toml::Value::Table(inner) => insert(inner, rest, value),
+        _ => Err(format!("{first} is a single value and has no keys inside")),
+    }
+}

@@ -1,0 +1,169 @@
+//! What the configuration takes and what it refuses.
+
+use super::{Config, ConfigError, HostMatch, ProviderKind, RawConfig};
+use types::Role;
+
+fn build(toml: &str) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("choir.toml");
+    std::fs::write(&path, toml).unwrap();
+    Config::build(RawConfig::read(Some(&path), Vec::new())?)
+}
+
+fn refusal(toml: &str) -> String {
+    build(toml).unwrap_err().to_string()
+}
+
+#[test]
+fn nothing_at_all_fits_localhost() {
+    let config = Config::build(RawConfig::read(None, Vec::new()).unwrap()).unwrap();
+    assert_eq!(config.origins.control.to_string(), "http://localhost:9090");
+    let alice = "alice".parse().unwrap();
+    assert_eq!(
+        config.origins.runtime_url(&alice, Role::Live),
+        "http://alice.localhost:9090/"
+    );
+    assert_eq!(
+        config.origins.runtime_url(&alice, Role::Dev),
+        "http://dev--alice.localhost:9090/"
+    );
+    assert_eq!(config.providers[0].kind, ProviderKind::Demo);
+}
+
+#[test]
+fn unknown_keys_are_refused_by_name() {
+    assert!(refusal("listen.adress = \"x\"").contains("adress"));
+    assert!(refusal("nonsense = 1").contains("nonsense"));
+}
+
+#[test]
+fn a_refusal_names_key_value_and_what_would_be_valid() {
+    let text = refusal("listen.address = \"localhost\"");
+    assert!(
+        text.contains("listen.address")
+            && text.contains("localhost")
+            && text.contains("127.0.0.1:9090"),
+        "{text}"
+    );
+    let text = refusal("auth.session_idle = \"soon\"");
+    assert!(
+        text.contains("auth.session_idle") && text.contains("soon") && text.contains("12h"),
+        "{text}"
+    );
+    assert!(refusal("auth.registration = \"maybe\"").contains("closed or open"));
+    assert!(refusal("listen.address = 7").contains("listen.address"));
+}
+
+#[test]
+fn variables_override_the_file() {
+    let variables = [
+        ("CHOIR_LISTEN__ADDRESS", "127.0.0.1:8080"),
+        ("CHOIR_LISTEN__TRUSTED_PROXIES", "[\"10.0.0.0/8\"]"),
+        ("CHOIR_ORIGINS__REDIRECT_DEV_PREFIX", "true"),
+        ("CHOIR_SANDBOX_ID", "belongs to the contract of a sandbox"),
+        ("HOME", "/root"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let config = Config::build(RawConfig::read(None, variables).unwrap()).unwrap();
+    assert_eq!(config.listen.address.port(), 8080);
+    assert_eq!(config.listen.trusted_proxies.len(), 1);
+    assert!(config.origins.redirect_dev_prefix);
+    let unknown = [("CHOIR_LISTEN__PORT".to_owned(), "1".to_owned())];
+    assert!(
+        RawConfig::read(None, unknown)
+            .unwrap_err()
+            .to_string()
+            .contains("port")
+    );
+}
+
+#[test]
+fn no_runtime_host_lies_beneath_the_passkeys_of_the_control_host() {
+    let text = refusal(
+        "origins.control = \"https://example.com\"\norigins.runtime = \"https://{user}.example.com\"",
+    );
+    assert!(
+        text.contains("origins.runtime") && text.contains("example.com"),
+        "{text}"
+    );
+    let text = refusal(
+        "origins.control = \"https://choir.example.com\"\norigins.runtime = \"single_host\"\norigins.single_host = \"https://run.choir.example.com\"",
+    );
+    assert!(text.contains("origins.single_host"), "{text}");
+    build("origins.control = \"https://choir.example.com\"\norigins.runtime = \"https://{user}.run.example.com\"").unwrap();
+}
+
+#[test]
+fn plain_http_is_for_localhost_only() {
+    assert!(refusal("origins.control = \"http://choir.example.com\"").contains("https"));
+    assert!(refusal("origins.control = \"http://127.0.0.1:9090\"").contains("host name"));
+}
+
+#[test]
+fn every_host_is_somebodys_or_nobodys() {
+    let config = build("").unwrap();
+    let host = |text: &str| config.origins.match_host(text);
+    let runtime = |user: &str, role| {
+        Some(HostMatch::Runtime {
+            user: user.parse().unwrap(),
+            role,
+        })
+    };
+    assert_eq!(host("localhost:9090"), Some(HostMatch::Control));
+    assert_eq!(host("LocalHost:9090"), Some(HostMatch::Control));
+    assert_eq!(host("alice.localhost:9090"), runtime("alice", Role::Live));
+    assert_eq!(
+        host("dev--alice.localhost:9090"),
+        runtime("alice", Role::Dev)
+    );
+    for nobody in [
+        "localhost",
+        "127.0.0.1:9090",
+        "a.b.localhost:9090",
+        "localhost:9091",
+        "x--alice.localhost:9090",
+        "",
+        ":9090",
+        "localhost:",
+        "evil.com",
+    ] {
+        assert_eq!(host(nobody), None, "{nobody}");
+    }
+}
+
+#[test]
+fn one_host_for_everybody_has_to_be_spelled_out() {
+    let config = build(
+        "origins.control = \"https://choir.example.com\"\norigins.runtime = \"single_host\"\norigins.single_host = \"https://choir-run.example.com\"",
+    )
+    .unwrap();
+    assert_eq!(
+        config.origins.match_host("choir-run.example.com"),
+        Some(HostMatch::SingleHost)
+    );
+    assert_eq!(
+        config
+            .origins
+            .runtime_url(&"alice".parse().unwrap(), Role::Dev),
+        "https://choir-run.example.com/dev/"
+    );
+    assert!(refusal("origins.runtime = \"single_host\"").contains("origins.single_host"));
+    assert!(refusal("origins.single_host = \"http://x.localhost\"").contains("only with"));
+}
+
+#[test]
+fn the_default_provider_comes_first() {
+    let config = build(
+        "[[providers]]\nname = \"a\"\nkind = \"openai\"\nbase_url = \"https://api.example.com/v1\"\nmodels = [\"m\"]\n\
+         [[providers]]\nname = \"b\"\nkind = \"anthropic\"\nbase_url = \"https://api.example.com\"\nmodels = [\"n\", \"o\"]\ndefault = \"o\"\n",
+    )
+    .unwrap();
+    let names: Vec<&str> = config.providers.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["b", "a"]);
+    assert_eq!(config.default_provider().unwrap().default_model, "o");
+    assert!(
+        refusal("[[providers]]\nname = \"a\"\nkind = \"openai\"\nmodels = [\"m\"]")
+            .contains("providers.base_url")
+    );
+    assert!(refusal("[[providers]]\nname = \"a\"\nkind = \"openai\"\nbase_url = \"https://user:pw@x/\"\nmodels = [\"m\"]").contains("key_file"));
+}

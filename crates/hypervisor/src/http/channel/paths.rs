@@ -1,0 +1,183 @@
+//! What a channel serves, decided on the request target as it was sent. Anything that two
+//! parties could read differently is nothing that a channel serves (arch §1).
+
+use http::{Method, Uri};
+use types::CommandId;
+
+/// What is asked for on a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    /// `GET /provider/v1`
+    Providers,
+    /// `/provider/v1/{provider}/{*rest}`
+    Provider { name: &'a str, rest: &'a str },
+    /// `POST /token/renew`
+    Renew,
+    /// `/commands`
+    Commands,
+    /// `/commands/{id}`
+    Command(CommandId),
+    /// `POST /commands/{id}/signal`
+    Signal(CommandId),
+    /// `GET /commands/{id}/stream`
+    Stream(CommandId),
+    /// `CONNECT`: egress, which has no grant yet.
+    Connect,
+}
+
+impl Route<'_> {
+    /// Whether a runner's channel serves it (arch §1: only the routes it was granted).
+    pub(crate) fn for_runner(&self) -> bool {
+        matches!(self, Self::Providers | Self::Provider { .. })
+    }
+
+    /// The pattern, for logs and metrics; holds nothing that the caller chose.
+    pub(crate) fn pattern(&self) -> &'static str {
+        match self {
+            Self::Providers => "/provider/v1",
+            Self::Provider { .. } => "/provider/v1/{provider}",
+            Self::Renew => "/token/renew",
+            Self::Commands => "/commands",
+            Self::Command(_) => "/commands/{id}",
+            Self::Signal(_) => "/commands/{id}/signal",
+            Self::Stream(_) => "/commands/{id}/stream",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
+/// The route, or `None` for everything that a channel does not serve.
+pub(crate) fn route<'a>(method: &Method, uri: &'a Uri) -> Option<Route<'a>> {
+    if method == Method::CONNECT {
+        return Some(Route::Connect);
+    }
+    // Only the origin form: an absolute target names a host, and a channel has none.
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        return None;
+    }
+    let path = uri.path();
+    if !is_plain(path) {
+        return None;
+    }
+    let mut segments = path.strip_prefix('/')?.split('/');
+    let route = match (segments.next()?, segments.next()) {
+        ("provider", Some("v1")) => provider(path)?,
+        ("token", Some("renew")) if segments.next().is_none() => Route::Renew,
+        ("commands", None) => Route::Commands,
+        ("commands", Some(id)) => {
+            let id = id.parse().ok()?;
+            match (segments.next(), segments.next()) {
+                (None, _) => Route::Command(id),
+                (Some("signal"), None) => Route::Signal(id),
+                (Some("stream"), None) => Route::Stream(id),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    Some(route)
+}
+
+fn provider(path: &str) -> Option<Route<'_>> {
+    let below = path.strip_prefix("/provider/v1")?;
+    if below.is_empty() {
+        return Some(Route::Providers);
+    }
+    let (name, rest) = below.strip_prefix('/')?.split_once('/')?;
+    let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    (named && !rest.is_empty()).then_some(Route::Provider { name, rest })
+}
+
+/// No empty or dot segment, no backslash, and no encoding of a character that could make
+/// one (`%2f`, `%5c`, `%2e`, `%25`, control characters) once somebody decodes it.
+fn is_plain(path: &str) -> bool {
+    let segments_ok =
+        path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|s| !matches!(s, "" | "." | "..")));
+    if !segments_ok || path.contains('\\') {
+        return false;
+    }
+    path.match_indices('%').all(|(at, _)| {
+        let code = path.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        code.is_some_and(|c| c > b' ' && c < 0x7f && !matches!(c, b'/' | b'\\' | b'.' | b'%'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Route, route};
+    use http::{Method, Uri};
+
+    fn get(target: &str) -> Option<String> {
+        let uri: Uri = target.parse().ok()?;
+        route(&Method::GET, &uri).map(|route| format!("{route:?}"))
+    }
+
+    #[test]
+    fn serves_exactly_its_routes() {
+        let id = "0198f3a0-0000-7000-8000-000000000001";
+        assert_eq!(get("/provider/v1").unwrap(), "Providers");
+        assert_eq!(
+            get("/provider/v1/demo/chat/completions?x=1").unwrap(),
+            "Provider { name: \"demo\", rest: \"chat/completions\" }"
+        );
+        assert_eq!(get("/token/renew").unwrap(), "Renew");
+        assert_eq!(get("/commands").unwrap(), "Commands");
+        assert!(get(&format!("/commands/{id}")).unwrap().starts_with("Command("));
+        assert!(get(&format!("/commands/{id}/signal")).unwrap().starts_with("Signal("));
+        assert!(get(&format!("/commands/{id}/stream?from=3")).unwrap().starts_with("Stream("));
+        assert!(get("/provider/v1/p/v1/models%3Alist").is_some());
+    }
+
+    #[test]
+    fn never_leads_to_the_control_plane_however_it_is_written() {
+        let served: Vec<_> = [
+            "/me/sandboxes",
+            "/admin/sandboxes",
+            "/auth/me",
+            "/login",
+            "/",
+            "//me/sandboxes",
+            "/provider/v1/../../me/sandboxes",
+            "/provider/v1/demo/../../../me",
+            "/provider/v1/demo/..%2f..%2fme",
+            "/provider/v1/demo/%2e%2e/me",
+            "/provider/v1/demo/%252e%252e/me",
+            "/provider/v1/demo/a%5cb",
+            "/provider/v1/demo/a%00b",
+            "/provider/v1/demo/a%0d%0ab",
+            "/provider/v1/demo/a%zz",
+            "/provider/v1/demo/a%2",
+            "/provider/v1//chat",
+            "/provider/v1/demo//chat",
+            "/provider/v1/demo/./chat",
+            "/provider/v1/demo/",
+            "/provider/v1/demo",
+            "/provider/v1/",
+            "/provider/v2/demo/x",
+            "/commands/",
+            "/commands/not-an-id",
+            "/commands/../me",
+            "/commands%2f..%2fme",
+            "/%63ommands",
+            "/token/renew/",
+            "http://localhost/commands",
+            "http://localhost:9090/me/sandboxes",
+            "http:///commands",
+            "*",
+        ]
+        .into_iter()
+        .filter(|target| get(target).is_some())
+        .collect();
+        assert_eq!(served, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_runner_gets_models_and_nothing_else() {
+        let open: Vec<_> = ["/provider/v1", "/provider/v1/demo/x", "/commands", "/token/renew"]
+            .into_iter()
+            .filter(|target| route(&Method::GET, &target.parse().unwrap()).unwrap().for_runner())
+            .collect();
+        assert_eq!(open, ["/provider/v1", "/provider/v1/demo/x"]);
+        assert!(!Route::Connect.for_runner());
+    }
+}

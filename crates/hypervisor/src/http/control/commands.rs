@@ -1,0 +1,12 @@
+//! `/me/sandboxes/{role}/commands*`.
+
+use std::sync::Arc;
+
+use axum::Router;
+
+use crate::app::App;
+
+/// The routes of this resource.
+pub fn routes() -> Router<Arc<App>> {
+    Router::new()
+}

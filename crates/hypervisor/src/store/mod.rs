@@ -1,0 +1,120 @@
+//! SQL, and nothing but SQL: no decision is taken here (style: services authorize, act, audit).
+
+mod routes;
+mod sandboxes;
+mod users;
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+
+pub use routes::RouteRow;
+pub use sandboxes::SandboxRow;
+pub use users::{NewUser, UserRow};
+
+/// How long a statement waits for a lock that another process holds.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a caller waits for a free connection before it is told to come back later.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that read. Writes go through one, because SQLite has one writer anyway
+/// and a queue in front of it is fairer than its busy handler.
+const READERS: u32 = 4;
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database itself.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("the database's schema cannot be brought up to date")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A value that this program did not write.
+    #[error("the database holds an invalid {what}")]
+    Corrupt {
+        /// Which column.
+        what: &'static str,
+    },
+    /// A uniqueness rule of the schema refused the row.
+    #[error("there is already such a {what}")]
+    Duplicate {
+        /// What there is already.
+        what: &'static str,
+    },
+}
+
+/// The hypervisor's relational state. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    read: SqlitePool,
+    write: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database, creating it if there is none, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or its schema is newer than this program.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // A swap's pointer has to be on the disk before it is published (arch §4).
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.clone())
+            .await?;
+        sqlx::migrate!().run(&write).await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.read_only(true))
+            .await?;
+        Ok(Self { read, write })
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.read).await?;
+        Ok(())
+    }
+
+    /// Closes the connections; what was committed is on the disk already.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Reads back a value that was written as text.
+fn parse<T: std::str::FromStr>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|_| StoreError::Corrupt { what })
+}
+
+/// Reads back a number that was written as the signed integer that SQL knows.
+fn number<T: TryFrom<i64>>(what: &'static str, value: i64) -> Result<T, StoreError> {
+    T::try_from(value).map_err(|_| StoreError::Corrupt { what })
+}
+
+/// Turns a violated uniqueness rule into an answer, and leaves other errors alone.
+fn duplicate(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |error| match &error {
+        sqlx::Error::Database(inner) if inner.is_unique_violation() => {
+            StoreError::Duplicate { what }
+        }
+        _ => StoreError::Database(error),
+    }
+}
