@@ -1,0 +1,74 @@
+import type { Problem } from './types';
+
+/** An answer that is not a success, or none at all (`status` 0). */
+export class ApiError extends Error {
+  override readonly name = 'ApiError';
+
+  constructor(
+    readonly status: number,
+    readonly code: string,
+    message: string,
+    readonly hint: string | null = null,
+    readonly requestId: string | null = null,
+  ) {
+    super(message);
+  }
+}
+
+/** The URL of a path of ours, relative to where this desktop is served. */
+export function apiUrl(path: string, query?: Record<string, string | number | undefined>): string {
+  const url = new URL(path, new URL('.', document.baseURI));
+  for (const [name, value] of Object.entries(query ?? {})) {
+    if (value !== undefined) url.searchParams.set(name, String(value));
+  }
+  return url.href;
+}
+
+/** Sends a request; throws `ApiError` for anything but a success. */
+export async function send(path: string, init: RequestInit = {}, query?: Parameters<typeof apiUrl>[1]): Promise<Response> {
+  let response: Response;
+  try {
+    response = await fetch(apiUrl(path, query), { cache: 'no-store', ...init });
+  } catch (error) {
+    if (error instanceof DOMException && error.name === 'AbortError') throw error;
+    throw new ApiError(0, 'unreachable', 'The sandbox cannot be reached.', 'The desktop keeps trying to reconnect.');
+  }
+  if (!response.ok) throw await problem(response);
+  return response;
+}
+
+export async function getJson<T>(path: string, query?: Parameters<typeof apiUrl>[1], signal?: AbortSignal): Promise<T> {
+  const response = await send(path, { headers: { Accept: 'application/json' }, signal: signal ?? null }, query);
+  return (await response.json()) as T;
+}
+
+export async function sendJson<T>(method: string, path: string, body?: unknown): Promise<T> {
+  const response = await send(path, {
+    method,
+    headers: { Accept: 'application/json', ...(body === undefined ? {} : { 'Content-Type': 'application/json' }) },
+    body: body === undefined ? null : JSON.stringify(body),
+  });
+  const text = await response.text();
+  return (text === '' ? undefined : JSON.parse(text)) as T;
+}
+
+async function problem(response: Response): Promise<ApiError> {
+  const fallback = `The sandbox answered ${response.status}${response.statusText ? ` ${response.statusText}` : ''}.`;
+  try {
+    const body = (await response.json()) as Partial<Problem>;
+    return new ApiError(
+      response.status,
+      body.code ?? 'unknown',
+      body.detail ?? body.title ?? fallback,
+      body.hint ?? null,
+      body.request_id ?? response.headers.get('x-request-id'),
+    );
+  } catch {
+    return new ApiError(response.status, 'unknown', fallback);
+  }
+}
+
+export function asApiError(error: unknown): ApiError {
+  if (error instanceof ApiError) return error;
+  return new ApiError(0, 'unexpected', error instanceof Error ? error.message : String(error));
+}
