@@ -1,7 +1,14 @@
 //! SQL, and nothing but SQL: no decision is taken here (style: services authorize, act, audit).
 
+mod handover;
+mod invites;
+mod pairings;
+mod passkeys;
+mod recovery;
 mod routes;
 mod sandboxes;
+mod sessions;
+mod tokens;
 mod users;
 
 use std::path::Path;
@@ -11,8 +18,15 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+pub use handover::{Handover, NewHandover};
+pub use invites::{Entitlement, InviteRow, NewInvite, Registration};
+pub use pairings::{NewPairing, PairingRow};
+pub use passkeys::{NewPasskey, PasskeyRow};
+pub use recovery::{NewRecoveryCode, RecoveryCodeRow};
 pub use routes::RouteRow;
 pub use sandboxes::SandboxRow;
+pub use sessions::{NewSession, SessionKind, SessionRow};
+pub use tokens::{NewToken, TokenRow};
 pub use users::{NewUser, UserRow};
 
 /// How long a statement waits for a lock that another process holds.
@@ -90,6 +104,30 @@ impl Store {
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1").execute(&self.read).await?;
         Ok(())
+    }
+
+    /// A value of the installation itself; made by `make` at the first call.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn installation_value(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> String,
+    ) -> Result<String, StoreError> {
+        use sqlx::Row;
+        sqlx::query(
+            "INSERT INTO installation (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(name)
+        .bind(make())
+        .execute(&self.write)
+        .await?;
+        let row = sqlx::query("SELECT value FROM installation WHERE name = $1")
+            .bind(name)
+            .fetch_one(&self.write)
+            .await?;
+        Ok(row.try_get("value")?)
     }
 
     /// Closes the connections; what was committed is on the disk already.
