@@ -2,14 +2,24 @@
 
 use std::sync::Arc;
 
+use crypto::{OsRandom, Token, TokenKind};
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
+use types::UserId;
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::services::audit::Audit;
+use crate::services::ceremonies::Ceremonies;
+use crate::services::passkeys::RelyingParty;
+use crate::services::rate::RateLimits;
+use crate::services::recovery::CodeHashing;
 use crate::services::sandboxes::Sandboxes;
 use crate::store::Store;
+
+/// Users whose sessions ended that a slow listener may lag behind by.
+const SESSIONS_ENDED_BACKLOG: usize = 256;
 
 /// Everything that lives as long as the process. Shared as `Arc<App>`.
 #[derive(Debug)]
@@ -22,8 +32,21 @@ pub struct App {
     pub audit: Audit,
     /// The time.
     pub clock: Clock,
+    /// Randomness.
+    pub random: OsRandom,
+    /// Passkeys.
+    pub relying_party: RelyingParty,
+    /// WebAuthn ceremonies under way.
+    pub ceremonies: Ceremonies,
+    /// Recovery codes.
+    pub code_hashing: CodeHashing,
+    /// Rate limits of the auth endpoints.
+    pub rate: RateLimits,
     /// Sandboxes: lifecycle, routes, channels.
     pub sandboxes: Sandboxes,
+    /// Tells whose sessions or tokens were ended before their time. Whoever serves a long
+    /// stream asks `store.session_lives` again when its user is named here, or when it lagged.
+    pub ended: broadcast::Sender<UserId>,
     /// Cancelled when the process begins to drain.
     pub draining: CancellationToken,
 }
@@ -36,14 +59,34 @@ impl App {
     pub async fn open(config: Config, clock: Clock) -> Result<Arc<Self>, Error> {
         let store = Store::open(&config.data_dir.join("hypervisor.db")).await?;
         let audit = Audit::open(&config.data_dir.join("audit"), clock.clone())?;
+        let random = OsRandom::new();
+        let made = Token::generate(TokenKind::Setup, &random).map_err(Error::internal)?;
+        let stand_in_key =
+            store.installation_value("stand_in_key", || made.hash().to_string()).await?;
+        let relying_party = RelyingParty::new(&config.origins, stand_in_key)?;
+        let code_hashing = CodeHashing::new(&random)?;
+        let rate = RateLimits::new(&config.auth);
+        let ceremonies = Ceremonies::new(clock.clone());
         let sandboxes = Sandboxes::new(&config);
         Ok(Arc::new(Self {
             config,
             store,
             audit,
             clock,
+            random,
+            relying_party,
+            ceremonies,
+            code_hashing,
+            rate,
             sandboxes,
+            ended: broadcast::Sender::new(SESSIONS_ENDED_BACKLOG),
             draining: CancellationToken::new(),
         }))
+    }
+
+    /// Tells listeners that sessions or tokens of a user were ended.
+    pub fn sessions_ended(&self, user: UserId) {
+        // An error means that nobody listens.
+        let _ = self.ended.send(user);
     }
 }
