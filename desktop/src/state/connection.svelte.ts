@@ -1,0 +1,165 @@
+import { apiUrl, asApiError, getJson, send, type ApiError } from '../api/client';
+import type { EventRecord, Info } from '../api/types';
+import { reconnectDelay, swapDelay, swapGeneration } from '../lib/backoff';
+import { socketUrl } from '../lib/paths';
+
+export type Phase = 'connecting' | 'online' | 'offline' | 'swapped';
+
+/** RFC 6455 §7.4.1: the service restarts, in our case behind another pointer (arch §4). */
+const CLOSE_SERVICE_RESTART = 1012;
+/** A connection that stays open this long counts as good: the backoff starts anew. */
+const STABLE_MS = 5_000;
+/** Events are handed on in batches, so that a long replay does not draw the page per event. */
+const BATCH_MS = 24;
+
+interface Listener {
+  events?: (events: EventRecord[]) => void;
+  delta?: (runId: string, text: string) => void;
+  /** Everything up to the server's present is here; `first` on the first connection of this page. */
+  caughtUp?: (first: boolean) => void;
+}
+
+/** The event socket: one cursor, resumed after every loss, and the identity of what answers. */
+class Connection {
+  phase = $state<Phase>('connecting');
+  info = $state.raw<Info | null>(null);
+  /** Why the sandbox cannot be reached, when it says so. */
+  problem = $state.raw<ApiError | null>(null);
+  /** When the next attempt is due, in milliseconds of `Date.now()`. */
+  retryAt = $state<number | null>(null);
+
+  #socket: WebSocket | null = null;
+  #listeners: Listener[] = [];
+  #attempt = 0;
+  #cursor = 0;
+  #seenFirst = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #batch: EventRecord[] = [];
+  #batchTimer: ReturnType<typeof setTimeout> | undefined;
+  #mayReload: () => boolean = () => true;
+
+  start(mayReload: () => boolean): void {
+    this.#mayReload = mayReload;
+    addEventListener('online', () => this.retryNow());
+    void this.#connect();
+  }
+
+  listen(listener: Listener): void {
+    this.#listeners.push(listener);
+  }
+
+  retryNow(): void {
+    if (this.phase !== 'offline' && this.phase !== 'connecting') return;
+    if (this.#socket) return;
+    clearTimeout(this.#timer);
+    void this.#connect();
+  }
+
+  reload(): void {
+    location.reload();
+  }
+
+  async #connect(): Promise<void> {
+    this.retryAt = null;
+    try {
+      const info = await getJson<Info>('api/info');
+      const before = this.info;
+      this.info = info;
+      this.problem = null;
+      if (before && (before.generation !== info.generation || before.sandbox_id !== info.sandbox_id)) {
+        void this.#swapped();
+        return;
+      }
+    } catch (error) {
+      this.problem = asApiError(error);
+      this.#retry();
+      return;
+    }
+    this.#open();
+  }
+
+  #open(): void {
+    const socket = new WebSocket(socketUrl(apiUrl('.'), 'ws'));
+    this.#socket = socket;
+    let stable: ReturnType<typeof setTimeout> | undefined;
+    socket.onopen = () => {
+      socket.send(JSON.stringify({ type: 'hello', since_seq: this.#cursor }));
+      stable = setTimeout(() => (this.#attempt = 0), STABLE_MS);
+    };
+    socket.onmessage = (message) => {
+      if (typeof message.data === 'string') this.#receive(message.data);
+    };
+    socket.onclose = (event) => {
+      clearTimeout(stable);
+      if (this.#socket !== socket) return;
+      this.#socket = null;
+      this.#flush();
+      if (event.code === CLOSE_SERVICE_RESTART && swapGeneration(event.reason) !== this.info?.generation) {
+        void this.#swapped();
+      } else this.#retry();
+    };
+  }
+
+  #receive(frame: string): void {
+    let message: { type?: unknown; event?: EventRecord; run_id?: unknown; text?: unknown; seq?: unknown };
+    try {
+      message = JSON.parse(frame) as typeof message;
+    } catch {
+      return;
+    }
+    if (message.type === 'event' && message.event && message.event.seq > this.#cursor) {
+      this.#cursor = message.event.seq;
+      this.#batch.push(message.event);
+      this.#batchTimer ??= setTimeout(() => this.#flush(), BATCH_MS);
+    } else if (message.type === 'delta' && typeof message.run_id === 'string' && typeof message.text === 'string') {
+      // In order with the events before it: what a delta continues must be there first.
+      this.#flush();
+      for (const listener of this.#listeners) listener.delta?.(message.run_id, message.text);
+    } else if (message.type === 'caught_up') {
+      this.#flush();
+      if (typeof message.seq === 'number') this.#cursor = Math.max(this.#cursor, message.seq);
+      this.phase = 'online';
+      const first = !this.#seenFirst;
+      this.#seenFirst = true;
+      for (const listener of this.#listeners) listener.caughtUp?.(first);
+    }
+  }
+
+  #flush(): void {
+    clearTimeout(this.#batchTimer);
+    this.#batchTimer = undefined;
+    if (this.#batch.length === 0) return;
+    const batch = this.#batch;
+    this.#batch = [];
+    for (const listener of this.#listeners) listener.events?.(batch);
+  }
+
+  #retry(): void {
+    if (this.phase === 'swapped') return;
+    this.phase = 'offline';
+    const delay = reconnectDelay(this.#attempt, Math.random());
+    this.#attempt += 1;
+    this.retryAt = Date.now() + delay;
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => void this.#connect(), delay);
+  }
+
+  /** This page is of a role that another sandbox has now: load again, once that one answers. */
+  async #swapped(): Promise<void> {
+    if (this.phase === 'swapped') return;
+    this.phase = 'swapped';
+    this.retryAt = null;
+    await new Promise((resolve) => setTimeout(resolve, swapDelay(Math.random())));
+    for (let attempt = 0; ; attempt += 1) {
+      try {
+        await send('health');
+        break;
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, reconnectDelay(attempt, Math.random())));
+      }
+    }
+    if (this.#mayReload()) this.reload();
+  }
+}
+
+export const connection = new Connection();

@@ -1,0 +1,118 @@
+import { SvelteMap } from 'svelte/reactivity';
+import { asApiError, getJson, sendJson, type ApiError } from '../api/client';
+import type { EventRecord, ExecuteRequest, Run } from '../api/types';
+import { applyEvent, mergeEvents } from '../lib/transcript';
+import { connection } from './connection.svelte';
+import { layout } from './layout.svelte';
+
+/** Runs fetched at once. */
+const PAGE = 30;
+/** Longest streamed text that is kept while its event is not there yet, in characters. */
+const MAX_DELTA = 64_000;
+
+class Runs {
+  list = $state.raw<Run[]>([]);
+  loaded = $state(false);
+  more = $state(false);
+  error = $state.raw<ApiError | null>(null);
+  /** Events of the runs that were opened on this page. */
+  events = new SvelteMap<string, EventRecord[]>();
+  /** Assistant text that streams in, by run. */
+  pending = new SvelteMap<string, string>();
+  runError = $state.raw<ApiError | null>(null);
+
+  current = $derived(layout.run === null ? null : (this.list.find((run) => run.id === layout.run) ?? null));
+
+  constructor() {
+    connection.listen({
+      events: (events) => this.#receive(events),
+      delta: (id, text) => this.pending.set(id, ((this.pending.get(id) ?? '') + text).slice(-MAX_DELTA)),
+      caughtUp: () => void this.refresh(),
+    });
+  }
+
+  async refresh(): Promise<void> {
+    try {
+      const { runs } = await getJson<{ runs: Run[] }>('conductor/runs', { limit: PAGE });
+      const older = this.list.filter((run) => !runs.some((fresh) => fresh.id === run.id));
+      const oldest = runs.at(-1)?.started_at ?? '';
+      this.list = [...runs, ...older.filter((run) => run.started_at < oldest)];
+      this.more = runs.length === PAGE;
+      this.error = null;
+    } catch (error) {
+      this.error = asApiError(error);
+    } finally {
+      this.loaded = true;
+    }
+    if (layout.run !== null) await this.open(layout.run);
+  }
+
+  async loadMore(): Promise<void> {
+    const last = this.list.at(-1);
+    if (!last) return;
+    const { runs } = await getJson<{ runs: Run[] }>('conductor/runs', { limit: PAGE, before: last.id });
+    this.list = [...this.list, ...runs.filter((run) => !this.list.some((known) => known.id === run.id))];
+    this.more = runs.length === PAGE;
+  }
+
+  /** Fetches a run with its events; live ones are added as they come. */
+  async open(id: string): Promise<void> {
+    this.runError = null;
+    try {
+      const { run, events } = await getJson<{ run: Run; events: EventRecord[] }>(`conductor/runs/${encodeURIComponent(id)}`);
+      this.events.set(id, mergeEvents(this.events.get(id) ?? [], events));
+      this.#put(run);
+    } catch (error) {
+      if (layout.run === id) this.runError = asApiError(error);
+    }
+  }
+
+  async execute(request: ExecuteRequest): Promise<void> {
+    const { run_id: id } = await sendJson<{ run_id: string }>('POST', 'conductor/execute', request);
+    if (!this.list.some((run) => run.id === id)) {
+      this.#put({
+        id,
+        prompt: request.prompt,
+        status: 'running',
+        model: request.model ?? '',
+        started_at: new Date().toISOString(),
+        steps: 0,
+        input_tokens: 0,
+        output_tokens: 0,
+      });
+    }
+    layout.showRun(id);
+    await this.open(id);
+  }
+
+  async cancel(id: string): Promise<void> {
+    await sendJson('POST', `conductor/runs/${encodeURIComponent(id)}/cancel`);
+  }
+
+  #put(run: Run): void {
+    const at = this.list.findIndex((known) => known.id === run.id);
+    if (at >= 0) this.list = this.list.with(at, run);
+    else this.list = [run, ...this.list].sort((a, b) => b.started_at.localeCompare(a.started_at));
+  }
+
+  #receive(events: EventRecord[]): void {
+    const byRun = new Map<string, EventRecord[]>();
+    for (const event of events) {
+      const id = event.run_id;
+      if (!id) continue;
+      byRun.set(id, [...(byRun.get(id) ?? []), event]);
+      if (['run.text', 'run.tool_call', 'run.finished', 'run.step'].includes(event.kind)) this.pending.delete(id);
+      // What is replayed before the list was fetched is in the list's answer already.
+      if (!this.loaded) continue;
+      const known = this.list.find((run) => run.id === id);
+      const next = known?.ended_at ? known : applyEvent(known, event);
+      if (next && next !== known) this.#put(next);
+    }
+    for (const [id, more] of byRun) {
+      const known = this.events.get(id);
+      if (known) this.events.set(id, mergeEvents(known, more));
+    }
+  }
+}
+
+export const runs = new Runs();
