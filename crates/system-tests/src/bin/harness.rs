@@ -1,0 +1,64 @@
+//! What `cargo xtask drills`, `bench` and `screens` run: whole installations, measured and
+//! attacked from outside.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+use system_tests::Identity;
+use system_tests::walls::{Place, battery};
+
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every escape drill in a sandbox and in a runner, as every identity there is.
+    Drills {
+        /// One JSON document before the closing line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Drills { json } => drills(json),
+    }
+}
+
+fn drills(as_json: bool) -> ExitCode {
+    let (mut denied, mut open) = (0_usize, 0_usize);
+    let mut all = Vec::new();
+    for identity in Identity::available() {
+        for place in [Place::Sandbox, Place::Runner] {
+            let drills = battery(identity, place);
+            denied += drills.iter().filter(|drill| drill.denied).count();
+            open += drills.iter().filter(|drill| !drill.denied).count();
+            if !as_json {
+                println!("{place:?}, as {}:", identity.name());
+                for drill in &drills {
+                    let verdict = if drill.denied { "denied" } else { "OPEN  " };
+                    println!("  {verdict}  {:<28} {}", drill.name, drill.seen);
+                }
+            }
+            all.push(json!({ "place": place, "identity": identity.name(), "drills": drills }));
+        }
+    }
+    if as_json {
+        println!(
+            "{}",
+            json!({ "batteries": all, "denied": denied, "open": open })
+        );
+    }
+    println!("{denied} denied, {open} open");
+    if open == 0 && denied > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,82 @@
+//! Where the programs under test are.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::Identity;
+
+/// The programs of an installation; they live side by side.
+const PROGRAMS: &[&str] = &["hypervisor", "supervisor", "sandbox", "choir", "drill"];
+
+/// A directory with the programs under test.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    dir: PathBuf,
+}
+
+impl Binaries {
+    /// The programs that were built in the same target directory and profile as we were.
+    ///
+    /// # Panics
+    /// A program is missing.
+    #[must_use]
+    pub fn find() -> Self {
+        let own = std::env::current_exe().expect("a program has a path");
+        let mut dir = own
+            .parent()
+            .expect("a program lies in a directory")
+            .to_owned();
+        if dir.ends_with("deps") {
+            dir.pop();
+        }
+        for program in PROGRAMS {
+            assert!(
+                dir.join(program).is_file(),
+                "{program} is not in {}; `cargo build --workspace --bins` builds it",
+                dir.display()
+            );
+        }
+        Self { dir }
+    }
+
+    /// The same programs where an identity can reach them: a checkout may lie in a
+    /// directory that is only root's. Copies go below `scratch` when they are needed.
+    ///
+    /// # Panics
+    /// A program cannot be copied.
+    #[must_use]
+    pub fn reachable_for(self, identity: Identity, scratch: &Path) -> Self {
+        if !identity.is_other() || is_open_to_all(&self.dir) {
+            return self;
+        }
+        let dir = scratch.join("bin");
+        fs::create_dir_all(&dir).expect("a directory for the programs");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+        for program in PROGRAMS {
+            let copy = dir.join(program);
+            if !copy.exists() {
+                fs::copy(self.dir.join(program), copy).expect("a copy of a program");
+            }
+        }
+        Self { dir }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// One program.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+fn is_open_to_all(dir: &Path) -> bool {
+    dir.ancestors().all(|part| {
+        fs::metadata(part).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
+    })
+}
