@@ -94,6 +94,15 @@ impl Default for Rlimits {
     }
 }
 
+/// A wall that a kernel may lack if the installation says so by name (arch §8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptionalWall {
+    /// Landlock's scopes for abstract sockets and signals, which Linux has since 6.12. The
+    /// net and pid namespaces guard the same doors.
+    LandlockScopes,
+}
+
 /// The guest's process.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -148,6 +157,9 @@ pub struct SandboxSpec {
     /// Bounds of the guest and of each runner (whose `processes` may ask for less).
     #[serde(default)]
     pub rlimits: Rlimits,
+    /// Walls that may be missing; without an entry here their absence refuses the start.
+    #[serde(default)]
+    pub accept_missing: Vec<OptionalWall>,
     /// Bytes of guest output kept.
     #[serde(default = "default_log_bytes")]
     pub log_bytes: u64,

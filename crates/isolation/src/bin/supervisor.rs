@@ -1,2 +1,5 @@
-//! Entry point.
-fn main() {}
+//! The supervisor of one sandbox start; see `isolation::supervisor`.
+
+fn main() -> std::process::ExitCode {
+    isolation::supervisor::main()
+}

@@ -1,0 +1,277 @@
+//! The first process of a guest's or a runner's pid namespace: it locks itself in, starts
+//! the program, reaps what the program leaves behind, and dies with its supervisor.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, WaitOptions, WaitStatus, set_dumpable_behavior,
+    set_parent_process_death_signal, wait,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::exec::{ExecFailure, Program};
+use crate::packet;
+use crate::relay::Relay;
+use crate::sys::{self, Forked};
+use crate::walls::filter::Filter;
+use crate::walls::plan::Reach;
+use crate::walls::{Step, WallError, capabilities, landlock};
+
+/// What a first process tells its supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum News {
+    /// A wall could not be built; the process is gone.
+    Failed(WallError),
+    /// Everything stands and the program runs. For a terminal, its near end rides along.
+    Started,
+    /// The program is gone, and so is everything it left behind.
+    Exited {
+        /// Exit code, when it exited.
+        code: Option<i32>,
+        /// Signal, when one ended it.
+        signal: Option<i32>,
+        /// Why it could not be started, when it could not.
+        error: Option<String>,
+    },
+}
+
+/// What a supervisor tells a first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Deliver {
+    /// A signal number.
+    pub(crate) signal: i32,
+}
+
+/// Whom a delivered signal reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// The program alone, which then ends its own children in good order.
+    Program,
+    /// Every process of the pid namespace.
+    Everyone,
+}
+
+/// What a process may do once it is locked in.
+#[derive(Debug)]
+pub(crate) struct Locks<'a> {
+    pub(crate) reach: &'a [(PathBuf, Reach)],
+    pub(crate) filter: &'a Filter,
+    pub(crate) scopes: bool,
+}
+
+impl Locks<'_> {
+    /// Gives everything up for good, for this process and all it will fork.
+    pub(crate) fn close(&self) -> Result<(), WallError> {
+        // The program has the same user id as this process; undumpable, this one's memory,
+        // descriptors and root stay out of its reach (proc(5)).
+        hide()?;
+        landlock_first(self)?;
+        self.filter
+            .install()
+            .step(|| "install the seccomp filter".into())
+    }
+}
+
+fn landlock_first(locks: &Locks<'_>) -> Result<(), WallError> {
+    capabilities::drop_all().step(|| "drop all capabilities".into())?;
+    landlock::lock_in(locks.reach, locks.scopes)
+}
+
+/// Keeps processes of the same user out of this one's memory and descriptors.
+pub(crate) fn hide() -> Result<(), WallError> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).step(|| "become undumpable".into())
+}
+
+/// Lets this process write its own id maps, which belong to root while it is undumpable.
+/// Nothing untrusted runs yet that could use it.
+pub(crate) fn show() -> Result<(), WallError> {
+    set_dumpable_behavior(DumpableBehavior::Dumpable).step(|| "become dumpable".into())
+}
+
+/// Ends this process when its parent ends.
+pub(crate) fn die_with_parent() -> Result<(), WallError> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .step(|| "tie this process to its parent".into())
+}
+
+/// Reports a wall that could not be built, and ends.
+pub(crate) fn fail(control: &OwnedFd, error: WallError) -> ! {
+    // If nobody listens any more there is nobody to tell.
+    let _ = packet::send(control, &News::Failed(error), &[]);
+    sys::exit(1)
+}
+
+/// Starts the program and looks after it until it ends; then ends.
+pub(crate) fn run(
+    program: Program,
+    control: OwnedFd,
+    terminal: Option<OwnedFd>,
+    relay: Option<Relay>,
+    delivery: Delivery,
+) -> ! {
+    let code = match Keeper::start(program, control, terminal.as_ref(), relay, delivery) {
+        Ok(mut keeper) => {
+            // The supervisor holds the terminal's near end now; a second one here would
+            // keep the terminal alive when the supervisor lets go.
+            drop(terminal);
+            keeper.keep()
+        }
+        Err(_) => 1,
+    };
+    sys::exit(code)
+}
+
+struct Keeper {
+    control: OwnedFd,
+    children: OwnedFd,
+    program: Pid,
+    relay: Option<Relay>,
+    delivery: Delivery,
+}
+
+impl Keeper {
+    fn start(
+        program: Program,
+        control: OwnedFd,
+        terminal: Option<&OwnedFd>,
+        relay: Option<Relay>,
+        delivery: Delivery,
+    ) -> io::Result<Self> {
+        let children = sys::signal_descriptor(&[libc::SIGCHLD])?;
+        let (failure_reader, failure_writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        let pid = match sys::fork()? {
+            Forked::Child => {
+                let failure = program.exec();
+                if let Ok(text) = serde_json::to_vec(&failure) {
+                    let _ = rustix::io::write(&failure_writer, &text);
+                }
+                sys::exit(failure.code)
+            }
+            Forked::Parent(pid, _) => pid,
+        };
+        drop(failure_writer);
+        drop(program);
+        // Ends at once when exec succeeded, because that closed the other end.
+        if let Some(failure) = read_failure(&failure_reader)? {
+            let ExecFailure { code, error } = failure;
+            let news = News::Exited {
+                code: Some(code),
+                signal: None,
+                error: Some(error),
+            };
+            let _ = packet::send(&control, &news, &[]);
+            sys::exit(0);
+        }
+        let near_end: Vec<_> = terminal.iter().map(|fd| fd.as_fd()).collect();
+        packet::send(&control, &News::Started, &near_end)?;
+        Ok(Self {
+            control,
+            children,
+            program: pid,
+            relay,
+            delivery,
+        })
+    }
+
+    fn keep(&mut self) -> i32 {
+        loop {
+            let mut fds = vec![
+                PollFd::new(&self.control, PollFlags::IN),
+                PollFd::new(&self.children, PollFlags::IN),
+            ];
+            let interest = self.relay.as_ref().map(Relay::interest).unwrap_or_default();
+            fds.extend(
+                interest
+                    .iter()
+                    .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)),
+            );
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => return 1,
+            }
+            let seen: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+            let (own, relayed) = seen.split_at_checked(2).unwrap_or_default();
+            if own.first().is_some_and(|flags| !flags.is_empty()) && !self.deliver() {
+                return 1;
+            }
+            if own.last().is_some_and(|flags| !flags.is_empty()) {
+                while sys::next_signal(&self.children).is_some() {}
+                if let Some(status) = self.reap() {
+                    return self.finish(status);
+                }
+            }
+            if let Some(relay) = &mut self.relay {
+                relay.handle(relayed);
+            }
+        }
+    }
+
+    /// Passes one signal on. `false` when the supervisor is gone.
+    fn deliver(&self) -> bool {
+        match packet::receive::<Deliver>(&self.control, false) {
+            Ok(Some((Deliver { signal }, _))) => {
+                match self.delivery {
+                    Delivery::Everyone => sys::signal_all(signal),
+                    Delivery::Program => {
+                        if let Some(signal) = Signal::from_named_raw(signal) {
+                            // It may have ended this moment; then its exit is what counts.
+                            let _ = rustix::process::kill_process(self.program, signal);
+                        }
+                    }
+                }
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Reaps whoever ended; the program's status when it is among them.
+    fn reap(&self) -> Option<WaitStatus> {
+        let mut ended = None;
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            if pid == self.program {
+                ended = Some(status);
+            }
+        }
+        ended
+    }
+
+    /// Ends what the program left behind, waits for it, and reports.
+    fn finish(&self, status: WaitStatus) -> i32 {
+        sys::signal_all(libc::SIGKILL);
+        while wait(WaitOptions::empty()).is_ok() {}
+        let news = News::Exited {
+            code: status.exit_status(),
+            signal: status.terminating_signal(),
+            error: None,
+        };
+        i32::from(packet::send(&self.control, &news, &[]).is_err())
+    }
+}
+
+/// Longest failure that a program's start can report.
+const MAX_FAILURE: usize = 8 << 10;
+
+fn read_failure(from: &OwnedFd) -> io::Result<Option<ExecFailure>> {
+    let mut text = vec![0; MAX_FAILURE];
+    let length = loop {
+        match rustix::io::read(from, text.as_mut_slice()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    let failure = serde_json::from_slice(text.get(..length).unwrap_or_default());
+    Ok(Some(failure.unwrap_or_else(|_| ExecFailure {
+        code: 126,
+        error: "the program could not be started".into(),
+    })))
+}

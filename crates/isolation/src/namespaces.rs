@@ -1,0 +1,332 @@
+//! The three kinds of first processes: a guest's, a workbench's, and a runner's within a
+//! workbench. Each is forked into its namespaces, builds its view and locks itself in.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::system::sethostname;
+use rustix::termios::{Winsize, tcsetwinsize};
+use serde::{Deserialize, Serialize};
+use types::{CommandId, TerminalSize};
+
+use crate::exec::{Program, Stdio};
+use crate::init::{self, Delivery, Locks, News};
+use crate::packet;
+use crate::relay::Relay;
+use crate::spec::{CHANNEL_DIR, HostIds, INNER_ID, PORT_PLACEHOLDER, Rlimits};
+use crate::sys::{self, Forked};
+use crate::walls::filter::Filter;
+use crate::walls::plan::{Plan, RUNNER_DIRS};
+use crate::walls::{Step, WallError, root};
+
+/// The namespaces of a guest and of a workbench.
+pub(crate) const SANDBOX: u64 = sys::NEW_USER
+    | sys::NEW_MOUNT
+    | sys::NEW_PID
+    | sys::NEW_NET
+    | sys::NEW_IPC
+    | sys::NEW_UTS
+    | sys::NEW_CGROUP;
+
+/// The namespaces of a runner inside its workbench, whose network and host name it shares.
+/// The user namespace of its own makes RLIMIT_NPROC count this runner alone, and leaves
+/// its first process without power over what belongs to the workbench.
+const RUNNER: u64 = sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_IPC | sys::NEW_CGROUP;
+
+/// When memory is short, what the kernel ends first: runners, then guests, then the rest.
+const OOM_GUEST: &str = "200";
+const OOM_RUNNER: &str = "500";
+
+/// What a guest and a workbench are made from.
+#[derive(Debug)]
+pub(crate) struct Ground<'a> {
+    pub(crate) hostname: &'a str,
+    /// Who the supervisor is by now, which is what the inner user maps to.
+    pub(crate) outer: HostIds,
+    pub(crate) plan: Plan,
+    /// The plan's mounts when root took hold of them; `None` for an ordinary user, whose
+    /// right to do so begins inside the namespaces.
+    pub(crate) trees: Option<Vec<OwnedFd>>,
+    pub(crate) filter: Filter,
+    pub(crate) scopes: bool,
+}
+
+/// Everything that a runner is told, in a memfd because it may be long.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RunnerJob {
+    pub(crate) command_id: CommandId,
+    pub(crate) argv: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) relay_env: Vec<(String, String)>,
+    pub(crate) cwd: String,
+    pub(crate) rlimits: Rlimits,
+    pub(crate) channel: bool,
+    pub(crate) terminal: Option<TerminalSize>,
+}
+
+/// The order for a runner. Rides with the job, the control socket and, without a
+/// terminal, standard input, output and error.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) command_id: CommandId,
+}
+
+/// The workbench's answer. The runner's pidfd rides along when there is one.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Born {
+    pub(crate) command_id: CommandId,
+    pub(crate) error: Option<WallError>,
+}
+
+/// Becomes a guest's first process.
+pub(crate) fn guest(ground: Ground<'_>, program: Program, control: OwnedFd) -> ! {
+    let built = || -> Result<(), WallError> {
+        let mut keep = standard(&program.stdio);
+        keep.push(control.as_fd());
+        let ground = settle(ground, &keep, OOM_GUEST)?;
+        root::mask_proc()?;
+        let reach = &ground.plan.reach;
+        Locks {
+            reach,
+            filter: &ground.filter,
+            scopes: ground.scopes,
+        }
+        .close()
+    };
+    match built() {
+        Ok(()) => init::run(program, control, None, None, Delivery::Program),
+        Err(error) => init::fail(&control, error),
+    }
+}
+
+/// Becomes a workbench's first process: forks a runner per order, and does nothing else.
+///
+/// It keeps its capabilities, which reach no further than its own namespaces, because it
+/// needs them to make namespaces for runners. Nothing untrusted runs in its pid namespace
+/// itself: each runner has one of its own, from which this process cannot be seen.
+pub(crate) fn workbench(ground: Ground<'_>, control: OwnedFd) -> ! {
+    let mut ground = match settle(ground, &[control.as_fd()], OOM_GUEST) {
+        Ok(ground) => ground,
+        Err(error) => init::fail(&control, error),
+    };
+    ground
+        .plan
+        .reach
+        .retain(|(path, _)| !path.starts_with(RUNNER_DIRS));
+    if packet::send(&control, &News::Started, &[]).is_err() {
+        sys::exit(1);
+    }
+    // Runners end on their own account; the supervisor learns it from their pidfds.
+    sys::ignore_signal(libc::SIGCHLD);
+    loop {
+        match packet::receive::<Order>(&control, true) {
+            Ok(Some((order, fds))) => {
+                let (born, pidfd) = match bear(&ground, fds, &control) {
+                    Ok(pidfd) => (
+                        Born {
+                            command_id: order.command_id,
+                            error: None,
+                        },
+                        pidfd,
+                    ),
+                    Err(error) => (
+                        Born {
+                            command_id: order.command_id,
+                            error: Some(error),
+                        },
+                        None,
+                    ),
+                };
+                let riders: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
+                if packet::send(&control, &born, &riders).is_err() {
+                    sys::exit(1);
+                }
+            }
+            // The supervisor is gone; runners die with this process.
+            Ok(None) | Err(_) => sys::exit(0),
+        }
+    }
+}
+
+/// Builds a guest's or workbench's namespaces up to the finished root.
+fn settle<'a>(
+    mut ground: Ground<'a>,
+    keep: &[BorrowedFd<'_>],
+    oom: &str,
+) -> Result<Ground<'a>, WallError> {
+    let trees = ground.trees.take();
+    let mut keep = keep.to_vec();
+    keep.extend(trees.iter().flatten().map(AsFd::as_fd));
+    sys::close_all_except(&keep).step(|| "close inherited descriptors".into())?;
+    leave_standard_descriptors().step(|| "let go of standard descriptors".into())?;
+    init::die_with_parent()?;
+    sethostname(ground.hostname.as_bytes()).step(|| "set the host name".into())?;
+    become_inner(ground.outer, oom)?;
+    root::make_private()?;
+    let trees = match trees {
+        Some(trees) => trees,
+        None => ground.plan.open()?,
+    };
+    root::enter(&ground.plan, trees)?;
+    sys::loopback_up().step(|| "bring loopback up".into())?;
+    Ok(ground)
+}
+
+/// Lets go of the standard descriptors, which are the hypervisor's.
+fn leave_standard_descriptors() -> io::Result<()> {
+    let null = sys::null()?;
+    (0..3).try_for_each(|number| sys::dup_to_standard(null.as_fd(), number))
+}
+
+/// Maps the ids of a fresh user namespace and hides again.
+fn become_inner(outer: HostIds, oom: &str) -> Result<(), WallError> {
+    init::show()?;
+    root::map_ids(outer.uid, outer.gid)?;
+    // Not a wall: where it is refused the kernel just has fewer preferences.
+    let _ = fs::write("/proc/self/oom_score_adj", oom);
+    init::hide()
+}
+
+/// Forks one runner.
+fn bear(
+    ground: &Ground<'_>,
+    fds: Vec<OwnedFd>,
+    control: &OwnedFd,
+) -> Result<Option<OwnedFd>, WallError> {
+    match sys::clone_into(RUNNER).step(|| "create the runner's namespaces".into())? {
+        Forked::Parent(_, pidfd) => Ok(pidfd),
+        Forked::Child => {
+            // The supervisor's orders are not for runners.
+            let _ = control;
+            runner(ground, fds)
+        }
+    }
+}
+
+/// Becomes a runner's first process.
+fn runner(ground: &Ground<'_>, fds: Vec<OwnedFd>) -> ! {
+    let mut fds = fds.into_iter();
+    let (Some(job), Some(control)) = (fds.next(), fds.next()) else {
+        sys::exit(1);
+    };
+    let stdio = match (fds.next(), fds.next(), fds.next()) {
+        (Some(stdin), Some(stdout), Some(stderr)) => Some(Stdio::Files {
+            stdin,
+            stdout,
+            stderr,
+        }),
+        _ => None,
+    };
+    match build_runner(ground, &job, &control, stdio) {
+        Ok((program, terminal, relay)) => {
+            init::run(program, control, terminal, relay, Delivery::Everyone)
+        }
+        Err(error) => init::fail(&control, error),
+    }
+}
+
+type Built = (Program, Option<OwnedFd>, Option<Relay>);
+
+fn build_runner(
+    ground: &Ground<'_>,
+    job: &OwnedFd,
+    control: &OwnedFd,
+    stdio: Option<Stdio>,
+) -> Result<Built, WallError> {
+    let mut keep = stdio.as_ref().map(standard).unwrap_or_default();
+    keep.extend([job.as_fd(), control.as_fd()]);
+    sys::close_all_except(&keep).step(|| "close inherited descriptors".into())?;
+    init::die_with_parent()?;
+    sys::reset_signals().step(|| "reset signals".into())?;
+    let job: RunnerJob = read_job(job).step(|| "read the runner's job".into())?;
+    become_inner(
+        HostIds {
+            uid: INNER_ID,
+            gid: INNER_ID,
+        },
+        OOM_RUNNER,
+    )?;
+    let name = job.command_id.to_string();
+    root::enter_runner(job.channel.then_some(name.as_str()))?;
+    let (stdio, terminal) = match (stdio, job.terminal) {
+        (Some(stdio), _) => (stdio, None),
+        (None, size) => {
+            let (near, far) = open_terminal(size).step(|| "open a terminal".into())?;
+            (Stdio::Terminal(far), Some(near))
+        }
+    };
+    let mut env = job.env;
+    let mut relay = None;
+    if job.channel {
+        let target = format!("{CHANNEL_DIR}/channel.sock");
+        let (listening, port) = Relay::listen(target).step(|| "listen for the relay".into())?;
+        let port = port.to_string();
+        env.extend(
+            job.relay_env
+                .into_iter()
+                .map(|(name, value)| (name, value.replace(PORT_PLACEHOLDER, &port))),
+        );
+        relay = Some(listening);
+    }
+    let reach = &ground.plan.reach;
+    Locks {
+        reach,
+        filter: &ground.filter,
+        scopes: ground.scopes,
+    }
+    .close()?;
+    let Rlimits { processes, .. } = job.rlimits;
+    // This process counts as well.
+    let rlimits = Rlimits {
+        processes: processes.saturating_add(1),
+        ..job.rlimits
+    };
+    let program = Program {
+        argv: job.argv,
+        env,
+        cwd: job.cwd,
+        rlimits,
+        stdio,
+    };
+    Ok((program, terminal, relay))
+}
+
+fn read_job(from: &OwnedFd) -> io::Result<RunnerJob> {
+    let file = fs::File::from(from.try_clone()?);
+    Ok(serde_json::from_reader(io::BufReader::new(file))?)
+}
+
+/// Opens a terminal in the runner's own terminal file system.
+fn open_terminal(size: Option<TerminalSize>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let near = openpt(flags)?;
+    unlockpt(&near)?;
+    let far = ioctl_tiocgptpeer(&near, flags)?;
+    if let Some(size) = size {
+        tcsetwinsize(&near, winsize(size))?;
+    }
+    Ok((near, far))
+}
+
+/// The kernel's form of a terminal's size.
+pub(crate) const fn winsize(size: TerminalSize) -> Winsize {
+    Winsize {
+        ws_row: size.rows,
+        ws_col: size.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+fn standard(stdio: &Stdio) -> Vec<BorrowedFd<'_>> {
+    match stdio {
+        Stdio::Files {
+            stdin,
+            stdout,
+            stderr,
+        } => [stdin, stdout, stderr].map(AsFd::as_fd).into(),
+        Stdio::Terminal(terminal) => vec![terminal.as_fd()],
+    }
+}

@@ -1,0 +1,194 @@
+//! A runner's loopback relay: TCP on 127.0.0.1 to the Unix socket of its channel.
+//!
+//! Runs in the runner's first process, which waits for the command anyway.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::PollFlags;
+use rustix::net::{
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    getsockname, listen, shutdown, socket_with, sockopt,
+};
+
+/// Connections relayed at once; further ones wait in the backlog.
+const MAX_CONNECTIONS: usize = 32;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 32;
+
+/// Bytes held per connection and direction.
+const BUFFER: usize = 16 << 10;
+
+/// A listener and the connections it relays.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    listener: OwnedFd,
+    target: String,
+    connections: Vec<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    tcp: OwnedFd,
+    unix: OwnedFd,
+    up: Pipe,
+    down: Pipe,
+}
+
+/// One direction of a connection.
+#[derive(Debug, Default)]
+struct Pipe {
+    held: Vec<u8>,
+    sent: usize,
+    ended: bool,
+    shut: bool,
+}
+
+impl Relay {
+    /// Listens on a loopback port that the kernel chooses, and returns the port.
+    pub(crate) fn listen(target: String) -> io::Result<(Self, u16)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+        listen(&listener, BACKLOG)?;
+        let address = SocketAddrV4::try_from(getsockname(&listener)?)?;
+        Ok((
+            Self {
+                listener,
+                target,
+                connections: Vec::new(),
+            },
+            address.port(),
+        ))
+    }
+
+    /// What to wait for. The order is that of [`Relay::handle`].
+    pub(crate) fn interest(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let full = self.connections.len() >= MAX_CONNECTIONS;
+        let mut wanted = vec![(
+            self.listener.as_fd(),
+            if full {
+                PollFlags::empty()
+            } else {
+                PollFlags::IN
+            },
+        )];
+        for connection in &self.connections {
+            wanted.push((
+                connection.tcp.as_fd(),
+                connection.up.reading() | connection.down.writing(),
+            ));
+            wanted.push((
+                connection.unix.as_fd(),
+                connection.down.reading() | connection.up.writing(),
+            ));
+        }
+        wanted
+    }
+
+    /// Moves what can be moved; `seen` answers to [`Relay::interest`].
+    pub(crate) fn handle(&mut self, seen: &[PollFlags]) {
+        let mut pairs = seen.iter().skip(1);
+        self.connections.retain_mut(|connection| {
+            let events = [pairs.next(), pairs.next()];
+            let idle = events.into_iter().flatten().all(PollFlags::is_empty);
+            idle || connection.pump().unwrap_or(false)
+        });
+        if seen
+            .first()
+            .is_some_and(|flags| flags.contains(PollFlags::IN))
+        {
+            self.accept();
+        }
+    }
+
+    fn accept(&mut self) {
+        while self.connections.len() < MAX_CONNECTIONS {
+            let Ok(tcp) = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+            else {
+                return;
+            };
+            // A client whose channel cannot be reached sees its connection closed.
+            if let Ok(connection) = Connection::open(tcp, &self.target) {
+                self.connections.push(connection);
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn open(tcp: OwnedFd, target: &str) -> io::Result<Self> {
+        sockopt::set_tcp_nodelay(&tcp, true)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let unix = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&unix, &SocketAddrUnix::new(target)?)?;
+        Ok(Self {
+            tcp,
+            unix,
+            up: Pipe::default(),
+            down: Pipe::default(),
+        })
+    }
+
+    /// Moves bytes both ways. `false` once both ways have ended.
+    fn pump(&mut self) -> io::Result<bool> {
+        self.up.pump(&self.tcp, &self.unix)?;
+        self.down.pump(&self.unix, &self.tcp)?;
+        Ok(!(self.up.shut && self.down.shut))
+    }
+}
+
+impl Pipe {
+    fn reading(&self) -> PollFlags {
+        if !self.ended && self.held.is_empty() {
+            PollFlags::IN
+        } else {
+            PollFlags::empty()
+        }
+    }
+
+    fn writing(&self) -> PollFlags {
+        if self.held.is_empty() {
+            PollFlags::empty()
+        } else {
+            PollFlags::OUT
+        }
+    }
+
+    fn pump(&mut self, from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+        if !self.ended && self.held.is_empty() {
+            let mut buffer = [0; BUFFER];
+            match unless_blocked(rustix::io::read(from, &mut buffer))? {
+                Some(0) => self.ended = true,
+                Some(length) => self
+                    .held
+                    .extend_from_slice(buffer.get(..length).unwrap_or_default()),
+                None => {}
+            }
+        }
+        if let Some(rest) = self.held.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            let flags = rustix::net::SendFlags::NOSIGNAL;
+            self.sent += unless_blocked(rustix::net::send(to, rest, flags))?.unwrap_or(0);
+            if self.sent == self.held.len() {
+                self.held.clear();
+                self.sent = 0;
+            }
+        }
+        if self.ended && self.held.is_empty() && !self.shut {
+            // Tells the other side that no more will come; it may still answer.
+            shutdown(to, Shutdown::Write)?;
+            self.shut = true;
+        }
+        Ok(())
+    }
+}
+
+fn unless_blocked<T>(result: rustix::io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,99 @@
+//! The supervisor: one small process per sandbox start (arch §4). It builds the walls,
+//! is parent of the guest and of every runner, keeps the channel listeners, terminals and
+//! bounded output, and outlives the hypervisor.
+
+mod connection;
+mod dirs;
+mod log;
+mod requests;
+mod runner;
+mod serve;
+mod start;
+mod task;
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::protocol::{Ready, Refusal};
+use crate::spec::SandboxSpec;
+
+/// Longest spec, in bytes.
+const MAX_SPEC: u64 = 4 << 20;
+
+/// The `supervisor` binary: reads a [`SandboxSpec`] as JSON from standard input until its
+/// end, answers one line on standard output ([`Ready`] or [`Refusal`]), and, if the
+/// sandbox stands, serves its control socket until it is stopped. With the argument
+/// `probe` it writes what [`crate::probe::probe`] finds as JSON and ends.
+#[must_use]
+pub fn main() -> ExitCode {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|argument| argument == "probe")
+    {
+        return match say(&crate::probe::probe()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    match start() {
+        Ok(supervisor) => match supervisor.serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(refusal) => {
+            // The exit code says it to a caller that does not listen.
+            let _ = say(&refusal);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<serve::Supervisor, Refusal> {
+    let internal = |error: io::Error| Refusal::new("internal", error.to_string());
+    let spec = read_spec()?;
+    // A session of its own: what ends the hypervisor's terminal does not end a sandbox.
+    // It fails when this process leads one already, which is as good.
+    let _ = rustix::process::setsid();
+    let built = start::build(&spec, Instant::now())?;
+    let ready = Ready {
+        ready: true,
+        pid: std::process::id(),
+        start_id: spec.start_id,
+    };
+    let supervisor = serve::Supervisor::new(spec, built).map_err(internal)?;
+    say(&ready).map_err(internal)?;
+    detach().map_err(internal)?;
+    Ok(supervisor)
+}
+
+fn read_spec() -> Result<SandboxSpec, Refusal> {
+    let bad = |message: String| Refusal::new("bad_spec", message);
+    let mut text = Vec::new();
+    io::stdin()
+        .take(MAX_SPEC)
+        .read_to_end(&mut text)
+        .map_err(|error| bad(format!("the spec cannot be read: {error}")))?;
+    // serde's message names fields and positions, and values only by their type.
+    serde_json::from_slice(&text).map_err(|error| bad(format!("the spec is malformed: {error}")))
+}
+
+fn say<T: Serialize>(message: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(&line)?;
+    stdout.flush()
+}
+
+/// Lets go of the descriptors that tie this process to whoever started it.
+fn detach() -> io::Result<()> {
+    let null = crate::sys::null()?;
+    for number in 0..3 {
+        crate::sys::dup_to_standard(std::os::fd::AsFd::as_fd(&null), number)?;
+    }
+    rustix::process::chdir("/")?;
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! A runner as its supervisor keeps it: births, listing, channel.
+
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::{PipeFlags, pipe_with};
+use types::{CommandState, CommandView, TerminalSize};
+
+use super::dirs::StartDirs;
+use super::start::{Workbench, output_pipe, with_path};
+use super::task::Task;
+use crate::namespaces::{Order, RunnerJob};
+use crate::packet;
+use crate::protocol::{Refusal, RunnerStatus, Stream};
+use crate::spec::{
+    DEFAULT_OUTPUT_BYTES, MAX_OUTPUT_BYTES, MAX_STDIN_BYTES, RunnerSpec, SandboxSpec, WORKSPACE,
+};
+
+/// Most arguments and variables of a command.
+const MAX_STRINGS: usize = 4096;
+
+/// Most bytes of arguments and variables together; the kernel takes about 2 MiB.
+const MAX_STRING_BYTES: usize = 1 << 20;
+
+/// Largest terminal, in cells, each way.
+const MAX_CELLS: u16 = 1000;
+
+#[derive(Debug)]
+pub(crate) struct Runner {
+    pub(crate) task: Task,
+    view: CommandView,
+    started_unix_ms: u64,
+    channel: Option<OwnedFd>,
+    has_channel: bool,
+}
+
+impl Runner {
+    /// Orders a runner from the workbench. It exists once the workbench has answered.
+    pub(crate) fn order(
+        spec: RunnerSpec,
+        sandbox: &SandboxSpec,
+        dirs: &StartDirs,
+        workbench: &Workbench,
+        now: Instant,
+    ) -> Result<Self, Refusal> {
+        check(&spec)?;
+        let id = spec.command_id;
+        let ordered = Self::try_order(spec, sandbox, dirs, workbench, now);
+        ordered.map_err(|error| {
+            dirs.remove_runner_channel(&id.to_string());
+            Refusal::new(
+                "unavailable",
+                format!("the command could not be started: {error}"),
+            )
+        })
+    }
+
+    fn try_order(
+        spec: RunnerSpec,
+        sandbox: &SandboxSpec,
+        dirs: &StartDirs,
+        workbench: &Workbench,
+        now: Instant,
+    ) -> io::Result<Self> {
+        let id = spec.command_id;
+        let channel = spec
+            .channel
+            .then(|| dirs.runner_channel(&id.to_string()))
+            .transpose()?;
+        let (control, far) = packet::pair()?;
+        let job = write_job(&spec, sandbox)?;
+        let mut riders = vec![job, far];
+        let mut outputs = Vec::new();
+        let mut input = None;
+        if spec.terminal.is_none() {
+            let stdin = if spec.stdin.is_some() || spec.stdin_open {
+                let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+                rustix::io::ioctl_fionbio(&writer, true)?;
+                input = Some(writer);
+                reader
+            } else {
+                crate::sys::null()?
+            };
+            let (stdout_near, stdout) = output_pipe()?;
+            let (stderr_near, stderr) = output_pipe()?;
+            riders.extend([stdin, stdout, stderr]);
+            outputs = vec![(stdout_near, Stream::Stdout), (stderr_near, Stream::Stderr)];
+        }
+        let wall = spec.limits.wall_ms.map(Duration::from_millis);
+        let log_bytes = spec
+            .limits
+            .output_bytes
+            .unwrap_or(DEFAULT_OUTPUT_BYTES)
+            .min(MAX_OUTPUT_BYTES);
+        let mut task = Task::new(control, outputs, log_bytes, now, wall);
+        if input.is_some() || spec.terminal.is_some() {
+            let ends = spec.terminal.is_none() && !spec.stdin_open;
+            task.set_input(input, spec.stdin.unwrap_or_default().into_bytes(), ends);
+        }
+        let riders: Vec<_> = riders.iter().map(AsFd::as_fd).collect();
+        packet::send(&workbench.control, &Order { command_id: id }, &riders)?;
+        task.write_input();
+        let view = CommandView {
+            id,
+            argv: spec.argv,
+            label: spec.label,
+            terminal: spec.terminal.is_some(),
+            detach: spec.detach,
+            state: CommandState::Running,
+            exit: None,
+        };
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let started_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or_default();
+        Ok(Self {
+            task,
+            view,
+            started_unix_ms,
+            has_channel: channel.is_some(),
+            channel,
+        })
+    }
+
+    /// How it stands.
+    pub(crate) fn status(&self) -> RunnerStatus {
+        let mut view = self.view.clone();
+        if let Some(exit) = &self.task.exit {
+            view.state = CommandState::Exited;
+            view.exit = Some(exit.clone());
+        }
+        RunnerStatus {
+            view,
+            channel: self.has_channel,
+            started_unix_ms: self.started_unix_ms,
+            output_end: self.task.log.end(),
+        }
+    }
+
+    /// Its channel's listener, to be handed out.
+    pub(crate) fn channel(&self) -> io::Result<Option<OwnedFd>> {
+        self.channel.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Takes its channel away, once it has ended.
+    pub(crate) fn close(&mut self, dirs: &StartDirs) {
+        if self.channel.take().is_some() {
+            dirs.remove_runner_channel(&self.view.id.to_string());
+        }
+    }
+}
+
+fn check(spec: &RunnerSpec) -> Result<(), Refusal> {
+    let bad = |message: &str| Err(Refusal::new("bad_request", message));
+    let variables = || spec.env.iter().chain(&spec.relay_env);
+    let bytes = spec.argv.iter().map(String::len).sum::<usize>()
+        + variables()
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>();
+    if spec.argv.first().is_none_or(String::is_empty) {
+        return bad("no program was named");
+    }
+    if spec.argv.len() + variables().count() > MAX_STRINGS || bytes > MAX_STRING_BYTES {
+        return bad("too many or too long arguments and variables");
+    }
+    if variables().any(|(name, _)| name.is_empty() || name.contains(['=', '\0'])) {
+        return bad("a variable's name is empty or contains '='");
+    }
+    if spec.cwd.as_ref().is_some_and(|cwd| !cwd.starts_with('/')) {
+        return bad("the working directory must be an absolute path");
+    }
+    if spec
+        .stdin
+        .as_ref()
+        .is_some_and(|stdin| stdin.len() > MAX_STDIN_BYTES)
+    {
+        return bad("standard input is too long");
+    }
+    if spec.terminal.is_some_and(|size| !is_plausible(size)) {
+        return bad("a terminal has 1 to 1000 columns and rows");
+    }
+    Ok(())
+}
+
+/// Whether a terminal may have this size.
+pub(crate) fn is_plausible(size: TerminalSize) -> bool {
+    (1..=MAX_CELLS).contains(&size.cols) && (1..=MAX_CELLS).contains(&size.rows)
+}
+
+/// Puts the job into memory that the runner can read, and nobody else.
+fn write_job(spec: &RunnerSpec, sandbox: &SandboxSpec) -> io::Result<OwnedFd> {
+    let asked = spec.limits.processes.map_or(u64::MAX, u64::from);
+    let mut rlimits = sandbox.rlimits;
+    rlimits.processes = rlimits.processes.min(asked);
+    let job = RunnerJob {
+        command_id: spec.command_id,
+        argv: spec.argv.clone(),
+        env: with_path(&spec.env, &sandbox.path_additions),
+        relay_env: spec.relay_env.clone(),
+        cwd: spec.cwd.clone().unwrap_or_else(|| WORKSPACE.to_owned()),
+        rlimits,
+        channel: spec.channel,
+        terminal: spec.terminal,
+    };
+    let mut file = std::fs::File::from(memfd_create("runner", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(&job)?)?;
+    file.rewind()?;
+    Ok(file.into())
+}

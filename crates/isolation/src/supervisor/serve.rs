@@ -1,0 +1,530 @@
+//! The supervisor's loop: one thread, one `poll`, everything non-blocking.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
+use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
+use types::{CommandExit, CommandId};
+
+use super::connection::{Connection, Mode};
+use super::runner::Runner;
+use super::start::{Built, Workbench};
+use super::task::{Part, Task, Told};
+use super::{dirs::StartDirs, requests};
+use crate::namespaces::Born;
+use crate::packet;
+use crate::protocol::{Event, Refusal, Reply, Stream};
+use crate::spec::SandboxSpec;
+use crate::sys;
+use crate::walls::hints;
+
+/// Clients at once. Each open terminal and followed command is one.
+const MAX_CONNECTIONS: usize = 256;
+
+/// How long a last answer may take to be written.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// Grace when the supervisor itself is asked to end by SIGTERM.
+const SIGTERM_GRACE: Duration = Duration::from_secs(5);
+
+/// A running sandbox.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) spec: SandboxSpec,
+    pub(crate) dirs: StartDirs,
+    pub(crate) channel: OwnedFd,
+    pub(crate) guest: Task,
+    pub(crate) runners: BTreeMap<CommandId, Runner>,
+    pub(crate) workbench: Option<Workbench>,
+    guest_pid: rustix::process::Pid,
+    listener: OwnedFd,
+    signals: OwnedFd,
+    client_uid: u32,
+    connections: BTreeMap<u64, Connection>,
+    next_connection: u64,
+    stop_at: Option<Instant>,
+}
+
+/// Whom a readiness concerns.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Signals,
+    Listener,
+    Orders,
+    Workbench,
+    Guest(Part),
+    Runner(CommandId, Part),
+    Connection(u64),
+}
+
+impl Supervisor {
+    /// Takes a built sandbox over.
+    pub(crate) fn new(spec: SandboxSpec, built: Built) -> io::Result<Self> {
+        let signals = sys::signal_descriptor(&[libc::SIGTERM])?;
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGPIPE] {
+            sys::ignore_signal(signal);
+        }
+        Ok(Self {
+            spec,
+            dirs: built.dirs,
+            channel: built.channel,
+            guest: built.guest,
+            runners: BTreeMap::new(),
+            workbench: Some(built.workbench),
+            guest_pid: built.guest_pid,
+            listener: built.listener,
+            signals,
+            client_uid: built.client_uid,
+            connections: BTreeMap::new(),
+            next_connection: 0,
+            stop_at: None,
+        })
+    }
+
+    /// Serves until the sandbox was stopped and nothing of it is left.
+    pub(crate) fn serve(mut self) -> io::Result<()> {
+        while !self.has_stopped() {
+            let seen = self.wait()?;
+            let now = Instant::now();
+            for (source, flags) in seen {
+                self.handle(source, flags, now);
+            }
+            self.enforce_deadlines(now);
+            self.feed_connections();
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// Begins to take the sandbox down; more than one may ask.
+    pub(crate) fn stop(&mut self, grace: Duration, now: Instant) {
+        let at = now + grace;
+        if self.stop_at.is_none() {
+            for runner in self.runners.values() {
+                runner.task.kill();
+            }
+            if self.guest.exit.is_none() && !self.guest.deliver(libc::SIGTERM) {
+                self.guest.kill();
+            }
+        }
+        self.stop_at = Some(self.stop_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    pub(crate) const fn is_stopping(&self) -> bool {
+        self.stop_at.is_some()
+    }
+
+    fn has_stopped(&self) -> bool {
+        let over = |task: &Task| task.exit.is_some();
+        self.is_stopping()
+            && over(&self.guest)
+            && self.runners.values().all(|runner| over(&runner.task))
+    }
+
+    /// Waits until something can be done and returns what.
+    fn wait(&self) -> io::Result<Vec<(Source, PollFlags)>> {
+        let mut sources = vec![Source::Signals, Source::Listener];
+        let mut fds = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(
+                &self.listener,
+                if self.connections.len() < MAX_CONNECTIONS {
+                    PollFlags::IN
+                } else {
+                    PollFlags::empty()
+                },
+            ),
+        ];
+        if let Some(workbench) = &self.workbench {
+            sources.extend([Source::Orders, Source::Workbench]);
+            fds.push(PollFd::new(&workbench.control, PollFlags::IN));
+            fds.push(PollFd::new(&workbench.process, PollFlags::IN));
+        }
+        for (part, fd, flags) in self.guest.interest() {
+            sources.push(Source::Guest(part));
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        }
+        for (&id, runner) in &self.runners {
+            for (part, fd, flags) in runner.task.interest() {
+                sources.push(Source::Runner(id, part));
+                fds.push(PollFd::from_borrowed_fd(fd, flags));
+            }
+        }
+        for (&id, connection) in &self.connections {
+            sources.push(Source::Connection(id));
+            let flags = connection.interest(self.takes_input(connection));
+            fds.push(PollFd::new(connection.socket(), flags));
+        }
+        let timeout = self.next_deadline().map(|at| {
+            Timespec::try_from(at.saturating_duration_since(Instant::now())).unwrap_or_default()
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let seen = fds.iter().map(PollFd::revents);
+        Ok(sources
+            .into_iter()
+            .zip(seen)
+            .filter(|(_, flags)| !flags.is_empty())
+            .collect())
+    }
+
+    fn takes_input(&self, connection: &Connection) -> bool {
+        match connection.mode {
+            Mode::Attached(id, _) => self
+                .runners
+                .get(&id)
+                .is_none_or(|runner| runner.task.takes_input()),
+            _ => true,
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let runners = self
+            .runners
+            .values()
+            .filter_map(|runner| runner.task.deadline);
+        let connections = self.connections.values().filter_map(Connection::deadline);
+        let stop = self.stop_at.filter(|_| self.guest.exit.is_none());
+        runners.chain(connections).chain(stop).min()
+    }
+
+    fn enforce_deadlines(&mut self, now: Instant) {
+        for runner in self.runners.values_mut() {
+            runner.task.enforce_deadline(now);
+        }
+        self.connections
+            .retain(|_, connection| connection.deadline().is_none_or(|at| at > now));
+        if self.stop_at.is_some_and(|at| at <= now) {
+            self.guest.kill();
+        }
+    }
+
+    fn handle(&mut self, source: Source, flags: PollFlags, now: Instant) {
+        match source {
+            Source::Signals => {
+                while sys::next_signal(&self.signals).is_some() {
+                    self.stop(SIGTERM_GRACE, now);
+                }
+            }
+            Source::Listener => self.accept(now),
+            Source::Orders => self.read_birth(now),
+            Source::Workbench => self.lose_workbench(),
+            Source::Guest(part) => self.handle_guest(part, now),
+            Source::Runner(id, part) => self.handle_runner(id, part, now),
+            Source::Connection(id) => self.handle_connection(id, flags, now),
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        while self.connections.len() < MAX_CONNECTIONS {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let Ok(socket) = accept_with(&self.listener, flags) else {
+                return;
+            };
+            let known = socket_peercred(&socket)
+                .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == self.client_uid);
+            if known {
+                self.connections
+                    .insert(self.next_connection, Connection::new(socket, now));
+                self.next_connection += 1;
+            }
+        }
+    }
+
+    fn handle_guest(&mut self, part: Part, now: Instant) {
+        match part {
+            Part::Output(index) => self.guest.read_output(index),
+            Part::Input => self.guest.write_input(),
+            Part::News => {
+                self.guest.read_news();
+            }
+            Part::Process => {
+                // Reaps the guest's first process, a child of this one.
+                let _ = waitpid(Some(self.guest_pid), WaitOptions::NOHANG);
+                let exit = self.guest.finish(now);
+                self.note(&format!("guest {}", ending(&exit)));
+                self.tell(&Event::GuestExited { exit });
+            }
+        }
+    }
+
+    fn handle_runner(&mut self, id: CommandId, part: Part, now: Instant) {
+        let Some(runner) = self.runners.get_mut(&id) else {
+            return;
+        };
+        match part {
+            Part::Output(index) => runner.task.read_output(index),
+            Part::Input => runner.task.write_input(),
+            Part::News => {
+                if let Told::Failed(error) = runner.task.read_news() {
+                    self.note(&format!("a runner could not be built: {error}"));
+                }
+            }
+            Part::Process => {
+                let exit = runner.task.finish(now);
+                runner.close(&self.dirs);
+                self.tell(&Event::RunnerExited {
+                    command_id: id,
+                    exit,
+                });
+                requests::forget_oldest(self);
+            }
+        }
+    }
+
+    /// Reads the workbench's answers to orders.
+    fn read_birth(&mut self, now: Instant) {
+        let Some(workbench) = &self.workbench else {
+            return;
+        };
+        let (born, pidfd) = match packet::receive::<Born>(&workbench.control, false) {
+            Ok(Some((born, fds))) => (born, fds.into_iter().next()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => return self.lose_workbench(),
+        };
+        let id = born.command_id;
+        let answer = match (born.error, pidfd) {
+            (None, Some(pidfd)) => self.welcome(id, pidfd, now),
+            (error, _) => {
+                if let Some(mut runner) = self.runners.remove(&id) {
+                    runner.close(&self.dirs);
+                }
+                Err(error.map_or_else(workbench_gone, |error| hints::refusal(&error)))
+            }
+        };
+        for connection in self
+            .connections
+            .values_mut()
+            .filter(|c| c.mode == Mode::Spawning(id))
+        {
+            connection.mode = Mode::Requests;
+            match &answer {
+                Ok(channel) => {
+                    let riders = channel.as_ref().and_then(|fd| fd.try_clone().ok());
+                    connection.say(
+                        &Reply::Spawned { command_id: id },
+                        riders.into_iter().collect(),
+                    );
+                }
+                Err(refusal) => connection.refuse(refusal),
+            }
+        }
+    }
+
+    fn welcome(
+        &mut self,
+        id: CommandId,
+        pidfd: OwnedFd,
+        now: Instant,
+    ) -> Result<Option<OwnedFd>, Refusal> {
+        let stopping = self.is_stopping();
+        let Some(runner) = self.runners.get_mut(&id) else {
+            return Err(workbench_gone());
+        };
+        runner.task.set_process(pidfd);
+        if stopping {
+            runner.task.kill();
+        }
+        runner.task.enforce_deadline(now);
+        runner
+            .channel()
+            .map_err(|e| Refusal::new("internal", e.to_string()))
+    }
+
+    /// The workbench is gone, and with it every runner. There is no second one: root's
+    /// right to build it was given up at the start.
+    fn lose_workbench(&mut self) {
+        let Some(workbench) = self.workbench.take() else {
+            return;
+        };
+        let _ = pidfd_send_signal(&workbench.process, Signal::KILL);
+        let _ = waitpid(Some(workbench.pid), WaitOptions::NOHANG);
+        self.note("the workbench is gone; commands need a restart of the sandbox");
+        let refusal = workbench_gone();
+        for connection in self.connections.values_mut() {
+            if let Mode::Spawning(id) = connection.mode {
+                connection.mode = Mode::Requests;
+                connection.refuse(&refusal);
+                self.runners.remove(&id);
+            }
+        }
+    }
+
+    fn handle_connection(&mut self, id: u64, flags: PollFlags, now: Instant) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        if flags.contains(PollFlags::OUT) {
+            connection.write();
+        }
+        let alive = if flags.contains(PollFlags::IN) {
+            connection.read().unwrap_or(false)
+        } else {
+            !flags.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
+        };
+        if alive {
+            self.take_frames(id, now);
+        } else {
+            self.connections.remove(&id);
+        }
+    }
+
+    /// Handles the frames that arrived on a connection.
+    fn take_frames(&mut self, id: u64, now: Instant) {
+        // The connection leaves the map while its requests act on the rest.
+        let Some(mut connection) = self.connections.remove(&id) else {
+            return;
+        };
+        while self.takes_input(&connection) {
+            match connection.next_frame() {
+                Ok(Some(frame)) => requests::handle(self, &mut connection, frame, now),
+                Ok(None) => break,
+                Err(error) => {
+                    connection.refuse(&Refusal::new("bad_request", error.to_string()));
+                    connection.close();
+                }
+            }
+        }
+        self.connections.insert(id, connection);
+    }
+
+    /// Gives each follower the next piece it can take, and closes what is done.
+    fn feed_connections(&mut self) {
+        let now = Instant::now();
+        let ids: Vec<u64> = self.connections.keys().copied().collect();
+        for id in ids {
+            self.take_frames(id, now);
+            if let Some(connection) = self.connections.get_mut(&id) {
+                match connection.mode {
+                    Mode::Attached(runner, _) => {
+                        feed_attached(connection, self.runners.get(&runner));
+                    }
+                    Mode::GuestLog(_) => feed_guest_log(connection, &self.guest),
+                    _ => {}
+                }
+            }
+        }
+        self.connections
+            .retain(|_, connection| !connection.is_done());
+    }
+
+    /// Tells every watcher.
+    fn tell(&mut self, event: &Event) {
+        for connection in self
+            .connections
+            .values_mut()
+            .filter(|c| c.mode == Mode::Watching)
+        {
+            connection.say(event, Vec::new());
+        }
+    }
+
+    /// Writes a line of the supervisor's own into the guest's log.
+    fn note(&mut self, line: &str) {
+        self.guest
+            .log
+            .append(Stream::Stderr, format!("[supervisor] {line}\n").as_bytes());
+    }
+
+    /// The last steps: nothing runs any more but the workbench.
+    fn end(&mut self) {
+        if let Some(workbench) = self.workbench.take() {
+            let _ = pidfd_send_signal(&workbench.process, Signal::KILL);
+            let _ = waitpid(Some(workbench.pid), WaitOptions::empty());
+        }
+        self.dirs.remove();
+        self.feed_connections();
+        for connection in self.connections.values_mut() {
+            if connection.mode == Mode::Stopping {
+                connection.say(&Reply::Done, Vec::new());
+            }
+            connection.close();
+        }
+        let until = Instant::now() + FLUSH_WITHIN;
+        self.connections
+            .retain(|_, connection| !connection.is_done());
+        while let Some(connection) = self.connections.values_mut().next() {
+            let left = Timespec::try_from(until.saturating_duration_since(Instant::now()));
+            let mut fds = [PollFd::from_borrowed_fd(
+                connection.socket().as_fd(),
+                PollFlags::OUT,
+            )];
+            if !matches!(poll(&mut fds, left.ok().as_ref()), Ok(1..)) {
+                return;
+            }
+            connection.write();
+            self.connections
+                .retain(|_, connection| !connection.is_done());
+        }
+    }
+}
+
+/// Sends a follower everything there is, as long as it takes it; a slow one misses what
+/// the ring drops meanwhile, which the offset of the next frame tells it.
+fn feed_attached(connection: &mut Connection, runner: Option<&Runner>) {
+    while connection.is_idle() {
+        let Mode::Attached(id, from) = connection.mode else {
+            return;
+        };
+        let Some(runner) = runner else {
+            connection.refuse(&Refusal::new("not_found", "the command was forgotten"));
+            connection.close();
+            return;
+        };
+        if let Some((stream, offset, bytes)) = runner.task.log.read(from) {
+            connection.mode = Mode::Attached(id, offset + bytes.len() as u64);
+            connection.say_data(stream, offset, bytes);
+        } else {
+            if let Some(exit) = runner.task.exit.clone() {
+                connection.say(
+                    &Reply::Exited {
+                        command_id: id,
+                        exit,
+                    },
+                    Vec::new(),
+                );
+                connection.close();
+            }
+            return;
+        }
+    }
+}
+
+fn feed_guest_log(connection: &mut Connection, guest: &Task) {
+    while connection.is_idle() {
+        let Mode::GuestLog(from) = connection.mode else {
+            return;
+        };
+        if let Some((stream, offset, bytes)) = guest.log.read(from) {
+            connection.mode = Mode::GuestLog(offset + bytes.len() as u64);
+            connection.say_data(stream, offset, bytes);
+        } else {
+            if guest.exit.is_some() {
+                connection.close();
+            }
+            return;
+        }
+    }
+}
+
+pub(crate) fn workbench_gone() -> Refusal {
+    Refusal::new(
+        "workbench_gone",
+        "this sandbox can run no more commands: its workbench ended",
+    )
+    .with_hint("restart the sandbox; if memory ran out, give it more")
+}
+
+fn ending(exit: &CommandExit) -> String {
+    match (exit.code, exit.signal) {
+        (Some(code), _) => format!("exited with code {code}"),
+        (None, Some(signal)) => format!("was ended by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}

@@ -1,0 +1,340 @@
+//! One supervised process tree: a guest or a runner, with its output, input and end.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+use types::{CommandExit, TerminalSize};
+
+use super::log::Log;
+use crate::init::{Deliver, News};
+use crate::namespaces::winsize;
+use crate::packet;
+use crate::protocol::Stream;
+use crate::walls::WallError;
+
+/// Bytes of input that wait for a process; beyond it the sender is not read any more.
+const MAX_PENDING_INPUT: usize = 256 << 10;
+
+/// Most bytes read from one descriptor before others have their turn.
+const READ_SLICE: usize = 64 << 10;
+
+/// Most bytes that are still read from a pipe once its process is gone. Enough for what a
+/// pipe can hold; a stranger who was handed the write end cannot keep us reading.
+const MAX_REMAINDER: usize = 4 << 20;
+
+/// What a terminal takes for the end of input (Ctrl-D).
+const END_OF_TRANSMISSION: u8 = 4;
+
+/// What is waited for on behalf of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Process,
+    News,
+    Output(usize),
+    Input,
+}
+
+/// What came of reading a task's news.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Nothing,
+    Started,
+    Failed(WallError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) log: Log,
+    /// How it ended, once nothing of it is left.
+    pub(crate) exit: Option<CommandExit>,
+    /// When its time is up.
+    pub(crate) deadline: Option<Instant>,
+    process: Option<OwnedFd>,
+    control: Option<OwnedFd>,
+    outputs: Vec<(OwnedFd, Stream)>,
+    input: Option<Input>,
+    terminal: bool,
+    started: Instant,
+    report: Option<CommandExit>,
+    timed_out: bool,
+}
+
+/// Input on its way to a process.
+#[derive(Debug)]
+struct Input {
+    to: Option<OwnedFd>,
+    pending: Vec<u8>,
+    ends: bool,
+}
+
+impl Task {
+    /// A task whose output arrives on `outputs` (none yet for a terminal).
+    pub(crate) fn new(
+        control: OwnedFd,
+        outputs: Vec<(OwnedFd, Stream)>,
+        log_bytes: u64,
+        now: Instant,
+        wall: Option<Duration>,
+    ) -> Self {
+        Self {
+            log: Log::new(log_bytes),
+            exit: None,
+            deadline: wall.map(|wall| now + wall),
+            process: None,
+            control: Some(control),
+            terminal: outputs.is_empty(),
+            outputs,
+            input: None,
+            started: now,
+            report: None,
+            timed_out: false,
+        }
+    }
+
+    /// Sets what it will read. `to` is `None` for a terminal, whose near end comes later.
+    pub(crate) fn set_input(&mut self, to: Option<OwnedFd>, pending: Vec<u8>, ends: bool) {
+        self.input = Some(Input { to, pending, ends });
+    }
+
+    pub(crate) fn set_process(&mut self, pidfd: OwnedFd) {
+        self.process = Some(pidfd);
+    }
+
+    /// What to wait for.
+    pub(crate) fn interest(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
+        let mut wanted = Vec::with_capacity(5);
+        if self.exit.is_some() {
+            return wanted;
+        }
+        if let Some(process) = &self.process {
+            wanted.push((Part::Process, process.as_fd(), PollFlags::IN));
+        }
+        if let Some(control) = &self.control {
+            wanted.push((Part::News, control.as_fd(), PollFlags::IN));
+        }
+        for (index, (fd, _)) in self.outputs.iter().enumerate() {
+            wanted.push((Part::Output(index), fd.as_fd(), PollFlags::IN));
+        }
+        if let Some(Input {
+            to: Some(fd),
+            pending,
+            ..
+        }) = &self.input
+            && !pending.is_empty()
+        {
+            wanted.push((Part::Input, fd.as_fd(), PollFlags::OUT));
+        }
+        wanted
+    }
+
+    /// Reads one slice of output. A descriptor at its end is closed.
+    pub(crate) fn read_output(&mut self, index: usize) {
+        let Some((fd, stream)) = self.outputs.get(index) else {
+            return;
+        };
+        let mut buffer = vec![0; READ_SLICE];
+        match rustix::io::read(fd, buffer.as_mut_slice()) {
+            Ok(length) if length > 0 => {
+                self.log
+                    .append(*stream, buffer.get(..length).unwrap_or_default());
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            // EIO: the last process let go of the terminal. It may be opened again, but
+            // then by nobody who can, once the terminal's file system is the runner's own.
+            Ok(_) | Err(_) => {
+                self.outputs.remove(index);
+            }
+        }
+    }
+
+    /// Reads what the task's first process has to say.
+    pub(crate) fn read_news(&mut self) -> Told {
+        let Some(control) = &self.control else {
+            return Told::Nothing;
+        };
+        match packet::receive::<News>(control, false) {
+            Ok(Some((News::Started, fds))) => {
+                if let Some(near_end) = fds.into_iter().next() {
+                    self.connect_terminal(near_end);
+                }
+                Told::Started
+            }
+            Ok(Some((
+                News::Exited {
+                    code,
+                    signal,
+                    error,
+                },
+                _,
+            ))) => {
+                self.report = Some(CommandExit {
+                    code,
+                    signal,
+                    error,
+                    ..CommandExit::default()
+                });
+                Told::Nothing
+            }
+            Ok(Some((News::Failed(error), _))) => {
+                let text = format!("the runner could not be built: {error}");
+                self.report = Some(CommandExit {
+                    error: Some(text),
+                    ..CommandExit::default()
+                });
+                Told::Failed(error)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Told::Nothing,
+            Ok(None) | Err(_) => {
+                self.control = None;
+                Told::Nothing
+            }
+        }
+    }
+
+    /// Why the program could not be started, when it said so.
+    pub(crate) fn reported_error(&self) -> Option<&str> {
+        self.report.as_ref()?.error.as_deref()
+    }
+
+    fn connect_terminal(&mut self, near_end: OwnedFd) {
+        let prepared = rustix::io::ioctl_fionbio(&near_end, true)
+            .map_err(io::Error::from)
+            .and_then(|()| near_end.try_clone());
+        if let (Ok(writer), Some(input)) = (prepared, &mut self.input) {
+            input.to = Some(writer);
+            self.outputs.push((near_end, Stream::Stdout));
+        }
+    }
+
+    /// Whether more input may be taken in.
+    pub(crate) fn takes_input(&self) -> bool {
+        self.input
+            .as_ref()
+            .is_none_or(|input| input.pending.len() < MAX_PENDING_INPUT)
+    }
+
+    /// Adds input; what arrives after its end is dropped.
+    pub(crate) fn add_input(&mut self, bytes: &[u8]) {
+        if let Some(input) = &mut self.input
+            && !input.ends
+        {
+            input.pending.extend_from_slice(bytes);
+            self.write_input();
+        }
+    }
+
+    /// No more input will come.
+    pub(crate) fn end_input(&mut self) {
+        if self.terminal {
+            self.add_input(&[END_OF_TRANSMISSION]);
+        } else if let Some(input) = &mut self.input {
+            input.ends = true;
+            self.write_input();
+        }
+    }
+
+    /// Writes pending input; closes it once all is written and no more will come.
+    pub(crate) fn write_input(&mut self) {
+        let Some(input) = &mut self.input else {
+            return;
+        };
+        let Some(fd) = &input.to else {
+            return;
+        };
+        if !input.pending.is_empty() {
+            match rustix::io::write(fd, &input.pending) {
+                Ok(length) => {
+                    input.pending.drain(..length);
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                // Nobody reads any more.
+                Err(_) => {
+                    self.input = None;
+                    return;
+                }
+            }
+        }
+        if input.ends && input.pending.is_empty() {
+            self.input = None;
+        }
+    }
+
+    /// Tells a terminal its new size.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Some((near_end, _)) = self.outputs.first().filter(|_| self.terminal) {
+            // A terminal that is gone has no size.
+            let _ = rustix::termios::tcsetwinsize(near_end, winsize(size));
+        }
+    }
+
+    /// Has a signal delivered within. `false` when nobody is there to do it.
+    pub(crate) fn deliver(&self, signal: i32) -> bool {
+        self.control
+            .as_ref()
+            .is_some_and(|control| packet::send(control, &Deliver { signal }, &[]).is_ok())
+    }
+
+    /// Ends the whole tree: the death of its first process is that of the pid namespace.
+    pub(crate) fn kill(&self) {
+        if let Some(process) = self.process.as_ref().filter(|_| self.exit.is_none()) {
+            // It may have ended this moment.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+
+    /// Kills the tree when its time is up.
+    pub(crate) fn enforce_deadline(&mut self, now: Instant) {
+        if self.exit.is_none()
+            && self.process.is_some()
+            && self.deadline.is_some_and(|at| at <= now)
+        {
+            self.timed_out = true;
+            self.deadline = None;
+            self.kill();
+        }
+    }
+
+    /// Takes the end in: the process is gone, and with it everything in its namespace.
+    pub(crate) fn finish(&mut self, now: Instant) -> CommandExit {
+        while self.control.is_some() && self.report.is_none() {
+            let before = self.report.clone();
+            if self.read_news() == Told::Nothing && self.report == before {
+                break;
+            }
+        }
+        self.read_remainder();
+        let mut exit = self.report.take().unwrap_or(CommandExit {
+            signal: Some(libc::SIGKILL),
+            ..CommandExit::default()
+        });
+        exit.timed_out = self.timed_out;
+        exit.dropped_bytes = self.log.dropped();
+        exit.wall_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
+        self.process = None;
+        self.control = None;
+        self.input = None;
+        self.outputs.clear();
+        self.deadline = None;
+        self.exit = Some(exit.clone());
+        exit
+    }
+
+    fn read_remainder(&mut self) {
+        let limit = self.log.end() + MAX_REMAINDER as u64;
+        while let Some((fd, _)) = self.outputs.first() {
+            let mut ready = [rustix::event::PollFd::new(fd, PollFlags::IN)];
+            let now = rustix::event::Timespec::default();
+            if self.log.end() >= limit
+                || !matches!(rustix::event::poll(&mut ready, Some(&now)), Ok(1..))
+            {
+                self.outputs.remove(0);
+            } else {
+                self.read_output(0);
+            }
+        }
+    }
+}
