@@ -53,7 +53,7 @@ drills! {
     fsopen => |_| refused(libc::SYS_fsopen, [path(TMPFS), NONE, 0, 0, 0, 0]);
     fsmount => |_| refused(libc::SYS_fsmount, [NO_FD, NONE, NONE, 0, 0, 0]);
     mount_setattr => |_| refused(libc::SYS_mount_setattr, [NO_FD, path(USR), NONE, NONE, NONE, 0]);
-    ptrace_attach => |_| refused(libc::SYS_ptrace, [libc::PTRACE_ATTACH as usize, 1, 0, 0, 0, 0]);
+    ptrace_traceme => |_| refused(libc::SYS_ptrace, [libc::PTRACE_TRACEME as usize, 0, 0, 0, 0, 0]);
     ptrace_seize => |_| refused(libc::SYS_ptrace, [libc::PTRACE_SEIZE as usize, 1, 0, 0, 0, 0]);
     process_vm_readv => |_| vm(libc::SYS_process_vm_readv);
     process_vm_writev => |_| vm(libc::SYS_process_vm_writev);
