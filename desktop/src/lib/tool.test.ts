@@ -29,6 +29,6 @@ describe('toolView', () => {
   it('does something sensible with a tool it never heard of', () => {
     expect(view('order_pizza', { size: 'L' })).toMatchObject({ verb: 'Order pizza', target: '', rest: { size: 'L' } });
     expect(view('', {}).verb).toBe('Tool');
-    expect(view('recall', { query: 'deploy day' })).toMatchObject({ icon: 'brain', target: 'deploy day' });
+    expect(view('recall', { query: 'deploy day' })).toMatchObject({ icon: 'memory', target: 'deploy day' });
   });
 });

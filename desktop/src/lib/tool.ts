@@ -3,7 +3,7 @@
 import { text, type ToolCall } from './transcript';
 import { workspacePath } from './paths';
 
-export type IconName = 'terminal' | 'file' | 'pencil' | 'plus' | 'search' | 'brain' | 'folder' | 'tool';
+export type IconName = 'terminal' | 'file' | 'pencil' | 'plus' | 'search' | 'memory' | 'folder' | 'tool';
 
 export interface DiffLine {
   sign: '+' | '-' | ' ' | '@';
@@ -69,9 +69,9 @@ export function toolView(call: Pick<ToolCall, 'name' | 'arguments'>): ToolView {
     if (/delete|remove/.test(name)) return { ...base, icon: 'file', verb: 'Delete', target: pathText };
   }
   const query = pick(args, ['query', 'pattern', 'words', 'q']);
-  if (/recall/.test(name)) return { ...base, icon: 'brain', verb: 'Recall', target: text(query), rest: without(args, ['query', 'words', 'q']) };
-  if (/remember/.test(name)) return { ...base, icon: 'brain', verb: 'Remember', target: text(args.text), rest: without(args, ['text']) };
-  if (/forget/.test(name)) return { ...base, icon: 'brain', verb: 'Forget', target: text(args.id), rest: without(args, ['id']) };
+  if (/recall/.test(name)) return { ...base, icon: 'memory', verb: 'Recall', target: text(query), rest: without(args, ['query', 'words', 'q']) };
+  if (/remember/.test(name)) return { ...base, icon: 'memory', verb: 'Remember', target: text(args.text), rest: without(args, ['text']) };
+  if (/forget/.test(name)) return { ...base, icon: 'memory', verb: 'Forget', target: text(args.id), rest: without(args, ['id']) };
   if (query !== undefined) return { ...base, icon: 'search', verb: 'Search', target: text(query), rest: without(args, ['query', 'pattern', 'words', 'q']) };
   if (typeof pathText === 'string') return { ...base, icon: 'file', verb: /read|view|open/.test(name) ? 'Read' : title(call.name), target: pathText };
   if (/list/.test(name)) return { ...base, icon: 'folder', verb: 'List', target: '.', path: '' };
