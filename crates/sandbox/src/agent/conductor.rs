@@ -1,0 +1,205 @@
+//! Starts runs, knows which ones work, cancels them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use types::RunId;
+
+use super::model::{ModelClient, RetryPolicy};
+use super::run::{self, Agent};
+use super::task::{Task, TaskError};
+use super::tools::Tools;
+use crate::channel::{Channel, ChannelError};
+use crate::files::Workspace;
+use crate::store::{EventStore, NewEvent, RunStatus, StoreError};
+
+/// Runs that work at a time.
+pub const MAX_RUNS: usize = 4;
+
+/// Why a run was not started or cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum ConductorError {
+    /// The task is not acceptable.
+    #[error("{0}")]
+    Task(TaskError),
+    /// There is no such model.
+    #[error("there is no model {asked:?}; expected provider/model, one of: {known}")]
+    Model {
+        /// What was asked for.
+        asked: String,
+        /// What there is.
+        known: String,
+    },
+    /// The gateway offers nothing.
+    #[error("no model provider is configured")]
+    NoModel,
+    /// All places are taken.
+    #[error("too many runs are working")]
+    Busy,
+    /// It has ended already.
+    #[error("the run has ended already")]
+    NotRunning,
+    /// The gateway cannot be asked.
+    #[error("the gateway cannot be asked for its models")]
+    Channel(#[source] ChannelError),
+    /// The run cannot be recorded.
+    #[error("the run cannot be recorded")]
+    Store(#[source] StoreError),
+}
+
+impl From<StoreError> for ConductorError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// The agent's front; clones share it.
+#[derive(Debug, Clone)]
+pub struct Conductor {
+    store: EventStore,
+    channel: Channel,
+    workspace: Workspace,
+    file_operations: Arc<Semaphore>,
+    retries: RetryPolicy,
+    places: Arc<Semaphore>,
+    working: Arc<Mutex<HashMap<RunId, CancellationToken>>>,
+    tasks: TaskTracker,
+    cancelled: CancellationToken,
+}
+
+impl Conductor {
+    /// A conductor without runs.
+    #[must_use]
+    pub fn new(
+        store: EventStore,
+        channel: Channel,
+        workspace: Workspace,
+        file_operations: Arc<Semaphore>,
+        cancelled: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            channel,
+            workspace,
+            file_operations,
+            retries: RetryPolicy::default(),
+            places: Arc::new(Semaphore::new(MAX_RUNS)),
+            working: Arc::default(),
+            tasks: TaskTracker::new(),
+            cancelled,
+        }
+    }
+
+    /// The same with other times between retries.
+    #[must_use]
+    pub fn with_retries(mut self, retries: RetryPolicy) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// Marks runs that an earlier process left unfinished as failed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn fail_interrupted(&self) -> Result<(), StoreError> {
+        let events: Vec<_> = self
+            .store
+            .unfinished_runs()
+            .await?
+            .into_iter()
+            .map(|id| {
+                let data = json!({"status": RunStatus::Failed.as_str(), "error": "interrupted by a restart"});
+                NewEvent::of_run(id, "run.finished", data)
+            })
+            .collect();
+        if !events.is_empty() {
+            tracing::info!(runs = events.len(), "runs were interrupted by a restart");
+            self.store.append_all(events).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a run; it works on by itself.
+    ///
+    /// # Errors
+    /// When the task or the model is not acceptable, all places are taken, or the gateway
+    /// or the store fails. Nothing has begun then.
+    pub async fn start(&self, task: Task) -> Result<RunId, ConductorError> {
+        let bounds = task.bounds().map_err(ConductorError::Task)?;
+        let place = self
+            .places
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| ConductorError::Busy)?;
+        let offered = self
+            .channel
+            .providers()
+            .await
+            .map_err(ConductorError::Channel)?;
+        let choice = offered.choose(task.model.as_deref())?;
+        let run_id = RunId::generate();
+        // In the map before anybody can know of the run, so that it can be cancelled at once.
+        let cancelled = self.cancelled.child_token();
+        self.working().insert(run_id, cancelled.clone());
+        let started = json!({"prompt": task.prompt, "model": choice.name()});
+        if let Err(error) = self
+            .store
+            .append(NewEvent::of_run(run_id, "run.started", started))
+            .await
+        {
+            self.working().remove(&run_id);
+            return Err(error.into());
+        }
+        let agent = Agent {
+            run_id,
+            store: self.store.clone(),
+            model: ModelClient::new(self.channel.clone(), choice, self.retries),
+            tools: Tools::new(
+                run_id,
+                self.store.clone(),
+                self.channel.clone(),
+                self.workspace.clone(),
+                self.file_operations.clone(),
+            ),
+            bounds,
+            cancelled,
+            stopping: self.cancelled.clone(),
+        };
+        let working = self.working.clone();
+        self.tasks.spawn(async move {
+            run::work(agent, task.prompt).await;
+            working
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&run_id);
+            drop(place);
+        });
+        Ok(run_id)
+    }
+
+    /// Cancels a run. Its last event tells when it has ended.
+    ///
+    /// # Errors
+    /// [`ConductorError::NotRunning`] when it has ended already.
+    pub fn cancel(&self, run_id: RunId) -> Result<(), ConductorError> {
+        self.working()
+            .get(&run_id)
+            .map(CancellationToken::cancel)
+            .ok_or(ConductorError::NotRunning)
+    }
+
+    /// Resolves when no run works any more; none is started from now on.
+    pub async fn drained(&self) {
+        self.places.close();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn working(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, CancellationToken>> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

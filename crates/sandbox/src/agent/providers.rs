@@ -1,0 +1,161 @@
+//! The models that the gateway offers, and the choice among them.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::conductor::ConductorError;
+
+/// Which wire format a provider speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderKind {
+    /// OpenAI chat completions.
+    #[serde(rename = "openai")]
+    OpenAi,
+    /// Anthropic messages.
+    Anthropic,
+}
+
+/// One provider of the gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Provider {
+    /// Its name in paths and in `provider/model`.
+    pub name: String,
+    /// Its wire format.
+    pub kind: ProviderKind,
+    /// The models that are known; others may work.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// It is the offline demo and no language model.
+    #[serde(default)]
+    pub demo: bool,
+}
+
+/// A model of a provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelName {
+    /// The provider's name.
+    pub provider: String,
+    /// The model's name.
+    pub model: String,
+}
+
+/// What the gateway offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Providers {
+    /// The providers.
+    #[serde(default)]
+    pub providers: Vec<Provider>,
+    /// What is used when nothing is asked for.
+    #[serde(default)]
+    pub default: Option<ModelName>,
+}
+
+/// A model that was chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) provider: String,
+    pub(crate) kind: ProviderKind,
+    pub(crate) model: String,
+}
+
+impl Choice {
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}", self.provider, self.model)
+    }
+}
+
+impl Providers {
+    /// Chooses what is asked for as `provider/model`, or the default, or the first there is.
+    pub(crate) fn choose(&self, asked: Option<&str>) -> Result<Choice, ConductorError> {
+        let (provider, model) = match (asked, &self.default) {
+            (Some(asked), _) => asked
+                .split_once('/')
+                .filter(|(provider, model)| !provider.is_empty() && !model.is_empty())
+                .ok_or_else(|| self.unknown(asked))?,
+            (None, Some(default)) => (default.provider.as_str(), default.model.as_str()),
+            (None, None) => self
+                .providers
+                .iter()
+                .find_map(|one| Some((one.name.as_str(), one.models.first()?.as_str())))
+                .ok_or(ConductorError::NoModel)?,
+        };
+        let found = self.providers.iter().find(|one| one.name == provider);
+        let found = found.ok_or_else(|| match asked {
+            Some(asked) => self.unknown(asked),
+            None => ConductorError::NoModel,
+        })?;
+        // The demo has exactly its models; a real provider may have more than are listed.
+        if found.demo && !found.models.iter().any(|one| one == model) {
+            return Err(self.unknown(&format!("{provider}/{model}")));
+        }
+        Ok(Choice {
+            provider: provider.to_owned(),
+            kind: found.kind,
+            model: model.to_owned(),
+        })
+    }
+
+    fn unknown(&self, asked: &str) -> ConductorError {
+        let known = self
+            .providers
+            .iter()
+            .flat_map(|one| {
+                one.models
+                    .iter()
+                    .map(|model| format!("{}/{model}", one.name))
+            })
+            .collect::<Vec<_>>();
+        ConductorError::Model {
+            asked: asked.chars().take(200).collect(),
+            known: known.join(", "),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ModelName, Provider, ProviderKind, Providers};
+
+    fn offered() -> Providers {
+        let provider = |name: &str, model: &str, demo| Provider {
+            name: name.to_owned(),
+            kind: ProviderKind::OpenAi,
+            models: vec![model.to_owned()],
+            demo,
+        };
+        Providers {
+            providers: vec![
+                provider("demo", "choir-demo", true),
+                provider("real", "big", false),
+            ],
+            default: Some(ModelName {
+                provider: "real".into(),
+                model: "big".into(),
+            }),
+        }
+    }
+
+    #[test]
+    fn chooses_what_is_asked_for_or_the_default() {
+        let offered = offered();
+        assert_eq!(offered.choose(None).unwrap().name(), "real/big");
+        assert_eq!(
+            offered.choose(Some("real/org/other")).unwrap().model,
+            "org/other"
+        );
+        assert_eq!(
+            offered.choose(Some("demo/choir-demo")).unwrap().provider,
+            "demo"
+        );
+    }
+
+    #[test]
+    fn an_unknown_model_is_refused_with_the_known_ones() {
+        for asked in ["nobody/x", "big", "/x", "real/", "demo/other"] {
+            let error = offered().choose(Some(asked)).unwrap_err().to_string();
+            assert!(error.contains("real/big"), "{error}");
+        }
+        assert!(Providers::default().choose(None).is_err());
+    }
+}

@@ -1,0 +1,139 @@
+//! Relays the loopback address that programs in the sandbox take for the gateway to the
+//! channel socket, byte by byte: the hypervisor sees what the program sent, its token
+//! included, and decides (arch §1).
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Connections relayed at a time; further ones wait in the listener's backlog.
+pub const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may carry nothing in either direction. Model streams can think
+/// for minutes; an abandoned connection must not hold its place for ever.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+/// Bytes read at once, per direction.
+const BUFFER: usize = 16 * 1024;
+/// Pause after the listener could not accept, such as for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound relay that does not accept yet.
+#[derive(Debug)]
+pub struct Relay {
+    listener: TcpListener,
+    socket: PathBuf,
+}
+
+impl Relay {
+    /// Binds the address.
+    ///
+    /// # Errors
+    /// When the address is taken.
+    pub async fn bind(address: SocketAddr, socket: &Path) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        Ok(Self {
+            listener,
+            socket: socket.to_owned(),
+        })
+    }
+
+    /// The address that is served.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Relays until cancelled; then every connection is cut.
+    pub async fn run(self, cancelled: CancellationToken) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let accept = async {
+                // The place first: who waits, waits in the kernel's bounded backlog.
+                let place = places.clone().acquire_owned().await.ok()?;
+                Some((place, self.listener.accept().await))
+            };
+            let accepted = tokio::select! {
+                () = cancelled.cancelled() => return,
+                accepted = accept => accepted,
+            };
+            match accepted {
+                None => return,
+                Some((place, Ok((stream, _)))) => {
+                    let (socket, cancelled) = (self.socket.clone(), cancelled.clone());
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = cancelled.cancelled() => {}
+                            result = relay(stream, &socket) => {
+                                if let Err(error) = result {
+                                    tracing::debug!(%error, "a relayed connection ended");
+                                }
+                            }
+                        }
+                        drop(place);
+                    });
+                }
+                Some((_, Err(error))) => {
+                    tracing::warn!(%error, "the relay cannot accept connections for now");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+async fn relay(client: TcpStream, socket: &Path) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let host = UnixStream::connect(socket).await?;
+    let (mut client_read, mut client_write) = client.into_split();
+    let (mut host_read, mut host_write) = host.into_split();
+    let moved = AtomicU64::new(0);
+    // A broken direction takes the other one with it; an ended one does not.
+    let both = async {
+        tokio::try_join!(
+            copy(&mut client_read, &mut host_write, &moved),
+            copy(&mut host_read, &mut client_write, &moved),
+        )
+    };
+    tokio::select! {
+        result = both => result.map(drop),
+        () = until_idle(&moved) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+async fn copy(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    moved: &AtomicU64,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(buffer.get(..read).unwrap_or_default()).await?;
+        moved.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Resolves once nothing was moved for [`IDLE_TIMEOUT`].
+async fn until_idle(moved: &AtomicU64) {
+    let mut before = moved.load(Ordering::Relaxed);
+    loop {
+        tokio::time::sleep(IDLE_TIMEOUT).await;
+        let now = moved.load(Ordering::Relaxed);
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}
