@@ -52,6 +52,9 @@ mod segment;
 mod verify;
 mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{AppendError, OpenError, ReadError, RecordError};
 pub use ledger::{Head, Health, Ledger, Options};
 pub use queue::{Receipt, Ticket};
