@@ -16,7 +16,7 @@ import { WebSocketServer } from 'ws';
 
 const DIST = fileURLToPath(new URL('../dist', import.meta.url));
 const TYPES = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml' };
-const POLICY = "default-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; object-src 'none'";
+const POLICY = "default-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; base-uri 'none'; object-src 'none'";
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
@@ -254,6 +254,11 @@ export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
       response.writeHead(200, { 'Content-Type': 'application/x-ndjson' });
       return response.end(state.events.map((event) => JSON.stringify(event)).join('\n'));
     }
+    if (route === 'GET /logs/events') {
+      const since = Number(query.get('since_seq') ?? 0);
+      const events = state.events.slice(since, since + Number(query.get('limit') ?? 200));
+      return json(response, 200, { events, next_seq: events.at(-1)?.seq ?? since });
+    }
     if (route === 'POST /conductor/execute') {
       const { prompt, model } = JSON.parse(await body(request));
       return json(response, 202, { run_id: execute(prompt, model) });
@@ -412,7 +417,7 @@ export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
         state.sockets.add(ws);
         ws.on('close', () => state.sockets.delete(ws));
         ws.on('message', (data) => {
-          const { since_seq: since } = JSON.parse(data);
+          const since = Math.min(JSON.parse(data).since_seq, state.events.length);
           for (const event of state.events.slice(since)) ws.send(JSON.stringify({ type: 'event', event }));
           ws.send(JSON.stringify({ type: 'caught_up', seq: state.events.length }));
           ws.ready = true;

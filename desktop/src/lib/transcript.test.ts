@@ -38,6 +38,17 @@ describe('transcript', () => {
     expect(other[1]).toMatchObject({ answer: 'Done.' });
   });
 
+  it('notes memories and retries', () => {
+    const notes = transcript([
+      event('run.recalled', { memories: ['a', 'b'] }),
+      event('run.retry', { attempt: 1, wait_ms: 1500, reason: 'status 529' }),
+    ]);
+    expect(notes.map((note) => note.kind === 'note' && note.text)).toEqual([
+      'Begins with 2 memories of earlier tasks.',
+      'The model did not answer (status 529). Tried again after 1.5 s.',
+    ]);
+  });
+
   it('survives events it does not know and results without a call', () => {
     expect(transcript([event('run.dream', {}), event('run.tool_result', { call_id: 'zz', output: 'x' })])).toEqual([]);
   });

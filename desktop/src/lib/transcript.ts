@@ -13,6 +13,7 @@ export interface ToolCall {
 export type Item =
   | { kind: 'text'; seq: number; text: string }
   | { kind: 'tool'; seq: number; call: ToolCall }
+  | { kind: 'note'; seq: number; text: string }
   | { kind: 'finished'; seq: number; status: RunStatus; answer: string | null; error: string | null };
 
 export function text(value: unknown): string {
@@ -78,6 +79,11 @@ export function transcript(events: readonly EventRecord[]): Item[] {
           endedAt: ts,
         };
       }
+    } else if (kind === 'run.recalled' && Array.isArray(data.memories)) {
+      const found = data.memories.length;
+      items.push({ kind: 'note', seq, text: `Begins with ${found === 1 ? 'one memory' : `${found} memories`} of earlier tasks.` });
+    } else if (kind === 'run.retry') {
+      items.push({ kind: 'note', seq, text: `The model did not answer (${text(data.reason)}). Tried again after ${(number(data.wait_ms) / 1000).toFixed(1)} s.` });
     } else if (kind === 'run.finished') {
       const last = items.findLast((item) => item.kind === 'text');
       const answer = text(data.answer);

@@ -15,8 +15,12 @@ const BATCH_MS = 24;
 interface Listener {
   events?: (events: EventRecord[]) => void;
   delta?: (runId: string, text: string) => void;
-  /** Everything up to the server's present is here; `first` on the first connection of this page. */
-  caughtUp?: (first: boolean) => void;
+  /** A piece of what a running command prints. */
+  output?: (runId: string, callId: string, text: string) => void;
+  /** Everything up to the server's present, `seq`, is here; `first` on the first connection of this page. */
+  caughtUp?: (first: boolean, seq: number) => void;
+  /** The store is another one than before: what came from the old one is void. */
+  reset?: () => void;
 }
 
 /** The event socket: one cursor, resumed after every loss, and the identity of what answers. */
@@ -31,8 +35,8 @@ class Connection {
   #socket: WebSocket | null = null;
   #listeners: Listener[] = [];
   #attempt = 0;
-  #cursor = 0;
-  #seenFirst = false;
+  /** Position of the last event; null until the server has said where the log ends. */
+  #cursor: number | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #batch: EventRecord[] = [];
   #batchTimer: ReturnType<typeof setTimeout> | undefined;
@@ -83,7 +87,8 @@ class Connection {
     this.#socket = socket;
     let stable: ReturnType<typeof setTimeout> | undefined;
     socket.onopen = () => {
-      socket.send(JSON.stringify({ type: 'hello', since_seq: this.#cursor }));
+      // A cursor beyond the end is cut to it: a new page begins with the present.
+      socket.send(JSON.stringify({ type: 'hello', since_seq: this.#cursor ?? Number.MAX_SAFE_INTEGER }));
       stable = setTimeout(() => (this.#attempt = 0), STABLE_MS);
     };
     socket.onmessage = (message) => {
@@ -101,13 +106,13 @@ class Connection {
   }
 
   #receive(frame: string): void {
-    let message: { type?: unknown; event?: EventRecord; run_id?: unknown; text?: unknown; seq?: unknown };
+    let message: { type?: unknown; event?: EventRecord; run_id?: unknown; call_id?: unknown; text?: unknown; seq?: unknown };
     try {
       message = JSON.parse(frame) as typeof message;
     } catch {
       return;
     }
-    if (message.type === 'event' && message.event && message.event.seq > this.#cursor) {
+    if (message.type === 'event' && message.event && message.event.seq > (this.#cursor ?? 0)) {
       this.#cursor = message.event.seq;
       this.#batch.push(message.event);
       this.#batchTimer ??= setTimeout(() => this.#flush(), BATCH_MS);
@@ -115,13 +120,22 @@ class Connection {
       // In order with the events before it: what a delta continues must be there first.
       this.#flush();
       for (const listener of this.#listeners) listener.delta?.(message.run_id, message.text);
-    } else if (message.type === 'caught_up') {
+    } else if (
+      message.type === 'output' && typeof message.run_id === 'string' &&
+      typeof message.call_id === 'string' && typeof message.text === 'string'
+    ) {
       this.#flush();
-      if (typeof message.seq === 'number') this.#cursor = Math.max(this.#cursor, message.seq);
+      for (const listener of this.#listeners) listener.output?.(message.run_id, message.call_id, message.text);
+    } else if (message.type === 'caught_up' && typeof message.seq === 'number') {
+      this.#flush();
+      let first = this.#cursor === null;
+      if (this.#cursor !== null && message.seq < this.#cursor) {
+        for (const listener of this.#listeners) listener.reset?.();
+        first = true;
+      }
+      this.#cursor = message.seq;
       this.phase = 'online';
-      const first = !this.#seenFirst;
-      this.#seenFirst = true;
-      for (const listener of this.#listeners) listener.caughtUp?.(first);
+      for (const listener of this.#listeners) listener.caughtUp?.(first, message.seq);
     }
   }
 

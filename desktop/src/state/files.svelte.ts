@@ -8,13 +8,20 @@ import { layout } from './layout.svelte';
 
 /** Larger files are offered for download and not edited here, in bytes. */
 export const MAX_EDIT_BYTES = 1024 * 1024;
-const IMAGE = /\.(png|jpe?g|gif|webp|avif|svg|ico)$/i;
+/** Images by their names. SVG is text that can be edited, so it is none of them. */
+const IMAGE_TYPES: Record<string, string> = {
+  png: 'image/png', jpg: 'image/jpeg', jpeg: 'image/jpeg', gif: 'image/gif', webp: 'image/webp', avif: 'image/avif', ico: 'image/x-icon',
+};
+/** Larger images are offered for download, in bytes. */
+const MAX_IMAGE_BYTES = 8 * 1024 * 1024;
+/** What a command changed is not announced: look again this long after it ended, in milliseconds. */
+const SETTLE_MS = 400;
 
 export type Content =
   | { kind: 'loading' }
   | { kind: 'error'; error: ApiError }
   | { kind: 'text' }
-  | { kind: 'image' }
+  | { kind: 'image'; url: string }
   | { kind: 'binary'; size: number }
   | { kind: 'large'; size: number };
 
@@ -37,9 +44,10 @@ class Files {
   /** The open file is gone from the disk. */
   gone = $state(false);
   dirty = $derived(this.content.kind === 'text' && this.draft !== this.saved);
+  /** Folders with more entries than the server lists. */
+  truncated = new SvelteSet<string>();
   #etag: string | null = null;
-  /** Changed whenever the open file's content was fetched anew; makes image URLs fresh. */
-  version = $state(0);
+  #settle: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
     connection.listen({
@@ -56,8 +64,10 @@ class Files {
 
   async list(path: string): Promise<void> {
     try {
-      const { entries } = await getJson<{ entries: FileEntry[] }>('api/files', { path });
+      const { entries, truncated } = await getJson<{ entries: FileEntry[]; truncated?: boolean }>('api/files', { path });
       this.listing.set(path, sortEntries(entries));
+      if (truncated) this.truncated.add(path);
+      else this.truncated.delete(path);
       if (path === '') this.error = null;
     } catch (error) {
       const problem = asApiError(error);
@@ -85,7 +95,7 @@ class Files {
   async open(path: string): Promise<void> {
     this.path = path;
     this.selected = path;
-    this.content = { kind: 'loading' };
+    this.#show({ kind: 'loading' });
     this.saved = this.draft = '';
     this.conflict = this.gone = false;
     layout.showFile(path);
@@ -129,7 +139,8 @@ class Files {
   }
 
   async createFile(path: string): Promise<void> {
-    // An ETag that matches nothing would be wrong here: `If-None-Match: *` makes only new files.
+    await this.#makeParent(path);
+    // `If-None-Match: *`: never in the place of a file that is there.
     await send(
       'api/files/content',
       { method: 'PUT', headers: { 'If-None-Match': '*', 'Content-Type': 'application/octet-stream' }, body: '' },
@@ -146,6 +157,7 @@ class Files {
   }
 
   async move(from: string, to: string): Promise<void> {
+    await this.#makeParent(to);
     await sendJson('POST', 'api/files/move', { from, to });
     this.#forget(from);
     await this.list(parentPath(from)).catch(() => undefined);
@@ -165,6 +177,17 @@ class Files {
     await this.list(parentPath(path)).catch(() => undefined);
   }
 
+  async #makeParent(path: string): Promise<void> {
+    const parent = parentPath(path);
+    if (parent === '' || this.listing.has(parent)) return;
+    try {
+      await sendJson('POST', 'api/files/dir', { path: parent });
+    } catch (error) {
+      // It is there already.
+      if (!(error instanceof ApiError && error.status === 409)) throw error;
+    }
+  }
+
   #forget(path: string): void {
     for (const known of [...this.listing.keys()]) if (known !== '' && isWithin(known, path)) this.listing.delete(known);
     for (const known of [...this.expanded]) if (isWithin(known, path)) this.expanded.delete(known);
@@ -182,15 +205,16 @@ class Files {
     const response = await send('api/files/content', {}, { path });
     const etag = response.headers.get('etag');
     const size = Number(response.headers.get('content-length') ?? 0);
-    if (IMAGE.test(path)) {
-      await response.body?.cancel();
-      return { content: { kind: 'image' }, text: '', etag };
-    }
-    if (size > MAX_EDIT_BYTES) {
+    const type = IMAGE_TYPES[path.slice(path.lastIndexOf('.') + 1).toLowerCase()];
+    if (size > (type === undefined ? MAX_EDIT_BYTES : MAX_IMAGE_BYTES)) {
       await response.body?.cancel();
       return { content: { kind: 'large', size }, text: '', etag };
     }
     const data = new Uint8Array(await response.arrayBuffer());
+    if (type !== undefined) {
+      // The server sends every file as a download, so that none becomes a page of this origin.
+      return { content: { kind: 'image', url: URL.createObjectURL(new Blob([data], { type })) }, text: '', etag };
+    }
     if (data.length > MAX_EDIT_BYTES) return { content: { kind: 'large', size: data.length }, text: '', etag };
     try {
       const text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(data);
@@ -209,12 +233,17 @@ class Files {
       if (this.path !== path) return;
       this.saved = this.draft = text;
       this.#etag = etag;
-      this.version += 1;
-      this.content = content;
+      this.#show(content);
       this.gone = false;
     } catch (error) {
       if (this.path === path) this.content = { kind: 'error', error: asApiError(error) };
     }
+  }
+
+  /** Shows a content; the one before may hold an image in memory. */
+  #show(content: Content): void {
+    if (this.content.kind === 'image') URL.revokeObjectURL(this.content.url);
+    this.content = content;
   }
 
   /** The open file may have changed on the disk: take it, unless that would lose edits. */
@@ -225,6 +254,10 @@ class Files {
       const { content, text, etag } = await this.#fetch(path);
       if (this.path !== path || this.saving) return;
       this.gone = false;
+      if (content.kind === 'image' && etag !== null && etag === this.#etag) {
+        URL.revokeObjectURL(content.url);
+        return;
+      }
       if (content.kind === 'text' && this.content.kind === 'text') {
         if (etag === this.#etag && text === this.saved) return;
         if (this.draft === text) this.conflict = false;
@@ -238,8 +271,7 @@ class Files {
         return;
       }
       this.#etag = etag;
-      this.version += 1;
-      this.content = content;
+      this.#show(content);
     } catch (error) {
       const problem = asApiError(error);
       if (problem.status !== 404 || this.path !== path) return;
@@ -250,6 +282,10 @@ class Files {
 
   #receive(events: EventRecord[]): void {
     if (this.listing.size === 0) return;
+    if (events.some(({ kind, data }) => kind === 'run.tool_result' && data.name === 'run_command')) {
+      clearTimeout(this.#settle);
+      this.#settle = setTimeout(() => void this.refresh(), SETTLE_MS);
+    }
     const changed = new Set<string>();
     for (const { kind, data } of events) {
       if (kind !== 'file.changed') continue;

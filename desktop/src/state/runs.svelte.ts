@@ -1,7 +1,7 @@
 import { SvelteMap } from 'svelte/reactivity';
 import { asApiError, getJson, sendJson, type ApiError } from '../api/client';
 import type { EventRecord, ExecuteRequest, Run } from '../api/types';
-import { applyEvent, mergeEvents } from '../lib/transcript';
+import { applyEvent, mergeEvents, text } from '../lib/transcript';
 import { connection } from './connection.svelte';
 import { layout } from './layout.svelte';
 
@@ -9,6 +9,14 @@ import { layout } from './layout.svelte';
 const PAGE = 30;
 /** Longest streamed text that is kept while its event is not there yet, in characters. */
 const MAX_DELTA = 64_000;
+
+/** Longest output of a running command that is kept, in characters; its result has the rest. */
+const MAX_OUTPUT = 16_000;
+
+/** Call ids are unique within a run only. */
+export function outputKey(runId: string, callId: string): string {
+  return `${runId} ${callId}`;
+}
 
 class Runs {
   list = $state.raw<Run[]>([]);
@@ -19,6 +27,8 @@ class Runs {
   events = new SvelteMap<string, EventRecord[]>();
   /** Assistant text that streams in, by run. */
   pending = new SvelteMap<string, string>();
+  /** What running commands have printed so far, by tool call. */
+  output = new SvelteMap<string, string>();
   runError = $state.raw<ApiError | null>(null);
 
   current = $derived(layout.run === null ? null : (this.list.find((run) => run.id === layout.run) ?? null));
@@ -26,8 +36,17 @@ class Runs {
   constructor() {
     connection.listen({
       events: (events) => this.#receive(events),
-      delta: (id, text) => this.pending.set(id, ((this.pending.get(id) ?? '') + text).slice(-MAX_DELTA)),
+      delta: (id, piece) => this.pending.set(id, ((this.pending.get(id) ?? '') + piece).slice(-MAX_DELTA)),
+      output: (id, call, piece) => {
+        const key = outputKey(id, call);
+        this.output.set(key, ((this.output.get(key) ?? '') + piece).slice(-MAX_OUTPUT));
+      },
       caughtUp: () => void this.refresh(),
+      reset: () => {
+        this.list = [];
+        this.loaded = false;
+        this.events.clear();
+      },
     });
   }
 
@@ -102,6 +121,7 @@ class Runs {
       if (!id) continue;
       byRun.set(id, [...(byRun.get(id) ?? []), event]);
       if (['run.text', 'run.tool_call', 'run.finished', 'run.step'].includes(event.kind)) this.pending.delete(id);
+      if (event.kind === 'run.tool_result') this.output.delete(outputKey(id, text(event.data.call_id)));
       // What is replayed before the list was fetched is in the list's answer already.
       if (!this.loaded) continue;
       const known = this.list.find((run) => run.id === id);

@@ -23,6 +23,8 @@ class Terminals {
   /** The last known size, so that a new shell starts with the right one. */
   size = { cols: 80, rows: 24 };
   #counter = 0;
+  /** Closed here; the server may list them as running until their shells are gone. */
+  #closed = new Set<string>();
 
   constructor() {
     connection.listen({
@@ -47,6 +49,7 @@ class Terminals {
       for (const view of terminals) {
         const have = known.get(view.id);
         // A shell that had ended before this page came has nothing to offer.
+        if (this.#closed.has(view.id)) continue;
         if (have) next.push(have);
         else if (view.state === 'running') next.push(this.#session(view.id));
       }
@@ -81,6 +84,7 @@ class Terminals {
   }
 
   async close(terminal: TerminalSession): Promise<void> {
+    this.#closed.add(terminal.id);
     const at = this.list.indexOf(terminal);
     this.list = this.list.filter((other) => other !== terminal);
     if (this.active === terminal.id) this.active = (this.list[at] ?? this.list[at - 1])?.id ?? null;
