@@ -1,9 +1,11 @@
 //! Bodies on their way through.
 
+mod response;
+mod upload;
+
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -11,23 +13,11 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 
+pub use response::{BodyError, ResponseBody};
+pub(crate) use upload::{Upload, UploadState, UpstreamBody};
+
 /// Any error of a body that somebody else made.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why a response body ended before it was complete. The server must break the client's
-/// connection off, so that a truncated stream never looks whole.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// The upstream broke off or sent something that is not HTTP.
-    #[error("the upstream broke off")]
-    Upstream(#[source] hyper::Error),
-    /// The upstream sent nothing for too long.
-    #[error("the upstream sent nothing for {0:?}")]
-    Idle(Duration),
-    /// The sandbox start (or the caller's right) ended.
-    #[error("the sandbox start ended")]
-    Ended,
-}
 
 /// The body of a request that is to be forwarded.
 pub struct RequestBody(Source);
@@ -102,35 +92,5 @@ impl Body for RequestBody {
             Source::Incoming(body) => body.size_hint(),
             Source::Boxed(body) => body.size_hint(),
         }
-    }
-}
-
-/// The body of a forwarded response. Dropping it before its end closes the upstream
-/// connection.
-pub struct ResponseBody(());
-
-impl ResponseBody {
-    /// No body.
-    #[must_use]
-    pub const fn empty() -> Self {
-        Self(())
-    }
-}
-
-impl fmt::Debug for ResponseBody {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseBody").finish_non_exhaustive()
-    }
-}
-
-impl Body for ResponseBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(None)
     }
 }

@@ -18,11 +18,13 @@
 mod activity;
 mod app_socket;
 mod body;
+mod connection;
 mod error;
 mod forward;
 mod headers;
 mod limits;
 pub mod provider;
+mod transport;
 mod upstream;
 pub mod websocket;
 

@@ -1,36 +1,49 @@
 //! One upstream: how to connect to it, its idle connections, its bounds.
 
+mod connect;
+mod lease;
+mod pool;
+
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use types::StartId;
 
-use crate::websocket::CloseNotice;
+use crate::websocket::{CloseNotice, Registry};
 use crate::{Activity, AppSocket, Limits};
+
+pub(crate) use connect::{ProviderAddress, Target};
+pub(crate) use lease::{Answer, Lease};
+use pool::Pool;
 
 /// Where requests of one start of a sandbox (or to one provider) go. Cheap to clone.
 ///
 /// Connections are kept per upstream and an upstream belongs to one start, so a pooled
 /// connection never reaches another start (threats, "E2B's lesson"). When the start ends,
 /// everything is cut: idle connections, exchanges in flight and WebSockets.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Upstream {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
-    start: StartId,
-    socket: AppSocket,
+    target: Target,
     ended: CancellationToken,
     limits: Limits,
     activity: Activity,
+    pool: Pool,
+    websockets: Registry,
+    /// Ends the pool's keeper when the last clone is gone.
+    _keeper: DropGuard,
 }
 
 impl Upstream {
     /// The app of one start of a sandbox. `ended` is cancelled when the start ends.
+    ///
+    /// Has to be called within a Tokio runtime: a small task closes what idles.
     #[must_use]
     pub fn app(
         start: StartId,
@@ -38,21 +51,37 @@ impl Upstream {
         ended: CancellationToken,
         limits: Limits,
     ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                start,
-                socket,
-                ended,
-                limits,
-                activity: Activity::new(Instant::now()),
-            }),
-        }
+        Self::new(Target::App { start, socket }, ended, limits)
     }
 
-    /// The start this upstream belongs to.
+    pub(crate) fn new(target: Target, ended: CancellationToken, limits: Limits) -> Self {
+        let life = ended.child_token();
+        let upstream = Self {
+            inner: Arc::new(Inner {
+                target,
+                ended,
+                activity: Activity::new(Instant::now()),
+                pool: Pool::new(&limits),
+                websockets: Registry::new(limits.max_websockets),
+                _keeper: life.clone().drop_guard(),
+                limits,
+            }),
+        };
+        tokio::spawn(pool::keep(
+            Arc::downgrade(&upstream.inner),
+            life,
+            upstream.inner.limits.keep_idle,
+        ));
+        upstream
+    }
+
+    /// The start this upstream belongs to; a provider belongs to none.
     #[must_use]
-    pub fn start(&self) -> StartId {
-        self.inner.start
+    pub fn start(&self) -> Option<StartId> {
+        match &self.inner.target {
+            Target::App { start, .. } => Some(*start),
+            Target::Provider(_) => None,
+        }
     }
 
     /// When something last happened here.
@@ -61,19 +90,37 @@ impl Upstream {
         &self.inner.activity
     }
 
+    /// Connections that rest in the pool.
+    #[must_use]
+    pub fn idle_connections(&self) -> usize {
+        self.inner.pool.idle()
+    }
+
     /// Closes every WebSocket that is open now, and every one whose upgrade is under way,
     /// with `notice` to both ends, each at its own moment within `window`; `seed` spreads
-    /// them. Returns how many were open. Later upgrades are not affected.
+    /// them. Returns how many there are. Later upgrades are not affected.
     pub fn close_websockets(&self, notice: &CloseNotice, window: Duration, seed: u64) -> usize {
-        let _ = (
-            notice,
-            window,
-            seed,
-            &self.inner.socket,
-            &self.inner.ended,
-            &self.inner.limits,
-        );
-        0
+        self.inner.websockets.close_all(notice, window, seed)
+    }
+
+    pub(crate) fn ended(&self) -> &CancellationToken {
+        &self.inner.ended
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    pub(crate) fn websockets(&self) -> &Registry {
+        &self.inner.websockets
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("target", &self.inner.target)
+            .finish_non_exhaustive()
     }
 }
 
@@ -90,7 +137,8 @@ impl Upstreams {
         Self::default()
     }
 
-    /// The upstream of `start`, made by `make` if there is none yet.
+    /// The upstream of `start`, made by `make` if there is none yet. Upstreams of starts
+    /// that have ended are forgotten on the way.
     pub fn get_or_insert(&self, start: StartId, make: impl FnOnce() -> Upstream) -> Upstream {
         if let Some(found) = self.get(start) {
             return found;

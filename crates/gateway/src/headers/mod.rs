@@ -1,8 +1,18 @@
 //! What happens to headers on the way to a sandbox's app and back.
 
+mod cookie;
+mod fields;
+mod location;
+mod request;
+mod response;
+
 use std::net::IpAddr;
 
 use http::{HeaderName, HeaderValue};
+
+pub(crate) use fields::check_framing;
+pub(crate) use request::{clean_request, forwarded_uri, is_service_worker_script};
+pub(crate) use response::{clean_response, clean_trailers};
 
 /// The scheme that the browser used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +48,9 @@ pub enum ServiceWorkers {
 /// Always, whatever is set here: hop-by-hop and `Connection`-listed fields are dropped in
 /// both directions. From the request go `Forwarded`, `X-Forwarded-*`, `X-Choir-*`,
 /// `X-Real-IP`, `Authorization`, `Proxy-Authorization` and our own cookies; from the
-/// response go `Set-Cookie` with a `Domain` attribute or one of our names, and
-/// `Service-Worker-Allowed`.
+/// response go `Set-Cookie` with a `Domain` attribute, without a name or with one of our
+/// names, `Service-Worker-Allowed`, `X-Choir-*`, and what would reach beyond the runtime
+/// origin (`Alt-Svc`, `Clear-Site-Data`, `Strict-Transport-Security`).
 #[derive(Debug, Clone)]
 pub struct HeaderRules {
     /// The scheme of the runtime origin, for `X-Forwarded-Proto` and `Location`.

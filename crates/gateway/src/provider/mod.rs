@@ -1,11 +1,28 @@
 //! Model providers as upstreams.
+//!
+//! The caller's credentials stop here and the provider's own key is set; the path is joined
+//! so that it never leaves the base URL; bodies stream both ways; no redirect is followed.
 
+mod headers;
+mod key;
+mod model;
+mod path;
+mod tls;
+
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Method, Request, Response, Version};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ForwardError, Limits, RequestBody, ResponseBody};
+use crate::body::UpstreamBody;
+use crate::headers::check_framing;
+use crate::upstream::{Answer, Target, Upstream};
+use crate::{Activity, ForwardError, Limits, Refusal, RequestBody, ResponseBody};
+
+pub use key::{ProviderKey, ProviderKeyError};
+pub(crate) use model::ModelScanner;
 
 /// How a provider wants its key, and whose dialect it speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,37 +31,6 @@ pub enum ProviderKind {
     OpenAi,
     /// `x-api-key: KEY` and `anthropic-version`; `/v1/messages`.
     Anthropic,
-}
-
-/// A provider's key. It has no `Display` and no revealing `Debug`.
-#[derive(Clone)]
-pub struct ProviderKey(HeaderValue);
-
-/// A key that cannot stand in a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the provider key is empty or has characters that cannot stand in a header")]
-pub struct ProviderKeyError;
-
-impl ProviderKey {
-    /// Takes a key as it stands in its file; surrounding white space is cut off.
-    ///
-    /// # Errors
-    /// When nothing is left, or when a character is not visible ASCII.
-    pub fn new(key: &str) -> Result<Self, ProviderKeyError> {
-        let key = key.trim();
-        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(ProviderKeyError);
-        }
-        let mut value = HeaderValue::from_str(key).map_err(|_| ProviderKeyError)?;
-        value.set_sensitive(true);
-        Ok(Self(value))
-    }
-}
-
-impl std::fmt::Debug for ProviderKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ProviderKey(…)")
-    }
 }
 
 /// Which certificates a provider's TLS is verified with.
@@ -64,7 +50,8 @@ pub struct ProviderConfig {
     pub name: String,
     /// Its dialect.
     pub kind: ProviderKind,
-    /// Its base URL, `https://api.openai.com/v1`.
+    /// Its base URL, `https://api.openai.com/v1`. Plain HTTP only with loopback, or without
+    /// a key.
     pub base_url: String,
     /// Its key; none for a local one.
     pub key: Option<ProviderKey>,
@@ -93,12 +80,24 @@ pub enum ProviderConfigError {
         /// What is wrong.
         problem: String,
     },
+    /// The TLS library has no usable protocol version.
+    #[error("TLS cannot be set up")]
+    Tls(#[source] rustls::Error),
 }
 
 /// One provider: its TLS configuration and its connections. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Provider {
-    config: std::sync::Arc<ProviderConfig>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    kind: ProviderKind,
+    base: path::BasePath,
+    host: HeaderValue,
+    key: Option<ProviderKey>,
+    upstream: Upstream,
 }
 
 /// A provider's reply.
@@ -111,20 +110,52 @@ pub struct ProviderReply {
 }
 
 impl Provider {
-    /// Checks the configuration and loads the trust roots.
+    /// Checks the configuration and loads the trust roots. Has to be called within a Tokio
+    /// runtime.
     ///
     /// # Errors
     /// [`ProviderConfigError`] names what is wrong.
     pub fn new(config: ProviderConfig) -> Result<Self, ProviderConfigError> {
+        let base = path::parse_base(&config.base_url, config.key.is_some()).map_err(|problem| {
+            ProviderConfigError::BaseUrl {
+                url: config.base_url.clone(),
+                problem,
+            }
+        })?;
+        let address = tls::address(&base, &config.roots)?;
+        let upstream = Upstream::new(
+            Target::Provider(address),
+            CancellationToken::new(),
+            config.limits,
+        );
         Ok(Self {
-            config: std::sync::Arc::new(config),
+            inner: Arc::new(Inner {
+                name: config.name,
+                kind: config.kind,
+                base: base.path,
+                host: base.authority,
+                key: config.key,
+                upstream,
+            }),
         })
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.config.name
+        &self.inner.name
+    }
+
+    /// Its dialect.
+    #[must_use]
+    pub fn kind(&self) -> ProviderKind {
+        self.inner.kind
+    }
+
+    /// What happens with it at the moment.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        self.inner.upstream.activity()
     }
 
     /// Sends one request. `rest` is what follows `/provider/v1/{name}` in the path exactly
@@ -143,7 +174,60 @@ impl Provider {
         rest: &str,
         cancel: &CancellationToken,
     ) -> Result<ProviderReply, ForwardError> {
-        let _ = (request, rest, cancel);
-        Err(ForwardError::Ended)
+        let inner = &*self.inner;
+        let (mut parts, body) = request.into_parts();
+        if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+            return Err(ForwardError::Refused(Refusal::Method));
+        }
+        check_framing(&parts.headers).map_err(|_| ForwardError::Refused(Refusal::Headers))?;
+        parts.uri = inner
+            .base
+            .join(rest, parts.uri.query())
+            .map_err(ForwardError::Refused)?;
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
+        parts.headers =
+            headers::request(&parts.headers, inner.kind, &inner.host, inner.key.as_ref())
+                .map_err(ForwardError::Refused)?;
+
+        let scanner = ModelScanner::new();
+        let model = scanner.model();
+        let limit = inner.upstream.limits().max_request_body;
+        let body = UpstreamBody::new(body, limit, Some(scanner));
+        let Answer { response, lease } = inner
+            .upstream
+            .exchange(
+                Request::from_parts(parts, body),
+                Some(cancel.clone()),
+                true,
+                false,
+            )
+            .await?;
+
+        let (mut parts, incoming) = response.into_parts();
+        if parts.status.is_redirection() {
+            return Err(ForwardError::BadResponse {
+                reason: "it redirects, and redirects are not followed; check the base URL",
+                source: None,
+            });
+        }
+        parts.version = Version::HTTP_11;
+        parts.extensions.clear();
+        headers::clean_response(&mut parts.headers, inner.key.as_ref());
+        let body = lease.into_body(incoming).await;
+        Ok(ProviderReply {
+            response: Response::from_parts(parts, body),
+            model: model.get(),
+        })
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provider")
+            .field("name", &self.inner.name)
+            .field("kind", &self.inner.kind)
+            .field("upstream", &self.inner.upstream)
+            .finish_non_exhaustive()
     }
 }

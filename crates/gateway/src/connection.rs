@@ -1,0 +1,220 @@
+//! One HTTP/1.1 connection to an upstream, driven by whoever uses it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustix::net::RecvFlags;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::body::{Upload, UploadState, UpstreamBody};
+use crate::transport::{HeadBudget, Metered, Transport};
+use crate::{ConnectError, ForwardError, Limits};
+
+/// What the parser may have read ahead of the head that it is still working on.
+const READ_AHEAD: usize = 64 << 10;
+
+/// A connection. No task of its own drives it: between exchanges it rests in a pool, where
+/// it is looked at again before it is used.
+pub(crate) struct Connection {
+    sender: SendRequest<UpstreamBody>,
+    /// Boxed, because it is large and moves in and out of the pool.
+    driver: Box<http1::Connection<TokioIo<Metered>, UpstreamBody>>,
+    finished: bool,
+    budget: Arc<HeadBudget>,
+    /// A second descriptor of a TCP connection, to look for bytes that nobody asked for.
+    probe: Option<OwnedFd>,
+    /// Since when it rests.
+    pub(crate) idle_since: Instant,
+}
+
+/// Why an exchange brought no response.
+pub(crate) enum Failure {
+    /// Nothing was sent; here is the request again.
+    Unsent(Box<Request<UpstreamBody>>),
+    /// The connection was closed before a byte of a response; `fresh` tells a dying app
+    /// from a connection that had been idle for too long.
+    ClosedUnanswered(hyper::Error),
+    /// The request failed for good.
+    Final(ForwardError),
+}
+
+impl Connection {
+    pub(crate) async fn new(
+        transport: Transport,
+        probe: Option<OwnedFd>,
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<Self, ConnectError> {
+        let budget = Arc::new(HeadBudget::new());
+        let io = TokioIo::new(Metered::new(transport, Arc::clone(&budget)));
+        let (sender, driver) = http1::Builder::new()
+            .max_headers(limits.max_response_headers)
+            .max_header_size(limits.max_response_head)
+            .max_buf_size(READ_AHEAD.max(limits.max_response_head))
+            .handshake(io)
+            .await
+            .map_err(ConnectError::Http)?;
+        Ok(Self {
+            sender,
+            driver: Box::new(driver),
+            finished: false,
+            budget,
+            probe,
+            idle_since: now,
+        })
+    }
+
+    /// Moves the connection's work on, in both directions.
+    pub(crate) fn poll_drive(&mut self, cx: &mut Context<'_>) {
+        if !self.finished && Pin::new(&mut *self.driver).poll(cx).is_ready() {
+            // An error has reached whoever waits for a response or a body already.
+            self.finished = true;
+        }
+    }
+
+    /// Whether the last exchange is complete and the connection open. One that has received
+    /// bytes that nobody asked for is not open any more: a reply sent before its request
+    /// must never answer the next one (threats, "a reply before the request").
+    pub(crate) fn poll_reusable(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.sender.is_ready() {
+            self.poll_drive(cx);
+        }
+        !self.finished && self.sender.is_ready() && self.is_quiet()
+    }
+
+    /// The same, for a connection that has rested.
+    pub(crate) fn poll_rested(&mut self, cx: &mut Context<'_>) -> bool {
+        self.poll_drive(cx);
+        self.poll_reusable(cx)
+    }
+
+    fn is_quiet(&self) -> bool {
+        let Some(probe) = &self.probe else {
+            return true;
+        };
+        let mut byte = [0_u8; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(
+            rustix::net::recv(probe.as_fd(), &mut byte, flags),
+            Err(rustix::io::Errno::AGAIN)
+        )
+    }
+
+    /// Sends a request and waits for its response head.
+    pub(crate) async fn round_trip(
+        &mut self,
+        request: Request<UpstreamBody>,
+        upload: Option<&Upload>,
+        limits: &Limits,
+        cancel: &CancellationToken,
+    ) -> Result<Response<Incoming>, Failure> {
+        let allowance = limits.max_response_head.saturating_mul(2) + READ_AHEAD;
+        self.budget.arm(allowance);
+        let mut answer = pin!(self.sender.try_send_request(request));
+        let mut cancelled = pin!(cancel.cancelled());
+        let mut wait = if upload.is_some() {
+            limits.upload_idle
+        } else {
+            limits.first_byte
+        };
+        let mut timer = pin!(sleep(wait));
+        let mut seen = upload.map(Upload::progress);
+
+        let outcome = std::future::poll_fn(|cx| {
+            if !self.finished && Pin::new(&mut *self.driver).poll(cx).is_ready() {
+                self.finished = true;
+            }
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            if cancelled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if let Some(upload) = upload {
+                let progress = upload.progress();
+                if seen != Some(progress) {
+                    seen = Some(progress);
+                    wait = match upload.state() {
+                        UploadState::Done => limits.first_byte,
+                        _ => limits.upload_idle,
+                    };
+                    timer.as_mut().reset(tokio::time::Instant::now() + wait);
+                }
+            }
+            timer.as_mut().poll(cx).map(|()| None)
+        })
+        .await;
+
+        let untouched = self.budget.lift() == allowance;
+        match outcome {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(mut error)) => match error.take_message() {
+                Some(request) => Err(Failure::Unsent(Box::new(request))),
+                None => Err(classify(error.into_error(), upload, untouched, limits)),
+            },
+            None if cancel.is_cancelled() => Err(Failure::Final(ForwardError::Ended)),
+            None => Err(Failure::Final(match upload.map(Upload::state) {
+                None | Some(UploadState::Done) => ForwardError::FirstByteTimeout(wait),
+                Some(_) => ForwardError::UploadStalled(wait),
+            })),
+        }
+    }
+
+    /// Waits until HTTP is done with the connection after a `101`, and takes it apart: the
+    /// stream, and what was read of the new protocol already.
+    pub(crate) async fn into_upgraded(mut self) -> (Metered, Bytes) {
+        std::future::poll_fn(|cx| {
+            self.poll_drive(cx);
+            if self.finished {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        let parts = (*self.driver).into_parts();
+        (parts.io.into_inner(), parts.read_buf)
+    }
+}
+
+fn classify(
+    error: hyper::Error,
+    upload: Option<&Upload>,
+    untouched: bool,
+    limits: &Limits,
+) -> Failure {
+    match upload.map(Upload::state) {
+        Some(UploadState::TooLarge) => {
+            return Failure::Final(ForwardError::TooLarge {
+                limit: limits.max_request_body,
+            });
+        }
+        Some(UploadState::ClientGone) => return Failure::Final(ForwardError::ClientGone),
+        _ => {}
+    }
+    if untouched {
+        return Failure::ClosedUnanswered(error);
+    }
+    let reason = if error.is_parse_too_large() {
+        "its head is too large"
+    } else if error.is_parse() {
+        "its head is not HTTP"
+    } else if error.is_incomplete_message() {
+        "it ends in the middle of its head"
+    } else {
+        "the connection failed in the middle of its head"
+    };
+    Failure::Final(ForwardError::BadResponse {
+        reason,
+        source: Some(error),
+    })
+}

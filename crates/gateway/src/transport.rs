@@ -1,0 +1,159 @@
+//! The byte streams beneath HTTP.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+/// A connection to an upstream.
+pub(crate) enum Transport {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// How many bytes an upstream may send before its response head is complete.
+///
+/// The HTTP parser skips 1xx heads without counting them, so a hostile app could keep it
+/// busy for ever (threats, "a flood of 1xx"). Counting bytes bounds that, whatever they are.
+#[derive(Debug)]
+pub(crate) struct HeadBudget {
+    left: AtomicUsize,
+}
+
+impl HeadBudget {
+    const UNLIMITED: usize = usize::MAX;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            left: AtomicUsize::new(Self::UNLIMITED),
+        }
+    }
+
+    /// Counts from here.
+    pub(crate) fn arm(&self, bytes: usize) {
+        self.left.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The head is there: the body has other bounds. Returns what was left.
+    pub(crate) fn lift(&self) -> usize {
+        self.left.swap(Self::UNLIMITED, Ordering::Relaxed)
+    }
+
+    fn spend(&self, bytes: usize) -> io::Result<()> {
+        let left = self.left.load(Ordering::Relaxed);
+        if left == Self::UNLIMITED {
+            return Ok(());
+        }
+        // Only the task that drives the connection reads, so load and store need not be one.
+        match left.checked_sub(bytes) {
+            Some(left) => {
+                self.left.store(left, Ordering::Relaxed);
+                Ok(())
+            }
+            None => Err(io::Error::other("the response head is too large")),
+        }
+    }
+}
+
+/// A transport whose reads count against a [`HeadBudget`].
+pub(crate) struct Metered {
+    transport: Transport,
+    budget: Arc<HeadBudget>,
+}
+
+impl Metered {
+    pub(crate) fn new(transport: Transport, budget: Arc<HeadBudget>) -> Self {
+        Self { transport, budget }
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = match &mut self.transport {
+            Transport::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        match read {
+            Poll::Ready(Ok(())) => Poll::Ready(self.budget.spend(buf.filled().len() - before)),
+            other => other,
+        }
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            Transport::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.transport {
+            Transport::Unix(stream) => stream.is_write_vectored(),
+            Transport::Tcp(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_counts_only_while_it_is_armed() {
+        let budget = HeadBudget::new();
+        budget.spend(1 << 40).unwrap();
+        budget.arm(10);
+        budget.spend(6).unwrap();
+        assert!(budget.spend(5).is_err());
+        assert_eq!(budget.lift(), 4);
+        budget.spend(1 << 40).unwrap();
+    }
+}

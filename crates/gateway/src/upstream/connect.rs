@@ -1,0 +1,84 @@
+//! Making connections.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use types::StartId;
+
+use crate::connection::Connection;
+use crate::transport::Transport;
+use crate::{AppSocket, AppSocketError, ConnectError, Limits};
+
+/// What an upstream connects to.
+pub(crate) enum Target {
+    App { start: StartId, socket: AppSocket },
+    Provider(ProviderAddress),
+}
+
+/// Where a provider listens.
+pub(crate) struct ProviderAddress {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// `None` for plain HTTP.
+    pub(crate) tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::App { start, .. } => write!(f, "App({start})"),
+            Self::Provider(address) => write!(f, "Provider({}:{})", address.host, address.port),
+        }
+    }
+}
+
+impl Target {
+    /// A new connection, within `limits.connect`.
+    pub(super) async fn connect(&self, limits: &Limits) -> Result<Connection, ConnectError> {
+        let (transport, probe) = match self {
+            Self::App { socket, .. } => match socket.connect(limits.connect).await {
+                Ok(stream) => (Transport::Unix(stream), None),
+                Err(AppSocketError::Timeout(after)) => return Err(ConnectError::Timeout(after)),
+                Err(error) => return Err(error.into()),
+            },
+            Self::Provider(address) => {
+                let (transport, probe) = tokio::time::timeout(limits.connect, address.connect())
+                    .await
+                    .map_err(|_| ConnectError::Timeout(limits.connect))??;
+                (transport, Some(probe))
+            }
+        };
+        Connection::new(transport, probe, limits, Instant::now()).await
+    }
+}
+
+impl ProviderAddress {
+    async fn connect(&self) -> Result<(Transport, OwnedFd), ConnectError> {
+        let tcp_error = |source| ConnectError::Tcp {
+            host: format!("{}:{}", self.host, self.port),
+            source,
+        };
+        let stream = TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .map_err(tcp_error)?;
+        // Nagle's algorithm against delayed acknowledgements costs 40 ms per event.
+        stream.set_nodelay(true).map_err(tcp_error)?;
+        let probe = stream.as_fd().try_clone_to_owned().map_err(tcp_error)?;
+        let Some((name, config)) = &self.tls else {
+            return Ok((Transport::Tcp(stream), probe));
+        };
+        let stream = TlsConnector::from(Arc::clone(config))
+            .connect(name.clone(), stream)
+            .await
+            .map_err(|source| ConnectError::Tls {
+                host: format!("{}:{}", self.host, self.port),
+                source,
+            })?;
+        Ok((Transport::Tls(Box::new(stream)), probe))
+    }
+}
