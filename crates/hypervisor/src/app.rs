@@ -10,6 +10,8 @@ use types::UserId;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
+use crate::http::metrics::Metrics;
+use crate::http::runtime::RuntimeSessions;
 use crate::services::audit::Audit;
 use crate::services::ceremonies::Ceremonies;
 use crate::services::passkeys::RelyingParty;
@@ -43,7 +45,11 @@ pub struct App {
     /// Rate limits of the auth endpoints.
     pub rate: RateLimits,
     /// Sandboxes: lifecycle, routes, channels.
-    pub sandboxes: Sandboxes,
+    pub sandboxes: Arc<Sandboxes>,
+    /// Sessions of runtime origins that were seen lately.
+    pub runtime_sessions: RuntimeSessions,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
     /// Tells whose sessions or tokens were ended before their time. Whoever serves a long
     /// stream asks `store.session_lives` again when its user is named here, or when it lagged.
     pub ended: broadcast::Sender<UserId>,
@@ -67,7 +73,8 @@ impl App {
         let code_hashing = CodeHashing::new(&random)?;
         let rate = RateLimits::new(&config.auth);
         let ceremonies = Ceremonies::new(clock.clone());
-        let sandboxes = Sandboxes::new(&config);
+        let metrics = Arc::new(Metrics::new());
+        let sandboxes = Sandboxes::new(&config, &store, &audit, &clock, &metrics)?;
         Ok(Arc::new(Self {
             config,
             store,
@@ -78,7 +85,9 @@ impl App {
             ceremonies,
             code_hashing,
             rate,
-            sandboxes,
+            sandboxes: Arc::new(sandboxes),
+            runtime_sessions: RuntimeSessions::default(),
+            metrics,
             ended: broadcast::Sender::new(SESSIONS_ENDED_BACKLOG),
             draining: CancellationToken::new(),
         }))
@@ -86,6 +95,8 @@ impl App {
 
     /// Tells listeners that sessions or tokens of a user were ended.
     pub fn sessions_ended(&self, user: UserId) {
+        self.runtime_sessions.forget(user);
+        self.sandboxes.cut_off(user);
         // An error means that nobody listens.
         let _ = self.ended.send(user);
     }

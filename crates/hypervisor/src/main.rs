@@ -75,7 +75,7 @@ async fn run(config: Config, socket: TcpListener) -> anyhow::Result<()> {
     let _lock = DataDir::lock(&config.data_dir)?;
     let listener = Listener::new(socket, config.listen.tls.as_ref())?;
     let app = App::open(config, Clock::system()).await?;
-    services::sandboxes::start(&app).await;
+    services::sandboxes::start(&app).await?;
     let router = control::router(&app);
     let served = tokio::spawn(listener.serve(Arc::clone(&app), router));
     writeln!(std::io::stdout(), "ready: {}/", app.config.origins.control)?;

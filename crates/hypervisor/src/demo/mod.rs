@@ -24,9 +24,6 @@ use serde_json::{Value, json};
 
 use wire::{ChatRequest, Envelope};
 
-/// The provider's name in `/provider/v1/{provider}`.
-pub(crate) const PROVIDER: &str = "demo";
-
 /// The only model it offers.
 pub(crate) const MODEL: &str = "choir-demo";
 

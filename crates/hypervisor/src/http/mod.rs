@@ -1,8 +1,12 @@
 //! The public listener: whose host is it, and who answers (arch §2, §3).
 
+pub(crate) mod channel;
 pub mod client;
+pub(crate) mod commands;
 pub mod control;
+pub(crate) mod lasting;
 mod listener;
+pub mod metrics;
 pub mod problem;
 pub mod runtime;
 #[cfg(test)]
@@ -12,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::{Method, Request, header};
 use types::{Role, SandboxId};
 
@@ -54,17 +58,20 @@ pub async fn dispatch(
     let address = client.address;
     let mut host_text = String::new();
     request.extensions_mut().insert(client);
-    let response = match authority(&request) {
-        Err(error) => problem::response(&error, Some(request_id)),
-        Ok(authority) => {
-            host_text.clone_from(&authority);
-            match app.config.origins.match_host(&authority) {
-                None => problem::response(&Error::MisdirectedRequest, Some(request_id)),
-                Some(HostMatch::Control) => control::handle(control, request).await,
-                Some(host) => runtime::handle(Arc::clone(&app), host, request).await,
+    let answer = async {
+        match authority(&request) {
+            Err(error) => error.into_response(),
+            Ok(authority) => {
+                host_text.clone_from(&authority);
+                match app.config.origins.match_host(&authority) {
+                    None => Error::MisdirectedRequest.into_response(),
+                    Some(HostMatch::Control) => control::handle(control, request).await,
+                    Some(host) => runtime::handle(Arc::clone(&app), host, request).await,
+                }
             }
         }
     };
+    let response = problem::with_request_id(request_id, answer).await;
     let facts = response
         .extensions()
         .get::<Facts>()

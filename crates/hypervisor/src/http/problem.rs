@@ -7,6 +7,16 @@ use types::{ErrorCode, Problem, RequestId};
 
 use crate::error::Error;
 
+tokio::task_local! {
+    /// The request that this task answers.
+    static REQUEST_ID: RequestId;
+}
+
+/// Answers a request under its id, which then stands in its problems.
+pub async fn with_request_id<F: Future>(id: RequestId, answer: F) -> F::Output {
+    REQUEST_ID.scope(id, answer).await
+}
+
 /// The status of a code.
 #[must_use]
 pub const fn status(code: ErrorCode) -> StatusCode {
@@ -33,6 +43,7 @@ pub const fn status(code: ErrorCode) -> StatusCode {
 /// The response for an error. A fault of ours is logged here, with its whole chain, once.
 #[must_use]
 pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
+    let request_id = request_id.or_else(|| REQUEST_ID.try_with(|id| *id).ok());
     let code = error.code();
     let status = status(code);
     if let Error::Internal(source) | Error::AuditUnavailable(source) = error {

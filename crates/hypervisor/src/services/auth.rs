@@ -200,7 +200,7 @@ pub async fn register_finish(
         entitlement,
     };
     let entry = Entry::allowed("auth.register", user.to_string())
-        .about(name.as_str())
+        .about_user(user, &name)
         .with("passkey", registration.passkey.id.to_string())
         .with("admin", is_admin.to_string());
     app.audit.record(actor, entry).await?;
@@ -257,7 +257,7 @@ pub async fn login_finish(
     app.rate.account(Attempt::Login, user.name.as_str())?;
     let made = sessions::make(app, actor, user.id, SessionKind::Control, user_agent)?;
     let entry = Entry::allowed("auth.login", made.session.id.to_string())
-        .about(user.name.as_str())
+        .about_user(user.id, &user.name)
         .with("passkey", row.id.to_string());
     app.audit.record(actor, entry).await?;
     app.store.touch_passkey(row.id, &row.credential, app.clock.now_ms()).await?;

@@ -2,10 +2,15 @@
 
 pub mod audit;
 pub mod auth;
+pub(crate) mod authorize;
 pub mod ceremonies;
+pub(crate) mod commands;
+pub mod handover;
+pub(crate) mod health;
 pub mod invites;
 pub mod pairing;
 pub mod passkeys;
+pub mod provider;
 pub mod rate;
 pub mod recovery;
 pub mod sandboxes;

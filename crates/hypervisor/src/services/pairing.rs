@@ -175,7 +175,7 @@ pub async fn poll(app: &App, actor: &Actor, request: &PollRequest) -> Result<Pol
     let lifetime = TOKEN_LIFETIME.min(app.config.auth.token_max_lifetime);
     let (token, new) = tokens::compose(app, user.id, row.client_name, scopes, lifetime)?;
     let entry = Entry::allowed("token.create", new.id.to_string())
-        .about(user.name.as_str())
+        .about_user(user.id, &user.name)
         .with("name", &new.name)
         .with("scopes", &new.scopes)
         .with("pairing", row.id.to_string());

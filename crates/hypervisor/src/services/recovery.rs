@@ -171,7 +171,7 @@ pub async fn recover(
     };
     let made = sessions::make(app, actor, user.id, SessionKind::Recovery, user_agent)?;
     let entry = Entry::allowed("auth.recovery", made.session.id.to_string())
-        .about(user.name.as_str())
+        .about_user(user.id, &user.name)
         .with("code", code.to_string())
         .with("effect", "all sessions and API tokens end");
     app.audit.record(actor, entry).await?;

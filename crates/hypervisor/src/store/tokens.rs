@@ -81,6 +81,19 @@ impl Store {
         .transpose()
     }
 
+    /// Whether a token still exists. For long streams, which ask again now and then.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn token_lives(&self, id: TokenId, now: i64) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM api_tokens WHERE id = $1 AND expires_at > $2")
+            .bind(id.to_string())
+            .bind(now)
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(row.is_some())
+    }
+
     /// A user's tokens, the newest first; ended ones too.
     ///
     /// # Errors

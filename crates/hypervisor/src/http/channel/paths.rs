@@ -6,11 +6,11 @@ use types::CommandId;
 
 /// What is asked for on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Route<'a> {
+pub(crate) enum Route {
     /// `GET /provider/v1`
     Providers,
     /// `/provider/v1/{provider}/{*rest}`
-    Provider { name: &'a str, rest: &'a str },
+    Provider { name: String, rest: String },
     /// `POST /token/renew`
     Renew,
     /// `/commands`
@@ -25,7 +25,7 @@ pub(crate) enum Route<'a> {
     Connect,
 }
 
-impl Route<'_> {
+impl Route {
     /// Whether a runner's channel serves it (arch §1: only the routes it was granted).
     pub(crate) fn for_runner(&self) -> bool {
         matches!(self, Self::Providers | Self::Provider { .. })
@@ -47,7 +47,7 @@ impl Route<'_> {
 }
 
 /// The route, or `None` for everything that a channel does not serve.
-pub(crate) fn route<'a>(method: &Method, uri: &'a Uri) -> Option<Route<'a>> {
+pub(crate) fn route(method: &Method, uri: &Uri) -> Option<Route> {
     if method == Method::CONNECT {
         return Some(Route::Connect);
     }
@@ -78,14 +78,14 @@ pub(crate) fn route<'a>(method: &Method, uri: &'a Uri) -> Option<Route<'a>> {
     Some(route)
 }
 
-fn provider(path: &str) -> Option<Route<'_>> {
+fn provider(path: &str) -> Option<Route> {
     let below = path.strip_prefix("/provider/v1")?;
     if below.is_empty() {
         return Some(Route::Providers);
     }
     let (name, rest) = below.strip_prefix('/')?.split_once('/')?;
     let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    (named && !rest.is_empty()).then_some(Route::Provider { name, rest })
+    (named && !rest.is_empty()).then(|| Route::Provider { name: name.to_owned(), rest: rest.to_owned() })
 }
 
 /// No empty or dot segment, no backslash, and no encoding of a character that could make

@@ -1,12 +1,151 @@
 //! `/me/sandboxes*` and `/admin/sandboxes*`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::Json;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use runtime::{Attachment, ControlError, Output};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use types::{Role, SandboxView, SwapView, UserName};
 
+use super::extract::id;
+use super::route::{Access, Route};
+use crate::actor::{Actor, Scope};
 use crate::app::App;
+use crate::error::Error;
+use crate::http::lasting::{bound, lasting};
+use crate::services::commands::refused;
+use crate::services::sandboxes::Whose;
+
+/// A log that is not followed ends after this much silence.
+const LOG_QUIET: Duration = Duration::from_millis(200);
 
 /// The routes of this resource.
-pub fn routes() -> Router<Arc<App>> {
-    Router::new()
+pub(super) fn routes() -> Vec<Route> {
+    let own = Access::User(Scope::Sandboxes);
+    vec![
+        Route::get("/me/sandboxes", own, list),
+        Route::post("/me/sandboxes/swap", own, swap),
+        Route::post("/me/sandboxes/{role}/start", own, start),
+        Route::post("/me/sandboxes/{role}/stop", own, stop),
+        Route::post("/me/sandboxes/{role}/restart", own, restart),
+        Route::get("/me/sandboxes/{role}/logs", own, logs),
+        Route::get("/admin/sandboxes", Access::Admin, list_all),
+        Route::post("/admin/sandboxes/{user}/swap", Access::Admin, swap_of),
+        Route::post("/admin/sandboxes/{user}/{role}/start", Access::Admin, start_of),
+        Route::post("/admin/sandboxes/{user}/{role}/stop", Access::Admin, stop_of),
+        Route::post("/admin/sandboxes/{user}/{role}/restart", Access::Admin, restart_of),
+    ]
+}
+
+/// Reads a role from the path. What is no role names nothing.
+pub(super) fn role(text: &str) -> Result<Role, Error> {
+    id("sandbox", text)
+}
+
+fn user(text: &str) -> Result<UserName, Error> {
+    id("user", text)
+}
+
+async fn list(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, Error> {
+    Ok(Json(json!({ "sandboxes": app.sandboxes.list(&actor).await? })))
+}
+
+async fn list_all(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, Error> {
+    Ok(Json(json!({ "sandboxes": app.sandboxes.list_all(&actor).await? })))
+}
+
+async fn start(State(app): State<Arc<App>>, actor: Actor, Path(of): Path<String>) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes.start(&actor, Whose::Own, role(&of)?).await.map(Json)
+}
+
+async fn stop(State(app): State<Arc<App>>, actor: Actor, Path(of): Path<String>) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes.stop(&actor, Whose::Own, role(&of)?).await.map(Json)
+}
+
+async fn restart(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes.restart(&actor, Whose::Own, role(&of)?).await.map(Json)
+}
+
+async fn swap(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<SwapView>, Error> {
+    app.sandboxes.swap(&actor, Whose::Own).await.map(Json)
+}
+
+async fn start_of(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path((owner, of)): Path<(String, String)>,
+) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes.start(&actor, Whose::Of(&user(&owner)?), role(&of)?).await.map(Json)
+}
+
+async fn stop_of(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path((owner, of)): Path<(String, String)>,
+) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes.stop(&actor, Whose::Of(&user(&owner)?), role(&of)?).await.map(Json)
+}
+
+async fn restart_of(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path((owner, of)): Path<(String, String)>,
+) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes.restart(&actor, Whose::Of(&user(&owner)?), role(&of)?).await.map(Json)
+}
+
+async fn swap_of(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(owner): Path<String>,
+) -> Result<Json<SwapView>, Error> {
+    app.sandboxes.swap(&actor, Whose::Of(&user(&owner)?)).await.map(Json)
+}
+
+#[derive(Debug, Deserialize)]
+struct Follow {
+    #[serde(default)]
+    follow: Option<String>,
+}
+
+async fn logs(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+    Query(query): Query<Follow>,
+) -> Result<Response, Error> {
+    let instance = app.sandboxes.running_own(&actor, Scope::Sandboxes, role(&of)?).await?;
+    let log = instance.guest_log(0).await.map_err(refused)?;
+    let follow = query.follow.is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no"));
+    let pieces = futures_util::stream::unfold(log, move |log| piece(log, follow));
+    let mut response = Body::from_stream(pieces).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // Proxies in front would otherwise wait for more.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    Ok(bound(response, lasting(&app, &actor, instance.ended())))
+}
+
+async fn piece(mut log: Attachment, follow: bool) -> Option<(Result<Bytes, ControlError>, Attachment)> {
+    let next = if follow {
+        log.next().await
+    } else {
+        tokio::time::timeout(LOG_QUIET, log.next()).await.ok()?
+    };
+    match next {
+        Ok(Some(Output::Data { data, .. })) => Some((Ok(Bytes::from(data)), log)),
+        // The end of a log is the end of its sandbox, which a reader sees as the end.
+        Ok(Some(Output::Exited(_)) | None) | Err(_) => None,
+    }
 }

@@ -1,0 +1,227 @@
+//! Channels: what guests and runners reach over their Unix sockets (arch §1).
+//!
+//! The channel is the identity; the token is a second factor that every single request has
+//! to show. Nothing of `/auth`, `/me` or `/admin` is reachable here, because nothing of the
+//! public listener's router is: a request is one of [`paths::Route`] or it is 404.
+
+mod handlers;
+mod paths;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderValue, Request, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::Instance;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use types::{CommandId, RequestId};
+
+use crate::actor::{Actor, Via};
+use crate::error::Error;
+use crate::http::problem;
+use crate::services::audit::Entry;
+use crate::services::sandboxes::Plane;
+use crate::services::sandboxes::tokens::{Misuse, Slot};
+
+/// Connections of one channel; further ones wait in the socket's backlog.
+const MAX_GUEST_CONNECTIONS: usize = 128;
+const MAX_RUNNER_CONNECTIONS: usize = 32;
+
+/// For the headers of each request, the wait between two included.
+const HEADERS_WITHIN: Duration = Duration::from_secs(30);
+
+/// Bounds of a request head.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+
+/// Misuses of one channel that are written to the ledger; a program in a loop must not
+/// fill it. All of them are counted in the metrics.
+const MAX_AUDITED_MISUSES: u32 = 32;
+
+/// Pause after `accept` failed, for instance because no descriptor is left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const REQUEST_ID: header::HeaderName = header::HeaderName::from_static("x-request-id");
+
+/// Who is at the other end of a channel.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// The start it belongs to.
+    pub(crate) instance: Arc<Instance>,
+    /// The runner, when it is a runner's own channel.
+    pub(crate) command: Option<CommandId>,
+    /// The token it has to show.
+    pub(crate) slot: Arc<Slot>,
+    /// Ends the channel and everything that goes on through it.
+    pub(crate) ended: CancellationToken,
+}
+
+/// One channel being served.
+struct Channel {
+    plane: Arc<Plane>,
+    peer: Peer,
+    misuses: AtomicU32,
+}
+
+/// Serves a channel in the background until its start (or its runner) ends.
+pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
+    let channel = Arc::new(Channel { plane, peer, misuses: AtomicU32::new(0) });
+    tokio::spawn(async move {
+        let listening = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        match listening {
+            Ok(listener) => accept(&channel, &listener).await,
+            Err(error) => tracing::error!(start = %channel.peer.instance.start_id, %error, "a channel cannot be served"),
+        }
+        channel.plane.tokens.revoke(&channel.peer.slot);
+    });
+}
+
+async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
+    let most = if channel.peer.command.is_some() { MAX_RUNNER_CONNECTIONS } else { MAX_GUEST_CONNECTIONS };
+    let slots = Arc::new(Semaphore::new(most));
+    // Dropped at the end of the channel, which ends every connection at once.
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((slot, listener.accept().await))
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = channel.peer.ended.cancelled() => return,
+            accepted = next => accepted,
+        };
+        match accepted {
+            Some((slot, Ok((stream, _)))) => {
+                let channel = Arc::clone(channel);
+                connections.spawn(async move {
+                    serve_connection(channel, stream).await;
+                    drop(slot);
+                });
+            }
+            Some((_, Err(error))) => {
+                tracing::warn!(%error, "cannot accept on a channel");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            None => return,
+        }
+    }
+}
+
+async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let channel = Arc::clone(&channel);
+        async move { Ok::<_, Infallible>(answer(&channel, request.map(Body::new)).await) }
+    });
+    // HTTP/1.1 alone: h2c would be a second reading of the same bytes.
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a channel connection ended with an error");
+    }
+}
+
+async fn answer(channel: &Channel, request: Request<Body>) -> Response {
+    let request_id = RequestId::generate();
+    let (head, body) = request.into_parts();
+    let mut response = match admit(channel, &head, request_id).await {
+        Ok((route, actor)) => {
+            handlers::handle(channel, &route, &actor, Request::from_parts(head, body)).await
+        }
+        Err(refusal) => refusal,
+    };
+    if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// Route, token, and who it is: in this order nothing is told to a caller without a token
+/// but that a path is not served here at all.
+async fn admit(
+    channel: &Channel,
+    head: &Parts,
+    request_id: RequestId,
+) -> Result<(paths::Route, Actor), Response> {
+    let refuse = |error: &Error| problem::response(error, Some(request_id));
+    let route = paths::route(&head.method, &head.uri).ok_or_else(|| {
+        channel.plane.metrics.channel_refusal("path");
+        refuse(&Error::NotFound("path on this channel"))
+    })?;
+    if route == paths::Route::Connect {
+        channel.plane.metrics.channel_refusal("connect");
+        return Err(refuse(&Error::forbidden(
+            "this sandbox has no network: CONNECT is refused for every destination",
+        )));
+    }
+    let (owner, role) = channel.plane.owner(channel.peer.instance.sandbox_id).await.map_err(|error| refuse(&error))?;
+    let actor = Actor {
+        user: Some(owner),
+        via: Via::Channel {
+            sandbox: channel.peer.instance.sandbox_id,
+            start: channel.peer.instance.start_id,
+            role,
+            command: channel.peer.command,
+        },
+        request_id,
+        address: None,
+    };
+    let shown = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let checked = channel.plane.tokens.check(&channel.peer.slot, shown, channel.plane.clock.now_ms());
+    if let Err(misuse) = checked {
+        report(channel, &actor, &route, misuse).await;
+        return Err(refuse(&Error::Refused(misuse.advice())));
+    }
+    if channel.peer.command.is_some() && !route.for_runner() {
+        channel.plane.metrics.channel_refusal("ungranted");
+        return Err(refuse(&Error::NotFound("path on this channel")));
+    }
+    Ok((route, actor))
+}
+
+/// Counts a misuse, and writes it to the ledger as long as there are not too many.
+async fn report(channel: &Channel, actor: &Actor, route: &paths::Route, misuse: Misuse) {
+    channel.plane.metrics.channel_refusal(misuse.as_str());
+    let sandbox = channel.peer.instance.sandbox_id;
+    let before = channel.misuses.fetch_add(1, Ordering::Relaxed);
+    if before >= MAX_AUDITED_MISUSES {
+        return;
+    }
+    let mut entry = Entry::denied("token.misuse", sandbox.to_string(), misuse.as_str())
+        .with("route", route.pattern())
+        .with("start", channel.peer.instance.start_id.to_string());
+    if let Some(command) = channel.peer.command {
+        entry = entry.with("command", command.to_string());
+    }
+    if let Misuse::Foreign(owner) = misuse {
+        entry = entry.with("token_of", owner.to_string());
+    }
+    // Refused either way; a ledger that is full must not turn a refusal into anything else.
+    if let Err(error) = channel.plane.audit.record(actor, entry).await {
+        tracing::error!(%sandbox, %error, "a token misuse could not be recorded");
+    }
+}
+
+/// A problem as a response on this channel.
+fn refusal(error: &Error, actor: &Actor) -> Response {
+    problem::response(error, Some(actor.request_id)).into_response()
+}

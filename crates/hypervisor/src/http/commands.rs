@@ -1,0 +1,341 @@
+//! Commands over HTTP: the same for a channel and for the owner's `/me/sandboxes/…/commands`.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use hyper_util::rt::TokioIo;
+use runtime::protocol::Signal;
+use runtime::{Attachment, Instance, Output};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Bytes as WsBytes, Message};
+use tokio_util::sync::CancellationToken;
+use types::{CommandEvent, CommandExit, CommandId, CommandRequest, TerminalControl};
+
+use crate::actor::Actor;
+use crate::error::Error;
+use crate::services::commands::Commands;
+
+/// Largest request: a megabyte of standard input with every byte escaped, and the rest.
+pub(crate) const MAX_REQUEST: usize = 8 << 20;
+
+/// Largest request of a signal.
+const MAX_SIGNAL: usize = 1024;
+
+/// Largest message that a terminal's client may send.
+const MAX_MESSAGE: usize = 64 << 10;
+
+/// A silent terminal is asked for a sign of life this often; a proxy in between would close
+/// the connection otherwise.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a request's body may take.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignalRequest {
+    signal: Signal,
+}
+
+/// `POST …/commands`.
+pub(crate) async fn start(
+    commands: &Commands<'_>,
+    actor: &Actor,
+    request: Request<Body>,
+) -> Result<Response, Error> {
+    let asked: CommandRequest = read_json(request, MAX_REQUEST).await?;
+    let begun = commands.start(actor, asked).await?;
+    if begun.lasting {
+        return Ok((StatusCode::CREATED, Json(begun.view)).into_response());
+    }
+    let id = begun.view.id;
+    // From here on the command lives exactly as long as this response.
+    let leash = Leash { instance: Arc::clone(commands.instance()), id, done: false };
+    let attachment = commands.attach(actor, id, 0).await?;
+    let mut response = Response::new(Body::from_stream(events(leash, attachment)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// `GET …/commands`.
+pub(crate) async fn list(commands: &Commands<'_>, actor: &Actor) -> Result<Response, Error> {
+    let listed = commands.list(actor).await?;
+    Ok(Json(json!({"commands": listed})).into_response())
+}
+
+/// `GET …/commands/{id}`.
+pub(crate) async fn show(commands: &Commands<'_>, actor: &Actor, id: CommandId) -> Result<Response, Error> {
+    Ok(Json(commands.show(actor, id).await?).into_response())
+}
+
+/// `POST …/commands/{id}/signal`.
+pub(crate) async fn signal(
+    commands: &Commands<'_>,
+    actor: &Actor,
+    id: CommandId,
+    request: Request<Body>,
+) -> Result<Response, Error> {
+    let asked: SignalRequest = read_json(request, MAX_SIGNAL).await?;
+    commands.signal(actor, id, asked.signal).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `GET …/commands/{id}/stream?from=OFFSET`, a WebSocket. `ended` cuts it, and is cancelled
+/// when it is over.
+pub(crate) async fn stream(
+    commands: &Commands<'_>,
+    actor: &Actor,
+    id: CommandId,
+    mut request: Request<Body>,
+    ended: CancellationToken,
+) -> Result<Response, Error> {
+    let ended = ended.drop_guard();
+    let key = websocket_key(request.headers())?;
+    let from = offset(request.uri().query())?;
+    let attachment = commands.attach(actor, id, from).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let upgraded = match upgrade.await {
+            Ok(upgraded) => upgraded,
+            Err(error) => return tracing::debug!(%error, "a terminal's upgrade failed"),
+        };
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE));
+        let socket =
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+        let token = ended.disarm();
+        carry(socket, attachment, &token).await;
+        token.cancel();
+    });
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+    Ok(response)
+}
+
+/// Reads a bounded JSON body.
+///
+/// # Errors
+/// It is too large, or not what is wanted; says where.
+pub(crate) async fn read_json<T: DeserializeOwned>(request: Request<Body>, most: usize) -> Result<T, Error> {
+    let body = Limited::new(request.into_body(), most).collect();
+    let collected = tokio::time::timeout(BODY_WITHIN, body)
+        .await
+        .map_err(|_| Error::bad_request("the body did not come in time"))?
+        .map_err(|_| Error::TooLarge(format!("the request has at most {most} bytes")))?;
+    serde_json::from_slice(&collected.to_bytes())
+        .map_err(|error| Error::bad_request(format!("the request is not well formed: {error}")))
+}
+
+fn offset(query: Option<&str>) -> Result<u64, Error> {
+    let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    match pairs.into_iter().find(|(name, _)| name == "from") {
+        None => Ok(0),
+        Some((_, value)) => value.parse().map_err(|_| Error::bad_request("from is a number of bytes")),
+    }
+}
+
+/// Checks a WebSocket handshake (RFC 6455 §4.2.1) and derives the answer to its key.
+fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
+    let lists = |name: header::HeaderName, wanted: &str| {
+        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+            value.split(',').any(|token| token.trim().eq_ignore_ascii_case(wanted))
+        })
+    };
+    let version = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|value| value == "13");
+    if !lists(header::CONNECTION, "upgrade") || !lists(header::UPGRADE, "websocket") || !version {
+        return Err(Error::bad_request("this is a WebSocket (RFC 6455, version 13)"));
+    }
+    let key = headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == 16))
+        .ok_or_else(|| Error::bad_request("Sec-WebSocket-Key is not sixteen bytes in base64"))?;
+    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Error::internal)
+}
+
+/// Ends a command whose caller went away, and forgets it once it is gone.
+struct Leash {
+    instance: Arc<Instance>,
+    id: CommandId,
+    done: bool,
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        let (instance, id, done) = (Arc::clone(&self.instance), self.id, self.done);
+        // The runtime is gone only when the process ends, and then the supervisor's own
+        // bounds apply.
+        let Ok(handle) = tokio::runtime::Handle::try_current() else { return };
+        handle.spawn(async move {
+            if !done {
+                if let Err(error) = instance.signal(id, Signal::Kill).await {
+                    tracing::debug!(command = %id, %error, "a command without a caller was gone already");
+                }
+                wait_for_exit(&instance, id).await;
+            }
+            if let Err(error) = instance.forget(id).await {
+                tracing::debug!(command = %id, %error, "a command could not be forgotten");
+            }
+        });
+    }
+}
+
+async fn wait_for_exit(instance: &Instance, id: CommandId) {
+    if let Ok(mut attachment) = instance.attach(id, u64::MAX).await {
+        while let Ok(Some(output)) = attachment.next().await {
+            if matches!(output, Output::Exited(_)) {
+                return;
+            }
+        }
+    }
+}
+
+/// The lines of an `application/x-ndjson` answer: first `Started`, last `Exited`.
+fn events(
+    leash: Leash,
+    attachment: Attachment,
+) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+    let started = CommandEvent::Started { id: leash.id };
+    let rest = futures_util::stream::unfold((leash, Some(attachment)), |(mut leash, attachment)| async move {
+        let mut attachment = attachment?;
+        let (event, next) = match attachment.next().await {
+            Ok(Some(Output::Data { stream, data, .. })) => {
+                (CommandEvent::Output { stream, data: BASE64.encode(data) }, Some(attachment))
+            }
+            Ok(Some(Output::Exited(exit))) => {
+                leash.done = true;
+                (CommandEvent::Exited(exit), None)
+            }
+            Ok(None) | Err(_) => {
+                leash.done = leash.instance.ended().is_cancelled();
+                (CommandEvent::Exited(lost()), None)
+            }
+        };
+        Some((event, (leash, next)))
+    });
+    futures_util::stream::once(std::future::ready(started)).chain(rest).map(|event| Ok(line(&event)))
+}
+
+fn lost() -> CommandExit {
+    let error = Some("the sandbox ended before the command did".to_owned());
+    CommandExit { error, ..CommandExit::default() }
+}
+
+fn line(event: &CommandEvent) -> Bytes {
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    Bytes::from(line)
+}
+
+type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
+
+/// Carries a terminal's bytes both ways until either end is done.
+async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken) {
+    let offset = attachment.offset();
+    let (mut sink, mut source) = socket.split();
+    let (mut output, mut input) = attachment.into_split();
+    if sink.send(text(&TerminalControl::Attached { offset })).await.is_err() {
+        return;
+    }
+    let mut pings = tokio::time::interval(PING_EVERY);
+    pings.reset();
+    let upward = async {
+        while let Some(Ok(message)) = source.next().await {
+            let sent = match message {
+                Message::Binary(bytes) => input.write(&bytes).await,
+                Message::Text(text) => match serde_json::from_str(&text) {
+                    Ok(TerminalControl::Resize(size)) => input.resize(size).await,
+                    _ => return CloseCode::Unsupported,
+                },
+                Message::Close(_) => return CloseCode::Normal,
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
+            };
+            if sent.is_err() {
+                // The command is gone; the other direction says how it ended.
+                return std::future::pending().await;
+            }
+        }
+        CloseCode::Normal
+    };
+    let downward = async {
+        loop {
+            let message = tokio::select! {
+                next = output.next() => match next {
+                    Ok(Some(Output::Data { data, .. })) => Message::Binary(WsBytes::from(data)),
+                    Ok(Some(Output::Exited(exit))) => {
+                        let _ = sink.send(text(&TerminalControl::Exited(exit))).await;
+                        return CloseCode::Normal;
+                    }
+                    Ok(None) | Err(_) => return CloseCode::Away,
+                },
+                _ = pings.tick() => Message::Ping(WsBytes::new()),
+            };
+            if sink.send(message).await.is_err() {
+                return CloseCode::Normal;
+            }
+        }
+    };
+    let code = tokio::select! {
+        code = upward => code,
+        code = downward => code,
+        () = ended.cancelled() => CloseCode::Away,
+    };
+    let _ = sink.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await;
+}
+
+fn text(control: &TerminalControl) -> Message {
+    Message::Text(serde_json::to_string(control).unwrap_or_default().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{offset, websocket_key};
+    use http::HeaderMap;
+
+    #[test]
+    fn a_websocket_has_to_be_asked_for_properly() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        // The example of RFC 6455 §1.3.
+        assert_eq!(websocket_key(&headers).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        for name in ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"] {
+            let mut without = headers.clone();
+            without.remove(name);
+            assert!(websocket_key(&without).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_offset_is_a_number_or_nothing() {
+        assert_eq!(offset(None).unwrap(), 0);
+        assert_eq!(offset(Some("from=17")).unwrap(), 17);
+        assert!(offset(Some("from=-1")).is_err());
+    }
+}

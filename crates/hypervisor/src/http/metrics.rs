@@ -1,0 +1,305 @@
+//! Prometheus metrics, on a listener of their own. No label holds anything that a caller
+//! chose: every label has a handful of values, so the series are bounded.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use types::{Role, SandboxState};
+
+/// Scrapers at the same time.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long a scraper may take for its request head.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+
+/// From what a proxied request costs to what a model takes to answer, in seconds.
+const BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    owner: &'static str,
+    role: &'static str,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OwnerLabels {
+    owner: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+/// The provider's name comes from the configuration, never from a path.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: String,
+    status: &'static str,
+}
+
+#[derive(Clone)]
+struct Seconds;
+
+impl MetricConstructor<Histogram> for Seconds {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(BUCKETS)
+    }
+}
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<OwnerLabels, Histogram, Seconds>,
+    sandboxes: Family<StateLabels, Gauge<i64>>,
+    websockets: Gauge<i64>,
+    starts: Family<OutcomeLabels, Counter>,
+    start_seconds: Histogram,
+    swaps: Family<OutcomeLabels, Counter>,
+    commands: Counter,
+    provider_calls: Family<ProviderLabels, Counter>,
+    provider_seconds: Histogram,
+    refusals: Family<ReasonLabels, Counter>,
+    uptime: Gauge<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// All of them at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("choir");
+        let requests = Family::<RequestLabels, Counter>::default();
+        let durations = Family::<OwnerLabels, Histogram, Seconds>::new_with_constructor(Seconds);
+        let sandboxes = Family::<StateLabels, Gauge<i64>>::default();
+        let websockets = Gauge::<i64>::default();
+        let starts = Family::<OutcomeLabels, Counter>::default();
+        let start_seconds = Histogram::new(BUCKETS);
+        let swaps = Family::<OutcomeLabels, Counter>::default();
+        let commands = Counter::default();
+        let provider_calls = Family::<ProviderLabels, Counter>::default();
+        let provider_seconds = Histogram::new(BUCKETS);
+        let refusals = Family::<ReasonLabels, Counter>::default();
+        let uptime = Gauge::<f64, AtomicU64>::default();
+        registry.register("requests", "Requests by route owner, role and status class", requests.clone());
+        registry.register_with_unit("request_duration", "Time to the response head", Unit::Seconds, durations.clone());
+        registry.register("sandboxes", "Sandboxes by state", sandboxes.clone());
+        registry.register("websockets_open", "WebSockets open through the proxy", websockets.clone());
+        registry.register("sandbox_starts", "Sandbox starts by outcome", starts.clone());
+        registry.register_with_unit("sandbox_start", "Time from start to health", Unit::Seconds, start_seconds.clone());
+        registry.register("swaps", "Swaps by outcome", swaps.clone());
+        registry.register("commands", "Commands started", commands.clone());
+        registry.register("provider_calls", "Provider calls by provider and status class", provider_calls.clone());
+        registry.register_with_unit("provider_call", "Time to a provider's response head", Unit::Seconds, provider_seconds.clone());
+        registry.register("channel_refusals", "Refused requests on channels by reason", refusals.clone());
+        registry.register_with_unit("uptime", "Time since the process started to serve", Unit::Seconds, uptime.clone());
+        Self {
+            registry,
+            requests,
+            durations,
+            sandboxes,
+            websockets,
+            starts,
+            start_seconds,
+            swaps,
+            commands,
+            provider_calls,
+            provider_seconds,
+            refusals,
+            uptime,
+        }
+    }
+
+    /// Counts a request of the public listener.
+    pub fn request(&self, owner: &'static str, role: Option<Role>, status: StatusCode, took: Duration) {
+        let role = role.map_or("none", Role::as_str);
+        self.requests.get_or_create(&RequestLabels { owner, role, status: class(status) }).inc();
+        self.durations.get_or_create(&OwnerLabels { owner }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a start of a sandbox.
+    pub fn start(&self, ok: bool, took: Duration) {
+        self.starts.get_or_create(&OutcomeLabels { outcome: outcome(ok) }).inc();
+        if ok {
+            self.start_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts a swap.
+    pub fn swap(&self, ok: bool) {
+        self.swaps.get_or_create(&OutcomeLabels { outcome: outcome(ok) }).inc();
+    }
+
+    /// Counts a command that was started.
+    pub fn command(&self) {
+        self.commands.inc();
+    }
+
+    /// Counts a call of a configured provider.
+    pub fn provider_call(&self, provider: &str, status: StatusCode, took: Duration) {
+        let labels = ProviderLabels { provider: provider.to_owned(), status: class(status) };
+        self.provider_calls.get_or_create(&labels).inc();
+        self.provider_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a refused request on a channel.
+    pub fn channel_refusal(&self, reason: &'static str) {
+        self.refusals.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Sets what is measured at the moment of a scrape.
+    pub fn observe(&self, websockets: usize, count: impl Fn(SandboxState) -> usize, uptime: Duration) {
+        self.websockets.set(i64::try_from(websockets).unwrap_or(i64::MAX));
+        self.uptime.set(uptime.as_secs_f64());
+        for state in [
+            SandboxState::Stopped,
+            SandboxState::Starting,
+            SandboxState::Running,
+            SandboxState::Stopping,
+            SandboxState::Failed,
+        ] {
+            let labels = StateLabels { state: state.as_str() };
+            self.sandboxes.get_or_create(&labels).set(i64::try_from(count(state)).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The text that a scraper reads (OpenMetrics 1.0).
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+fn outcome(ok: bool) -> &'static str {
+    if ok { "ok" } else { "failed" }
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..200 => "1xx",
+        200..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        _ => "5xx",
+    }
+}
+
+/// Serves `GET /metrics` until `ended`. `refresh` is called before each scrape.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    refresh: Arc<dyn Fn() + Send + Sync>,
+    ended: CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = ended.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (metrics, refresh, ended) = (Arc::clone(&metrics), Arc::clone(&refresh), ended.clone());
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let response = answer(&request, &metrics, refresh.as_ref());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_WITHIN)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                () = ended.cancelled() => {}
+                _ = connection => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, metrics: &Metrics, refresh: &dyn Fn()) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET || request.uri().path() != "/metrics" {
+        let mut response = Response::new(Full::from("see /metrics\n"));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return response;
+    }
+    refresh();
+    let mut response = Response::new(Full::from(metrics.text()));
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Metrics;
+    use http::StatusCode;
+    use std::time::Duration;
+    use types::{Role, SandboxState};
+
+    #[test]
+    fn a_scrape_shows_what_was_counted() {
+        let metrics = Metrics::new();
+        metrics.request("sandbox", Some(Role::Dev), StatusCode::OK, Duration::from_millis(3));
+        metrics.channel_refusal("foreign");
+        metrics.observe(2, |state| usize::from(state == SandboxState::Running), Duration::from_secs(5));
+        let text = metrics.text();
+        for line in [
+            "choir_requests_total{owner=\"sandbox\",role=\"dev\",status=\"2xx\"} 1",
+            "choir_channel_refusals_total{reason=\"foreign\"} 1",
+            "choir_sandboxes{state=\"running\"} 1",
+            "choir_websockets_open 2",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The proxy: from a signed-in request to the sandbox that has the role (arch §2).
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use gateway::{HeaderRules, RequestBody, Scheme, ServiceWorkers};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Request, StatusCode};
+use types::Role;
+
+use super::sessions::CutBody;
+use super::{RuntimeSession, Visit, browser};
+use crate::error::Error;
+use crate::store::RouteRow;
+
+const ROLE: HeaderName = HeaderName::from_static("x-choir-role");
+const USER: HeaderName = HeaderName::from_static("x-choir-user");
+const GENERATION: HeaderName = HeaderName::from_static("x-choir-generation");
+const CONTROL_ORIGIN: HeaderName = HeaderName::from_static("x-choir-control-origin");
+const LIVE_ORIGIN: HeaderName = HeaderName::from_static("x-choir-live-origin");
+const DEV_ORIGIN: HeaderName = HeaderName::from_static("x-choir-dev-origin");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+impl Visit {
+    /// Serves a request of the origin's own user from the sandbox in a role.
+    pub(super) async fn sandbox(
+        &self,
+        session: &RuntimeSession,
+        route: &RouteRow,
+        role: Role,
+        prefixed: bool,
+        head: Parts,
+        body: Body,
+    ) -> Result<Response, Error> {
+        let websocket = browser::is_websocket(&head.headers);
+        let own_origin = self.origin.to_string();
+        if websocket {
+            let origin = head.headers.get(http::header::ORIGIN);
+            if origin.is_none_or(|origin| origin.as_bytes() != own_origin.as_bytes()) {
+                return Err(Error::CrossOrigin("this WebSocket was opened by a page of another origin"));
+            }
+        } else if !browser::is_own(&head.method, &head.headers, &own_origin) {
+            return Err(Error::CrossOrigin("this request was made by a page of another origin"));
+        }
+        let Some(instance) = self.app.sandboxes.running(route.sandbox(role)) else {
+            return self.not_running(session, route, role, websocket, &head).await;
+        };
+        let upstream = self.app.sandboxes.plane().upstream(&instance)?;
+        let rules = self.rules(session, route, role, prefixed)?;
+        let plane = self.app.sandboxes.plane();
+        let forwarded = plane.forwarder.forward(Request::from_parts(head, RequestBody::new(body)), &upstream, &rules).await;
+        let response = forwarded.map_err(|error| refusal(&error))?;
+        if websocket && plane.route(session.user.id).await?.generation != route.generation {
+            // A swap was published while this one was being opened; it must not stay on
+            // what has become the other role.
+            self.app.sandboxes.close_websockets(&plane.route(session.user.id).await?);
+        }
+        Ok(response.map(|body| Body::new(CutBody::new(body, session.ended.clone()))).into_response())
+    }
+
+    fn rules(
+        &self,
+        session: &RuntimeSession,
+        route: &RouteRow,
+        role: Role,
+        prefixed: bool,
+    ) -> Result<HeaderRules, Error> {
+        let origins = &self.app.config.origins;
+        let name = &session.user.name;
+        let value = |text: String| HeaderValue::from_str(&text).map_err(Error::internal);
+        Ok(HeaderRules {
+            scheme: if self.origin.is_secure() { Scheme::Https } else { Scheme::Http },
+            host: value(self.authority())?,
+            client: self.client.address,
+            prefix: prefixed.then_some("/dev"),
+            set: vec![
+                (ROLE, HeaderValue::from_static(role.as_str())),
+                (USER, value(name.to_string())?),
+                (GENERATION, HeaderValue::from(route.generation)),
+                (CONTROL_ORIGIN, value(origins.control.to_string())?),
+                (LIVE_ORIGIN, value(trimmed(&origins.runtime_url(name, Role::Live)))?),
+                (DEV_ORIGIN, value(trimmed(&origins.runtime_url(name, Role::Dev)))?),
+                (REQUEST_ID, value(self.request_id().to_string())?),
+            ],
+            service_workers: if prefixed { ServiceWorkers::Refuse } else { ServiceWorkers::Allow },
+            counts_as_activity: true,
+        })
+    }
+}
+
+/// Without its last slash: an origin, or under a single host the place of `dev` in it.
+fn trimmed(url: &str) -> String {
+    url.trim_end_matches('/').to_owned()
+}
+
+/// A failed exchange in the words of the caller's problem.
+fn refusal(error: &gateway::ForwardError) -> Error {
+    use gateway::ForwardError as Failure;
+    match error {
+        Failure::Ended => Error::SandboxNotRunning,
+        Failure::Refused(refusal) => match error.status() {
+            StatusCode::METHOD_NOT_ALLOWED => Error::MethodNotAllowed,
+            StatusCode::FORBIDDEN => Error::forbidden(refusal.to_string()),
+            _ => Error::bad_request(refusal.to_string()),
+        },
+        Failure::TooLarge { .. } => Error::TooLarge(error.to_string()),
+        Failure::UploadStalled(_) | Failure::ClientGone => Error::bad_request(error.to_string()),
+        Failure::Busy => Error::Unavailable(error.to_string()),
+        Failure::FirstByteTimeout(_) => Error::GatewayTimeout(format!("the sandbox: {error}")),
+        Failure::Unreachable(gateway::ConnectError::Timeout(_)) => {
+            Error::GatewayTimeout("the sandbox did not accept a connection in time".to_owned())
+        }
+        Failure::Unreachable(_) | Failure::Closed(_) | Failure::BadResponse { .. } => {
+            tracing::debug!(%error, "a sandbox did not answer as it should");
+            Error::BadGateway(format!("the sandbox: {error}"))
+        }
+    }
+}

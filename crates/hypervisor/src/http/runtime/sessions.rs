@@ -1,0 +1,151 @@
+//! Who a runtime cookie stands for, without asking the database on every request, and what
+//! goes on in its name.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crypto::{Token, TokenHash, TokenKind};
+use http_body::{Body, Frame, SizeHint};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use types::{SessionId, UserId};
+
+use crate::actor::User;
+use crate::app::App;
+use crate::clock::millis;
+use crate::error::Error;
+use crate::services::sessions;
+
+/// After this time the database is asked again. An end that somebody ordered (logout,
+/// revocation, recovery) does not wait for it: see [`RuntimeSessions::forget`].
+const BELIEVED_FOR: Duration = Duration::from_secs(20);
+
+/// Sessions in memory. When there are more, all are looked up again.
+const MAX_SESSIONS: usize = 10_000;
+
+/// A live session of a runtime origin.
+#[derive(Debug)]
+pub(crate) struct RuntimeSession {
+    pub(crate) id: SessionId,
+    pub(crate) user: User,
+    host: String,
+    believed_until: i64,
+    /// Cuts what goes on in its name.
+    pub(crate) ended: CancellationToken,
+}
+
+/// The sessions that were seen lately.
+#[derive(Default)]
+pub struct RuntimeSessions {
+    /// Held for one look-up, never across an await.
+    seen: Mutex<HashMap<TokenHash, Arc<RuntimeSession>>>,
+}
+
+impl fmt::Debug for RuntimeSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RuntimeSessions").finish_non_exhaustive()
+    }
+}
+
+impl RuntimeSessions {
+    /// The session of a cookie, if it is good for this host.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(crate) async fn find(
+        &self,
+        app: &App,
+        cookie: &str,
+        host: &str,
+    ) -> Result<Option<Arc<RuntimeSession>>, Error> {
+        let Ok(token) = Token::parse_kind(TokenKind::Runtime, cookie) else { return Ok(None) };
+        let hash = token.hash();
+        let now = app.clock.now_ms();
+        if let Some(known) = self.known(&hash)
+            && known.believed_until > now
+            && known.host == host
+        {
+            return Ok(Some(known));
+        }
+        let found = sessions::find(app, &token, host).await?;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(row) = found else {
+            if let Some(gone) = seen.remove(&hash) {
+                gone.ended.cancel();
+            }
+            return Ok(None);
+        };
+        let ended = seen.get(&hash).map_or_else(CancellationToken::new, |known| known.ended.clone());
+        let session = Arc::new(RuntimeSession {
+            id: row.id,
+            host: row.host.clone(),
+            user: sessions::identity(row).0,
+            believed_until: now.saturating_add(millis(BELIEVED_FOR)),
+            ended,
+        });
+        if seen.len() >= MAX_SESSIONS {
+            seen.clear();
+        }
+        seen.insert(hash, Arc::clone(&session));
+        Ok(Some(session))
+    }
+
+    /// Forgets a user's sessions and cuts what goes on in their names. Those that still
+    /// live are found again at their next request.
+    pub(crate) fn forget(&self, user: UserId) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, session| {
+            let of_user = session.user.id == user;
+            if of_user {
+                session.ended.cancel();
+            }
+            !of_user
+        });
+    }
+
+    fn known(&self, hash: &TokenHash) -> Option<Arc<RuntimeSession>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    }
+}
+
+/// A response body that breaks off when the session ends.
+pub(super) struct CutBody<B> {
+    inner: B,
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<B> CutBody<B> {
+    pub(super) fn new(inner: B, ended: CancellationToken) -> Self {
+        Self { inner, ended: Box::pin(ended.cancelled_owned()) }
+    }
+}
+
+impl<B> Body for CutBody<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<gateway::BoxError>,
+{
+    type Data = B::Data;
+    type Error = gateway::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, gateway::BoxError>>> {
+        if self.ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the session has ended".into())));
+        }
+        Pin::new(&mut self.inner).poll_frame(cx).map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

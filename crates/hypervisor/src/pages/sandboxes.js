@@ -1,0 +1,132 @@
+// The caller's two sandboxes.
+
+import { get, post, text } from './api.js';
+import { busy, confirm, errorNotice, fill, h, loading, show, time, toast } from './dom.js';
+
+/** How often states are asked for while the page is in sight. */
+const REFRESH_MS = 3000;
+
+const ABOUT = {
+  live: 'Stable: what you and your agents rely on.',
+  dev: 'Experimental: try changes here, then swap.',
+};
+
+export function sandboxCard(sandbox, act) {
+  const { role, state } = sandbox;
+  const button = (name, label, enabled, style = '') => {
+    const element = h('button', { class: `btn btn-small ${style}`, type: 'button', disabled: !enabled }, label);
+    element.addEventListener('click', () => act(name, role, element));
+    return element;
+  };
+  const idle = state === 'stopped' || state === 'failed';
+  return h(
+    'article',
+    { class: 'sandbox', 'aria-labelledby': `sandbox-${role}` },
+    h(
+      'div',
+      { class: 'row' },
+      h('h3', { id: `sandbox-${role}` }, h('span', { class: `badge badge-${role}` }, role)),
+      h('span', { class: `state state-${state}` }, state),
+    ),
+    h('p', { class: 'small muted' }, ABOUT[role]),
+    sandbox.reason
+      ? h('div', { class: 'notice notice-error' }, h('p', {}, sandbox.reason), sandbox.hint ? h('p', { class: 'small' }, sandbox.hint) : null)
+      : null,
+    h(
+      'dl',
+      {},
+      h('dt', {}, 'Address'),
+      h('dd', {}, h('a', { href: sandbox.url }, sandbox.url)),
+      sandbox.started_at ? [h('dt', {}, 'Started'), h('dd', {}, time(sandbox.started_at))] : null,
+    ),
+    h(
+      'div',
+      { class: 'row' },
+      h('a', { class: 'btn btn-small btn-primary', href: sandbox.url }, 'Open'),
+      button('start', 'Start', idle),
+      button('stop', 'Stop', state === 'running' || state === 'starting'),
+      button('restart', 'Restart', state === 'running'),
+      button('logs', 'Log', true, 'btn-quiet'),
+    ),
+  );
+}
+
+export async function showLog(role) {
+  const log = await text(`/me/sandboxes/${role}/logs`);
+  show(`Log of ${role}`, h('pre', { class: 'log', tabindex: '0' }, log || 'Nothing was written yet.'));
+}
+
+export function sandboxesView(view, _me, signal) {
+  const message = h('div', { 'aria-live': 'polite' });
+  const cards = h('div', { class: 'pair' });
+  const swap = h('button', { class: 'btn', type: 'button' }, 'Swap live and dev');
+  const place = h('div', {}, loading('Looking at your sandboxes…'));
+  fill(
+    view,
+    h(
+      'section',
+      { 'aria-labelledby': 'sandboxes-title' },
+      h(
+        'div',
+        { class: 'section-head' },
+        h('h2', { id: 'sandboxes-title' }, 'My sandboxes'),
+        swap,
+        h('p', {}, 'You have two complete runtimes. A swap exchanges them at once; swapping again takes it back.'),
+      ),
+      message,
+      place,
+    ),
+  );
+
+  let drawn = '';
+  const refresh = async () => {
+    const { sandboxes } = await get('/me/sandboxes');
+    const now = JSON.stringify(sandboxes);
+    // Redrawing would take the focus away, so only when something changed.
+    if (signal.aborted || now === drawn) return;
+    drawn = now;
+    fill(cards, sandboxes.map((sandbox) => sandboxCard(sandbox, act)));
+    if (!cards.isConnected) fill(place, cards);
+  };
+
+  async function act(name, role, button) {
+    if (name === 'logs') return busy(button, message, () => showLog(role));
+    if (name !== 'start') {
+      const sure = await confirm({
+        title: `${name === 'stop' ? 'Stop' : 'Restart'} ${role}?`,
+        text: 'Agents, commands and terminals that run in it are ended. Files stay.',
+        action: name === 'stop' ? 'Stop' : 'Restart',
+        danger: true,
+      });
+      if (!sure) return undefined;
+    }
+    return busy(button, message, async () => {
+      await post(`/me/sandboxes/${role}/${name}`);
+      await refresh();
+    });
+  }
+
+  swap.addEventListener('click', async () => {
+    const sure = await confirm({
+      title: 'Swap live and dev?',
+      text: 'What is dev now is served as live, and the other way round. Open pages reload. It is refused unless the other sandbox is healthy.',
+      action: 'Swap',
+    });
+    if (!sure) return;
+    busy(swap, message, async () => {
+      const done = await post('/me/sandboxes/swap');
+      toast(`Swapped in ${done.took_ms} ms.`);
+      await refresh();
+    });
+  });
+
+  const again = async () => {
+    if (!document.hidden) {
+      await refresh().catch((error) => {
+        if (!drawn) fill(place, errorNotice(error));
+      });
+    }
+    if (!signal.aborted) setTimeout(again, REFRESH_MS);
+  };
+  again();
+}

@@ -1,0 +1,257 @@
+//! The command router: what the agent, a terminal or the owner wants to run becomes a
+//! runner, after policy and ledger (arch §6).
+
+mod request;
+
+use std::sync::Arc;
+
+use policy::Action;
+use runtime::protocol::{Refusal, RunnerStatus, Signal};
+use runtime::spec::RunnerSpec;
+use runtime::{Attachment, ControlError, Instance, Output};
+use tokio_util::sync::CancellationToken;
+use types::{CommandId, CommandRequest, CommandState, CommandView};
+
+use crate::actor::Actor;
+use crate::error::Error;
+use crate::http::channel;
+use crate::services::audit::Entry;
+use crate::services::authorize;
+use crate::services::sandboxes::tokens::Tokens;
+use crate::services::sandboxes::{Identity, Plane, of_runner, of_runner_gateway};
+use request::{PROVIDER_CALL, runner_spec};
+
+/// Exited commands whose output a sandbox keeps, beyond those that still run.
+const MAX_EXITED: usize = 64;
+
+/// Longest program name that the ledger repeats, in characters.
+const MAX_PROGRAM: usize = 200;
+
+/// The commands of one start.
+pub(crate) struct Commands<'a> {
+    plane: &'a Arc<Plane>,
+    instance: &'a Arc<Instance>,
+}
+
+/// A command that has begun.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) view: CommandView,
+    /// Whether it goes on without its caller.
+    pub(crate) lasting: bool,
+}
+
+impl<'a> Commands<'a> {
+    pub(crate) const fn new(plane: &'a Arc<Plane>, instance: &'a Arc<Instance>) -> Self {
+        Self { plane, instance }
+    }
+
+    /// Validates, decides, records, and only then spawns.
+    ///
+    /// # Errors
+    /// A field out of its bounds, a denial, too many commands, a ledger that cannot take
+    /// the record, a supervisor that refuses.
+    pub(crate) async fn start(&self, actor: &Actor, request: CommandRequest) -> Result<Begun, Error> {
+        let id = CommandId::generate();
+        let limits = &self.plane.config.sandbox.limits;
+        let mut spec = runner_spec(&request, limits, id)?;
+        // Terminals are the owner's own hands: they get the gateway without asking.
+        let granted = request.terminal.is_some() || request.capabilities.iter().any(|c| c == PROVIDER_CALL);
+        self.make_room().await?;
+        self.decide(actor, &request, id, granted).await?;
+        let (owner, role) = self.plane.owner(self.instance.sandbox_id).await?;
+        let identity = Identity { sandbox: self.instance.sandbox_id, user: owner.id, role };
+        spec.env = of_runner(&self.plane.config, identity);
+        for (name, value) in request.env {
+            spec.env.retain(|(have, _)| *have != name);
+            spec.env.push((name, value));
+        }
+        let view = CommandView {
+            id,
+            argv: request.argv,
+            label: request.label,
+            terminal: request.terminal.is_some(),
+            detach: request.detach,
+            state: CommandState::Running,
+            exit: None,
+        };
+        self.spawn(spec, granted).await?;
+        self.plane.metrics.command();
+        Ok(Begun { lasting: view.detach || view.terminal, view })
+    }
+
+    async fn decide(
+        &self,
+        actor: &Actor,
+        request: &CommandRequest,
+        id: CommandId,
+        granted: bool,
+    ) -> Result<(), Error> {
+        let (owner, _) = self.plane.owner(self.instance.sandbox_id).await?;
+        let capabilities = if granted { vec![PROVIDER_CALL.to_owned()] } else { Vec::new() };
+        let action = Action::RunCommand { capabilities: capabilities.clone() };
+        let decided = authorize::on_sandbox(actor, action, self.instance.sandbox_id, owner.id);
+        // The program only: arguments may hold what people should not have put there.
+        let program: String = request.argv.first().map(String::as_str).unwrap_or_default().chars().take(MAX_PROGRAM).collect();
+        let entry = match &decided {
+            Ok(_) => Entry::allowed("command.run", id.to_string()),
+            Err(error) => Entry::denied("command.run", id.to_string(), error.to_string()),
+        };
+        let mut entry = entry
+            .about(owner.name.to_string())
+            .with("sandbox", self.instance.sandbox_id.to_string())
+            .with("program", program)
+            .with("arguments", request.argv.len().saturating_sub(1).to_string())
+            .with("capabilities", capabilities.join(" "));
+        if request.terminal.is_some() {
+            entry = entry.with("terminal", "true");
+        }
+        if request.detach {
+            entry = entry.with("detach", "true");
+        }
+        if let Ok(decision) = &decided {
+            entry = entry.with("rules", decision.rules());
+        }
+        self.plane.audit.record(actor, entry).await?;
+        decided.map(drop)
+    }
+
+    async fn spawn(&self, mut spec: RunnerSpec, granted: bool) -> Result<(), Error> {
+        if !granted {
+            self.instance.spawn(spec).await.map_err(refused)?;
+            return Ok(());
+        }
+        let id = spec.command_id;
+        let token = Tokens::mint(&self.plane.random).map_err(Error::internal)?;
+        spec.channel = true;
+        spec.relay_env = of_runner_gateway(&self.plane.config, token.expose());
+        let spawned = self.instance.spawn(spec).await.map_err(refused)?;
+        let Some(listener) = spawned.channel else {
+            return Err(Error::BadGateway("the supervisor gave no channel for the command".to_owned()));
+        };
+        let slot = self.plane.tokens.runner(self.instance.sandbox_id, token.hash());
+        let ended = self.instance.ended().child_token();
+        let peer = channel::Peer {
+            instance: Arc::clone(self.instance),
+            command: Some(id),
+            slot,
+            ended: ended.clone(),
+        };
+        channel::serve(Arc::clone(self.plane), peer, listener);
+        tokio::spawn(end_with_runner(Arc::clone(self.instance), id, ended));
+        Ok(())
+    }
+
+    /// Refuses when too many run, and forgets the oldest that have exited.
+    async fn make_room(&self) -> Result<(), Error> {
+        let most = self.plane.config.sandbox.limits.commands;
+        let runners = self.instance.runners().await.map_err(refused)?;
+        let (running, mut exited): (Vec<_>, Vec<_>) =
+            runners.into_iter().partition(|runner| runner.view.state == CommandState::Running);
+        if running.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
+            return Err(Error::Unavailable(format!("{most} commands run in this sandbox already; wait for one or stop one")));
+        }
+        exited.sort_by_key(|runner| runner.started_unix_ms);
+        let excess = exited.len().saturating_sub(MAX_EXITED);
+        for runner in exited.iter().take(excess) {
+            self.instance.forget(runner.view.id).await.map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// All commands that the supervisor knows.
+    ///
+    /// # Errors
+    /// The actor may not, or the supervisor cannot be reached.
+    pub(crate) async fn list(&self, actor: &Actor) -> Result<Vec<CommandView>, Error> {
+        self.may_control(actor).await?;
+        Ok(self.runners().await?.into_iter().map(|runner| runner.view).collect())
+    }
+
+    /// One command.
+    ///
+    /// # Errors
+    /// There is none, the actor may not, or the supervisor cannot be reached.
+    pub(crate) async fn show(&self, actor: &Actor, id: CommandId) -> Result<CommandView, Error> {
+        let listed = self.list(actor).await?;
+        listed.into_iter().find(|view| view.id == id).ok_or(Error::NotFound("command"))
+    }
+
+    /// Signals a command's whole tree.
+    ///
+    /// # Errors
+    /// There is none, the actor may not, or the ledger cannot take the record.
+    pub(crate) async fn signal(&self, actor: &Actor, id: CommandId, signal: Signal) -> Result<(), Error> {
+        self.may_control(actor).await?;
+        let name = match signal {
+            Signal::Int => "int",
+            Signal::Term => "term",
+            Signal::Kill => "kill",
+        };
+        let entry = Entry::allowed("command.signal", id.to_string())
+            .with("sandbox", self.instance.sandbox_id.to_string())
+            .with("signal", name);
+        self.plane.audit.record(actor, entry).await?;
+        self.instance.signal(id, signal).await.map_err(refused)
+    }
+
+    /// Follows a command's output from a byte on.
+    ///
+    /// # Errors
+    /// There is none, the actor may not, or the supervisor cannot be reached.
+    pub(crate) async fn attach(&self, actor: &Actor, id: CommandId, from: u64) -> Result<Attachment, Error> {
+        self.may_control(actor).await?;
+        self.instance.attach(id, from).await.map_err(refused)
+    }
+
+    /// The start that the commands belong to.
+    pub(crate) const fn instance(&self) -> &Arc<Instance> {
+        self.instance
+    }
+
+    async fn runners(&self) -> Result<Vec<RunnerStatus>, Error> {
+        self.instance.runners().await.map_err(refused)
+    }
+
+    async fn may_control(&self, actor: &Actor) -> Result<(), Error> {
+        let (owner, _) = self.plane.owner(self.instance.sandbox_id).await?;
+        authorize::on_sandbox(actor, Action::ControlCommand, self.instance.sandbox_id, owner.id).map(drop)
+    }
+}
+
+/// Waits until a runner is gone, and ends its channel and its token.
+async fn end_with_runner(instance: Arc<Instance>, id: CommandId, ended: CancellationToken) {
+    let gone = async {
+        // From the far end of its output: only the exit is of interest.
+        let Ok(mut attachment) = instance.attach(id, u64::MAX).await else { return };
+        while let Ok(Some(output)) = attachment.next().await {
+            if matches!(output, Output::Exited(_)) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = ended.cancelled() => {}
+        () = gone => ended.cancel(),
+    }
+}
+
+/// A supervisor's refusal in the words of the caller's problem.
+pub(crate) fn refused(error: ControlError) -> Error {
+    match error {
+        ControlError::Refused(Refusal { code, message, hint }) => match code.as_str() {
+            "not_found" => Error::NotFound("command"),
+            "bad_request" => Error::bad_request(message),
+            "too_many" | "limit" => Error::Unavailable(message),
+            _ => Error::SandboxFailed { message, hint },
+        },
+        ControlError::Timeout => Error::GatewayTimeout(error.to_string()),
+        ControlError::Io(_)
+        | ControlError::Frame(_)
+        | ControlError::Protocol(_)
+        | ControlError::NotOurs(_) => {
+            tracing::warn!(%error, "a supervisor could not be asked");
+            Error::BadGateway("the sandbox's supervisor cannot be asked".to_owned())
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The environment contract (arch §5): everything starts empty, and this is what is put in.
+
+use types::{Role, SandboxId, UserId};
+
+use crate::config::{Config, ProviderKind};
+
+/// Where the guest finds the gateway: its relay on loopback.
+const GUEST_GATEWAY: &str = "http://127.0.0.1:9090";
+
+/// The same for a runner, whose relay has a port of its own.
+const RUNNER_GATEWAY: &str = "http://127.0.0.1:{port}";
+
+/// Whose environment it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) user: UserId,
+    /// The role at start; informative only.
+    pub(crate) role: Role,
+}
+
+type Variables = Vec<(String, String)>;
+
+/// The guest's whole environment. Holds the gateway token: never log it.
+pub(crate) fn of_guest(config: &Config, identity: Identity, token: &str) -> Variables {
+    let mut variables = shared(config, identity);
+    let fixed = [
+        ("DATABASE_URL", "sqlite:///var/lib/choir/events.db"),
+        ("SQLX_OFFLINE", "true"),
+        ("RUST_LOG", "info"),
+    ];
+    variables.extend(fixed.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    variables.extend(gateway(config, GUEST_GATEWAY));
+    variables.extend(tokens(config, token));
+    variables
+}
+
+/// A runner's environment without what was asked for with the command.
+pub(crate) fn of_runner(config: &Config, identity: Identity) -> Variables {
+    shared(config, identity)
+}
+
+/// What a runner with `provider:call` has besides; `{port}` is put in by its supervisor.
+pub(crate) fn of_runner_gateway(config: &Config, token: &str) -> Variables {
+    let mut variables: Variables = gateway(config, RUNNER_GATEWAY).collect();
+    variables.extend(tokens(config, token));
+    variables
+}
+
+fn shared(config: &Config, identity: Identity) -> Variables {
+    let pairs = [
+        ("PATH", config.sandbox.path.clone()),
+        ("HOME", "/home/choir".to_owned()),
+        ("USER", "choir".to_owned()),
+        ("SHELL", "/bin/bash".to_owned()),
+        ("TERM", "xterm-256color".to_owned()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("CHOIR_SANDBOX_ID", identity.sandbox.to_string()),
+        ("CHOIR_SANDBOX_USER_ID", identity.user.to_string()),
+        ("CHOIR_SANDBOX_ROLE", identity.role.to_string()),
+        // There is no network but loopback; Codex and its like ask for this variable.
+        ("CODEX_SANDBOX_NETWORK_DISABLED", "1".to_owned()),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn gateway<'a>(config: &'a Config, origin: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
+    let base = ("CHOIR_PROVIDER_GATEWAY_BASE_URL".to_owned(), format!("{origin}/provider/v1"));
+    let stock = stock_sdks(config)
+        .map(move |(vendor, provider)| (format!("{vendor}_BASE_URL"), format!("{origin}/provider/v1/{provider}")));
+    std::iter::once(base).chain(stock)
+}
+
+fn tokens<'a>(config: &'a Config, token: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
+    let ours = ("CHOIR_PROVIDER_GATEWAY_TOKEN".to_owned(), token.to_owned());
+    let stock = stock_sdks(config).map(move |(vendor, _)| (format!("{vendor}_API_KEY"), token.to_owned()));
+    std::iter::once(ours).chain(stock)
+}
+
+/// Vendors whose stock SDKs are pointed at the gateway, each with the first provider that
+/// speaks its format. Empty unless `sandbox.sdk_env` is on.
+fn stock_sdks(config: &Config) -> impl Iterator<Item = (&'static str, &str)> {
+    let first = |anthropic: bool| {
+        config.providers.iter().find(move |provider| (provider.kind == ProviderKind::Anthropic) == anthropic)
+    };
+    let vendors = [("OPENAI", first(false)), ("ANTHROPIC", first(true))];
+    let on = config.sandbox.sdk_env;
+    vendors
+        .into_iter()
+        .filter(move |_| on)
+        .filter_map(|(vendor, provider)| provider.map(|provider| (vendor, provider.name.as_str())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Identity, of_guest, of_runner, of_runner_gateway};
+    use crate::config::{Config, RawConfig};
+    use types::{Role, SandboxId, UserId, keyless};
+
+    fn identity() -> Identity {
+        Identity { sandbox: SandboxId::generate(), user: UserId::generate(), role: Role::Dev }
+    }
+
+    fn config(sdk_env: bool) -> Config {
+        let variables = [("CHOIR_SANDBOX__SDK_ENV".to_owned(), sdk_env.to_string())];
+        Config::build(RawConfig::read(None, variables).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_guest_gets_exactly_the_contract() {
+        let token = format!("choirgw_{}", "a".repeat(50));
+        let env = of_guest(&config(false), identity(), &token);
+        let mut names: Vec<&str> = env.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "CHOIR_PROVIDER_GATEWAY_BASE_URL", "CHOIR_PROVIDER_GATEWAY_TOKEN", "CHOIR_SANDBOX_ID",
+                "CHOIR_SANDBOX_ROLE", "CHOIR_SANDBOX_USER_ID", "CODEX_SANDBOX_NETWORK_DISABLED",
+                "DATABASE_URL", "HOME", "LANG", "PATH", "RUST_LOG", "SHELL", "SQLX_OFFLINE", "TERM", "USER",
+            ]
+        );
+        assert!(env.iter().all(|(name, value)| keyless::credential(name, value).is_none()));
+    }
+
+    #[test]
+    fn a_runner_has_a_token_only_with_the_grant() {
+        let plain = of_runner(&config(true), identity());
+        assert!(plain.iter().all(|(name, value)| !name.contains("TOKEN") && !name.contains("KEY") && !value.contains("choirgw_")));
+        let granted = of_runner_gateway(&config(false), "choirgw_x");
+        assert!(granted.contains(&("CHOIR_PROVIDER_GATEWAY_BASE_URL".into(), "http://127.0.0.1:{port}/provider/v1".into())));
+        assert!(granted.contains(&("CHOIR_PROVIDER_GATEWAY_TOKEN".into(), "choirgw_x".into())));
+    }
+
+    #[test]
+    fn stock_sdks_are_pointed_at_the_gateway_only_when_asked() {
+        let env = of_guest(&config(true), identity(), "choirgw_x");
+        assert!(env.contains(&("OPENAI_BASE_URL".into(), "http://127.0.0.1:9090/provider/v1/demo".into())));
+        assert!(env.contains(&("OPENAI_API_KEY".into(), "choirgw_x".into())));
+        assert!(!env.iter().any(|(name, _)| name.starts_with("ANTHROPIC")), "no provider speaks its format");
+    }
+}

@@ -1,0 +1,395 @@
+//! Sandboxes: lifecycle, routes, swap (arch §4).
+
+mod environment;
+mod plane;
+mod table;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+pub(crate) mod tokens;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crypto::Random;
+use gateway::websocket::CloseNotice;
+use runtime::{Fleet, FleetOptions, Instance, NamespaceDriver, SandboxRuntime, StartError, Status};
+use types::{Role, SandboxId, SandboxState, SandboxView, SwapView, UserId, UserName};
+
+use crate::actor::{Actor, Scope, User};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::error::Error;
+use crate::http::metrics::Metrics;
+use crate::services::audit::{Audit, Entry};
+use crate::services::health;
+use crate::services::provider::Providers;
+use crate::store::{RouteRow, Store};
+pub(crate) use environment::{Identity, of_runner, of_runner_gateway};
+pub(crate) use plane::Plane;
+
+/// After a swap the WebSockets of both roles close within this time, each at its own
+/// moment, so that their clients do not come back all at once (arch §4).
+const CLOSE_WINDOW: Duration = Duration::from_millis(1500);
+
+/// The sandboxes of this hypervisor.
+pub struct Sandboxes {
+    plane: Arc<Plane>,
+    fleet: Fleet,
+}
+
+impl std::fmt::Debug for Sandboxes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sandboxes").finish_non_exhaustive()
+    }
+}
+
+/// Whose sandboxes somebody acts on.
+#[derive(Debug, Clone, Copy)]
+pub enum Whose<'a> {
+    /// Their own.
+    Own,
+    /// Anybody's, as an admin.
+    Of(&'a UserName),
+}
+
+impl Sandboxes {
+    /// Composes the service; nothing runs yet.
+    ///
+    /// # Errors
+    /// A provider's key cannot be read, or this program does not know where it lies.
+    pub fn new(
+        config: &Config,
+        store: &Store,
+        audit: &Audit,
+        clock: &Clock,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let supervisor = plane::Binaries::find(config)?.supervisor;
+        let driver = Arc::new(NamespaceDriver::new(supervisor, config.data_dir.join("run")));
+        Self::with_driver(config, store, audit, clock, metrics, driver)
+    }
+
+    /// The same over any driver.
+    fn with_driver(
+        config: &Config,
+        store: &Store,
+        audit: &Audit,
+        clock: &Clock,
+        metrics: &Arc<Metrics>,
+        driver: Arc<dyn SandboxRuntime>,
+    ) -> Result<Self, Error> {
+        let providers = Providers::new(config, clock.clone(), Arc::clone(metrics)).map_err(Error::internal)?;
+        let plane = Arc::new(Plane {
+            config: Arc::new(config.clone()),
+            store: store.clone(),
+            audit: audit.clone(),
+            clock: clock.clone(),
+            metrics: Arc::clone(metrics),
+            providers,
+            routes: table::RouteTable::default(),
+            tokens: tokens::Tokens::default(),
+            upstreams: gateway::Upstreams::new(),
+            forwarder: gateway::Forwarder::new(),
+            random: crypto::OsRandom::new(),
+            binaries: plane::Binaries::find(config)?,
+            began: Instant::now(),
+        });
+        let host = Arc::new(plane::Asked(Arc::clone(&plane)));
+        let fleet = Fleet::new(driver, host, FleetOptions::default());
+        Ok(Self { plane, fleet })
+    }
+
+    pub(crate) fn plane(&self) -> &Arc<Plane> {
+        &self.plane
+    }
+
+    /// A user's two sandboxes, `live` first.
+    ///
+    /// # Errors
+    /// The actor may not, or the database failed.
+    pub async fn list(&self, actor: &Actor) -> Result<Vec<SandboxView>, Error> {
+        let user = actor.allow(Scope::Sandboxes)?;
+        let route = self.plane.route(user.id).await?;
+        Ok(self.views(&route, &user.name))
+    }
+
+    /// Everybody's sandboxes, by user.
+    ///
+    /// # Errors
+    /// The actor is no admin, or the database failed.
+    pub async fn list_all(&self, actor: &Actor) -> Result<Vec<SandboxView>, Error> {
+        actor.require_admin()?;
+        let users = self.plane.store.users().await?;
+        let mut views = Vec::with_capacity(users.len() * 2);
+        for user in users {
+            let route = self.plane.route(user.id).await?;
+            views.extend(self.views(&route, &user.name));
+        }
+        Ok(views)
+    }
+
+    /// Starts a sandbox, joins the start under way, or does nothing when it runs.
+    ///
+    /// # Errors
+    /// The actor may not; it could not be started; the ledger cannot take the record.
+    pub async fn start(&self, actor: &Actor, whose: Whose<'_>, role: Role) -> Result<SandboxView, Error> {
+        let (owner, route) = self.authorize(actor, whose).await?;
+        let sandbox = route.sandbox(role);
+        self.record(actor, "sandbox.start", sandbox, &owner, role).await?;
+        self.begin(sandbox).await?;
+        Ok(self.view(&route, &owner.name, role))
+    }
+
+    /// Stops a sandbox and everything in it.
+    ///
+    /// # Errors
+    /// The actor may not; the ledger cannot take the record.
+    pub async fn stop(&self, actor: &Actor, whose: Whose<'_>, role: Role) -> Result<SandboxView, Error> {
+        let (owner, route) = self.authorize(actor, whose).await?;
+        let sandbox = route.sandbox(role);
+        self.record(actor, "sandbox.stop", sandbox, &owner, role).await?;
+        self.fleet.stop(sandbox).await;
+        Ok(self.view(&route, &owner.name, role))
+    }
+
+    /// Stops a sandbox and starts it again.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub async fn restart(&self, actor: &Actor, whose: Whose<'_>, role: Role) -> Result<SandboxView, Error> {
+        let (owner, route) = self.authorize(actor, whose).await?;
+        let sandbox = route.sandbox(role);
+        self.record(actor, "sandbox.restart", sandbox, &owner, role).await?;
+        self.fleet.stop(sandbox).await;
+        self.begin(sandbox).await?;
+        Ok(self.view(&route, &owner.name, role))
+    }
+
+    /// Exchanges `live` and `dev`, once `dev` has proved its health.
+    ///
+    /// # Errors
+    /// The actor may not; `dev` is not healthy; somebody else swapped at the same time; the
+    /// ledger cannot take the record. Then nothing has changed.
+    pub async fn swap(&self, actor: &Actor, whose: Whose<'_>) -> Result<SwapView, Error> {
+        let began = Instant::now();
+        let (owner, route) = self.authorize(actor, whose).await?;
+        let swapped = self.try_swap(actor, &owner, &route).await;
+        self.plane.metrics.swap(swapped.is_ok());
+        let route = swapped?;
+        Ok(SwapView {
+            generation: route.generation,
+            live: route.live,
+            dev: route.dev,
+            took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    async fn try_swap(&self, actor: &Actor, owner: &User, seen: &RouteRow) -> Result<RouteRow, Error> {
+        if let Err(unhealthy) = self.prove(seen.dev).await {
+            let entry = Entry::denied("sandbox.swap", seen.dev.to_string(), unhealthy.to_string());
+            self.plane.audit.record(actor, entry.about(owner.name.to_string())).await?;
+            return Err(Error::UnhealthyTarget(unhealthy.to_string()));
+        }
+        let entry = Entry::allowed("sandbox.swap", seen.dev.to_string())
+            .about(owner.name.to_string())
+            .with("generation", (seen.generation + 1).to_string());
+        self.plane.audit.record(actor, entry).await?;
+        let swapped = self.plane.store.swap_route(seen, self.plane.clock.now_ms()).await?;
+        let Some(route) = swapped else {
+            return Err(Error::conflict("somebody else swapped at the same moment; look and try again"));
+        };
+        // On the disk; from here on every new request is routed by it.
+        self.plane.routes.publish(route);
+        self.close_websockets(&route);
+        Ok(route)
+    }
+
+    /// Closes the WebSockets of both roles with the generation that made them stale.
+    pub(crate) fn close_websockets(&self, route: &RouteRow) {
+        let notice = CloseNotice::new(
+            CloseNotice::SERVICE_RESTART,
+            format!("{{\"generation\":{}}}", route.generation),
+        );
+        self.close_with(route, &notice, CLOSE_WINDOW);
+    }
+
+    /// Closes the WebSockets of a user whose session has ended; those of their other
+    /// sessions come back by themselves.
+    pub(crate) fn cut_off(&self, user: UserId) {
+        if let Some(route) = self.plane.routes.of_user(user) {
+            let notice = CloseNotice::new(CloseNotice::GOING_AWAY, "the session has ended");
+            self.close_with(&route, &notice, Duration::ZERO);
+        }
+    }
+
+    fn close_with(&self, route: &RouteRow, notice: &CloseNotice, window: Duration) {
+        let mut seed = [0_u8; 8];
+        // Without randomness the moments are spread all the same, only predictably.
+        let _ = self.plane.random.fill(&mut seed);
+        for role in Role::ALL {
+            let upstream = self
+                .fleet
+                .running(route.sandbox(role))
+                .and_then(|instance| self.plane.upstreams.get(instance.start_id));
+            if let Some(upstream) = upstream {
+                upstream.close_websockets(notice, window, u64::from_le_bytes(seed));
+            }
+        }
+    }
+
+    async fn prove(&self, target: SandboxId) -> Result<(), health::Unhealthy> {
+        let instance = self.fleet.running(target).ok_or(health::Unhealthy::NotRunning)?;
+        let unreachable = |error: Error| health::Unhealthy::Unreachable { what: "the sandbox", why: error.to_string() };
+        let upstream = self.plane.upstream(&instance).map_err(unreachable)?;
+        let socket = plane::app_socket(&instance).map_err(unreachable)?;
+        health::ready_for_swap(&self.plane.forwarder, &upstream, &socket).await
+    }
+
+    /// The running start that serves a role of the actor's own, for commands and logs.
+    ///
+    /// # Errors
+    /// The actor may not, or it does not run: neither wakes a sandbox (arch §4).
+    pub async fn running_own(&self, actor: &Actor, scope: Scope, role: Role) -> Result<Arc<Instance>, Error> {
+        let user = actor.allow(scope)?;
+        let route = self.plane.route(user.id).await?;
+        self.running(route.sandbox(role)).ok_or(Error::SandboxNotRunning)
+    }
+
+    /// The running start of a sandbox.
+    #[must_use]
+    pub fn running(&self, sandbox: SandboxId) -> Option<Arc<Instance>> {
+        self.fleet.running(sandbox)
+    }
+
+    /// Where a sandbox stands.
+    #[must_use]
+    pub fn status(&self, sandbox: SandboxId) -> Status {
+        self.fleet.status(sandbox)
+    }
+
+    /// Starts a stopped sandbox because its owner opened its page; the page waits (arch §4).
+    /// One that failed is left alone: that takes an explicit start.
+    ///
+    /// # Errors
+    /// The ledger cannot take the record.
+    pub(crate) async fn wake(self: &Arc<Self>, actor: &Actor, route: &RouteRow, role: Role) -> Result<(), Error> {
+        let sandbox = route.sandbox(role);
+        if self.fleet.status(sandbox).state != SandboxState::Stopped {
+            return Ok(());
+        }
+        let entry = Entry::allowed("sandbox.wake", sandbox.to_string()).with("role", role.to_string());
+        self.plane.audit.record(actor, entry).await?;
+        let sandboxes = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = sandboxes.begin(sandbox).await {
+                tracing::warn!(%sandbox, %error, "the sandbox did not wake");
+            }
+        });
+        Ok(())
+    }
+
+    /// Makes a failed sandbox one that the next navigation wakes.
+    pub(crate) async fn clear_failure(&self, sandbox: SandboxId) {
+        if self.fleet.status(sandbox).state == SandboxState::Failed {
+            self.fleet.stop(sandbox).await;
+        }
+    }
+
+    /// Stops everything, when the installation itself ends (`up`, `stop --all`).
+    pub async fn stop_all(&self) {
+        self.fleet.stop_all().await;
+    }
+
+    async fn begin(&self, sandbox: SandboxId) -> Result<Arc<Instance>, Error> {
+        let joined = matches!(
+            self.fleet.status(sandbox).state,
+            SandboxState::Running | SandboxState::Starting
+        );
+        let began = Instant::now();
+        let started = self.fleet.start(sandbox).await;
+        if !joined {
+            self.plane.metrics.start(started.is_ok(), began.elapsed());
+        }
+        started.map_err(|StartError { message, hint, .. }| Error::SandboxFailed { message, hint })
+    }
+
+    async fn authorize(&self, actor: &Actor, whose: Whose<'_>) -> Result<(User, RouteRow), Error> {
+        let owner = match whose {
+            Whose::Own => actor.allow(Scope::Sandboxes)?.clone(),
+            Whose::Of(name) => {
+                actor.require_admin()?;
+                let row = self.plane.store.user_by_name(name).await?.ok_or(Error::NotFound("user"))?;
+                User { id: row.id, name: row.name, is_admin: row.is_admin }
+            }
+        };
+        let route = self.plane.route(owner.id).await?;
+        Ok((owner, route))
+    }
+
+    async fn record(
+        &self,
+        actor: &Actor,
+        action: &'static str,
+        sandbox: SandboxId,
+        owner: &User,
+        role: Role,
+    ) -> Result<(), Error> {
+        let entry = Entry::allowed(action, sandbox.to_string())
+            .about(owner.name.to_string())
+            .with("role", role.to_string());
+        self.plane.audit.record(actor, entry).await
+    }
+
+    fn views(&self, route: &RouteRow, owner: &UserName) -> Vec<SandboxView> {
+        Role::ALL.into_iter().map(|role| self.view(route, owner, role)).collect()
+    }
+
+    fn view(&self, route: &RouteRow, owner: &UserName, role: Role) -> SandboxView {
+        let id = route.sandbox(role);
+        let status = self.fleet.status(id);
+        SandboxView {
+            id,
+            user: owner.clone(),
+            role,
+            state: status.state,
+            reason: status.error.as_ref().map(|error| error.message.clone()),
+            hint: status.error.and_then(|error| error.hint),
+            start_id: status.instance.as_ref().map(|instance| instance.start_id),
+            started_at: status.instance.map(|instance| instance.started_at.clone()),
+            generation: route.generation,
+            url: self.plane.config.origins.runtime_url(owner, role),
+        }
+    }
+
+    /// Brings the gauges up to date before a scrape.
+    pub fn observe(&self) {
+        let plane = &self.plane;
+        let websockets = plane
+            .routes
+            .sandboxes()
+            .into_iter()
+            .filter_map(|sandbox| self.fleet.running(sandbox))
+            .filter_map(|instance| plane.upstreams.get(instance.start_id))
+            .map(|upstream| upstream.activity().open_websockets())
+            .sum();
+        plane.metrics.observe(websockets, |state| self.fleet.count(state), plane.began.elapsed());
+    }
+}
+
+/// Takes over what outlived an earlier hypervisor and begins to serve channels.
+///
+/// # Errors
+/// The database failed.
+pub async fn start(app: &Arc<App>) -> Result<(), Error> {
+    for route in app.store.routes().await? {
+        app.sandboxes.plane.routes.publish(route);
+    }
+    let adopted = app.sandboxes.fleet.adopt().await;
+    if adopted > 0 {
+        tracing::info!(adopted, "took over sandboxes that were running");
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! What proxy, channels and lifecycle share, and the answers that the fleet wants from the
+//! control plane.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crypto::{OsRandom, Random, Token, TokenHash};
+use gateway::{AppSocket, Forwarder, Limits, Upstream, Upstreams};
+use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, Rlimits, SandboxSpec, WORKSPACE};
+use runtime::{BoxFuture, Host, Instance, StartError, StartRequest};
+use serde::{Deserialize, Serialize};
+use types::{Role, SandboxId, StartId, UserId};
+
+use super::environment::{self, Identity};
+use super::table::RouteTable;
+use super::tokens::Tokens;
+use crate::actor::{Actor, User};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::error::Error;
+use crate::http::channel;
+use crate::http::metrics::Metrics;
+use crate::services::audit::{Audit, Entry};
+use crate::services::health;
+use crate::services::provider::Providers;
+use crate::store::{RouteRow, Store};
+
+/// Bytes of guest output that its supervisor keeps.
+const LOG_BYTES: u64 = 1 << 20;
+
+/// What proxy, channels and lifecycle share.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    pub(crate) config: Arc<Config>,
+    pub(crate) store: Store,
+    pub(crate) audit: Audit,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) providers: Providers,
+    pub(crate) routes: RouteTable,
+    pub(crate) tokens: Tokens,
+    pub(crate) upstreams: Upstreams,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) random: OsRandom,
+    pub(crate) binaries: Binaries,
+    pub(crate) began: Instant,
+}
+
+/// The programs that belong to this one.
+#[derive(Debug, Clone)]
+pub(crate) struct Binaries {
+    pub(crate) supervisor: PathBuf,
+    pub(crate) sandbox: PathBuf,
+}
+
+impl Binaries {
+    /// Next to this program, unless the configuration says otherwise.
+    pub(crate) fn find(config: &Config) -> Result<Self, Error> {
+        let dir = match &config.sandbox.binaries_dir {
+            Some(dir) => dir.clone(),
+            None => {
+                let own = std::env::current_exe().map_err(Error::internal)?;
+                let mut dir = own.parent().map(PathBuf::from).unwrap_or_default();
+                // Test programs of cargo lie one directory below the others.
+                if dir.ends_with("deps") {
+                    dir.pop();
+                }
+                dir
+            }
+        };
+        Ok(Self { supervisor: dir.join("supervisor"), sandbox: dir.join("sandbox") })
+    }
+}
+
+/// What a later hypervisor has to know to take a start over. Lies in a file: hashes only.
+#[derive(Serialize, Deserialize)]
+struct HostRecord {
+    token_hash: TokenHash,
+}
+
+impl Plane {
+    /// The route of a user, from memory or from the database.
+    ///
+    /// # Errors
+    /// The database failed, or the user is gone.
+    pub(crate) async fn route(&self, user: UserId) -> Result<RouteRow, Error> {
+        if let Some(route) = self.routes.of_user(user) {
+            return Ok(route);
+        }
+        let route = self.store.route(user).await?.ok_or(Error::NotFound("sandbox"))?;
+        self.routes.publish(route);
+        Ok(route)
+    }
+
+    /// The upstream of a start; every request of a start shares one.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn upstream(&self, instance: &Instance) -> Result<Upstream, Error> {
+        if let Some(upstream) = self.upstreams.get(instance.start_id) {
+            return Ok(upstream);
+        }
+        let socket = app_socket(instance)?;
+        let (start, ended) = (instance.start_id, instance.ended().clone());
+        Ok(self.upstreams.get_or_insert(start, || Upstream::app(start, socket, ended, Limits::app())))
+    }
+
+    /// Who acts through a channel of this sandbox: its owner, and the role it has now.
+    ///
+    /// # Errors
+    /// The database failed, or the owner is gone.
+    pub(crate) async fn owner(&self, sandbox: SandboxId) -> Result<(User, Role), Error> {
+        let route = match self.routes.of_sandbox(sandbox) {
+            Some(route) => route,
+            None => {
+                let row = self.store.sandbox(sandbox).await?.ok_or(Error::NotFound("sandbox"))?;
+                self.route(row.user_id).await?
+            }
+        };
+        let user = self.store.user(route.user_id).await?.ok_or(Error::NotFound("user"))?;
+        let role = route.role_of(sandbox).ok_or(Error::NotFound("sandbox"))?;
+        Ok((User { id: user.id, name: user.name, is_admin: user.is_admin }, role))
+    }
+
+    async fn prepare(&self, sandbox: SandboxId, start: StartId) -> Result<StartRequest, Error> {
+        let row = self.store.sandbox(sandbox).await?.ok_or(Error::NotFound("sandbox"))?;
+        let (owner, role) = self.owner(sandbox).await?;
+        let entry = Entry::allowed("sandbox.begin", sandbox.to_string())
+            .about(owner.name.to_string())
+            .with("start", start.to_string())
+            .with("role", role.to_string());
+        self.audit.record(&Actor::internal(), entry).await?;
+        let token = Tokens::mint(&self.random).map_err(Error::internal)?;
+        let record = HostRecord { token_hash: token.hash() };
+        let host_record = serde_json::to_string(&record).map_err(Error::internal)?;
+        let identity = Identity { sandbox, user: owner.id, role };
+        let host_ids = rustix::process::geteuid().is_root().then_some(HostIds {
+            uid: row.host_uid,
+            gid: row.host_uid,
+        });
+        let hostname = format!("{}-{}", owner.name, role);
+        let spec = self.spec(identity, start, hostname, host_ids, &token)?;
+        Ok(StartRequest { spec, host_record })
+    }
+
+    fn spec(
+        &self,
+        identity: Identity,
+        start: StartId,
+        hostname: String,
+        host_ids: Option<HostIds>,
+        token: &Token,
+    ) -> Result<SandboxSpec, Error> {
+        let config = &self.config.sandbox;
+        let data_dir = &self.config.data_dir;
+        let own = data_dir.join("sandboxes").join(identity.sandbox.to_string());
+        let extra_mounts = config
+            .mounts
+            .iter()
+            .map(|mount| Bind { source: mount.source.clone(), target: mount.target.clone() })
+            .collect();
+        Ok(SandboxSpec {
+            sandbox_id: identity.sandbox,
+            start_id: start,
+            nonce: self.nonce()?,
+            hostname,
+            host_ids,
+            run_dir: data_dir.join("run").join(start.to_string()),
+            workspace: own.join("workspace"),
+            home: own.join("home"),
+            data: own.join("data"),
+            guest_binary: self.binaries.sandbox.clone(),
+            extra_mounts,
+            path_additions: Vec::new(),
+            desktop_override: None,
+            guest: GuestSpec {
+                argv: vec![GUEST_BINARY.to_owned()],
+                env: environment::of_guest(&self.config, identity, token.expose()),
+                cwd: WORKSPACE.to_owned(),
+            },
+            rlimits: Rlimits {
+                open_files: config.limits.open_files,
+                // Guest and runners are one user of one user namespace, and counted together.
+                processes: u64::from(config.limits.processes) + u64::from(config.limits.guest_processes),
+                ..Rlimits::default()
+            },
+            accept_missing: Vec::new(),
+            log_bytes: LOG_BYTES,
+        })
+    }
+
+    fn nonce(&self) -> Result<Nonce, Error> {
+        let mut bytes = [0_u8; 32];
+        self.random.fill(&mut bytes).map_err(Error::internal)?;
+        Ok(Nonce::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+}
+
+/// The socket of a start's app, under a name that the sandbox controls.
+///
+/// # Errors
+/// No descriptor is left.
+pub(crate) fn app_socket(instance: &Instance) -> Result<AppSocket, Error> {
+    instance.app_dir().try_clone_to_owned().map(AppSocket::new).map_err(Error::internal)
+}
+
+/// Answers the fleet's questions.
+pub(super) struct Asked(pub(super) Arc<Plane>);
+
+impl Host for Asked {
+    fn prepare(
+        &self,
+        sandbox: SandboxId,
+        start: StartId,
+    ) -> BoxFuture<'_, Result<StartRequest, StartError>> {
+        Box::pin(async move {
+            self.0.prepare(sandbox, start).await.map_err(|error| {
+                let hint = error.hint();
+                let error = StartError::new("not_prepared", error.to_string());
+                match hint {
+                    Some(hint) => error.with_hint(hint),
+                    None => error,
+                }
+            })
+        })
+    }
+
+    fn serve_channel(&self, instance: Arc<Instance>, listener: UnixListener) {
+        // A record that cannot be read leaves a channel on which no token is valid.
+        let hash = serde_json::from_str::<HostRecord>(instance.host_record())
+            .map_or_else(|_| TokenHash::from_bytes([0; 32]), |record| record.token_hash);
+        let slot = self.0.tokens.guest(instance.sandbox_id, hash, self.0.clock.now_ms());
+        let ended = instance.ended().clone();
+        let peer = channel::Peer { instance, command: None, slot, ended };
+        channel::serve(Arc::clone(&self.0), peer, listener);
+    }
+
+    fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let upstream = self.0.upstream(&instance).map_err(|error| error.to_string())?;
+            health::health(&self.0.forwarder, &upstream).await.map_err(|error| error.to_string())
+        })
+    }
+}
