@@ -1,0 +1,265 @@
+//! The provider side.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use gateway::provider::{
+    Provider, ProviderConfig, ProviderConfigError, ProviderKey, ProviderKind, TrustRoots,
+};
+use gateway::{BodyError, ForwardError, Limits, Refusal, RequestBody};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::bed::*;
+
+struct Remote {
+    base: String,
+    accepted: Arc<AtomicUsize>,
+}
+
+fn remote<F, S>(serve: S) -> Remote
+where
+    S: Fn(TcpStream, usize) -> F + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let base = format!("http://{}/v1", listener.local_addr().unwrap());
+    let listener = TcpListener::from_std(listener).unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&accepted);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, count.fetch_add(1, Ordering::SeqCst)));
+        }
+    });
+    Remote { base, accepted }
+}
+
+fn config(base: &str) -> ProviderConfig {
+    ProviderConfig {
+        name: "acme".to_owned(),
+        kind: ProviderKind::OpenAi,
+        base_url: base.to_owned(),
+        key: Some(ProviderKey::new("sk-canary").unwrap()),
+        roots: TrustRoots::WebPki,
+        limits: Limits {
+            max_request_body: 1 << 20,
+            ..Limits::provider()
+        },
+    }
+}
+
+fn post(body: impl Into<Bytes>) -> Request<RequestBody> {
+    Request::post("http://evil.example/provider/v1/acme/chat/completions?a=b")
+        .header("authorization", "Bearer choirgw_x")
+        .header("cookie", "a=1")
+        .header("x-forwarded-for", "1.1.1.1")
+        .header("content-type", "application/json")
+        .body(RequestBody::new(Full::new(body.into())))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_call_goes_up_with_our_key_only_and_comes_down_clean() {
+    let (seen, mut heads) = mpsc::unbounded_channel();
+    let remote = remote(move |mut stream, _| {
+        let seen = seen.clone();
+        async move {
+            loop {
+                let head = read_head(&mut stream).await;
+                if head.is_empty() {
+                    return;
+                }
+                seen.send(head).unwrap();
+                read_until(&mut stream, "\"}").await;
+                say(
+                    &mut stream,
+                    "HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nSet-Cookie: a=1\r\n\
+                     X-Request-Id: bad key sk-canary\r\nRetry-After: 3\r\nCF-Ray: x\r\n\r\nno",
+                )
+                .await;
+            }
+        }
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let right = CancellationToken::new();
+    for _ in 0..3 {
+        let reply = within(provider.send(post(r#"{"model":"m-1"}"#), "chat/completions", &right))
+            .await
+            .unwrap();
+        assert_eq!(reply.model.as_deref(), Some("m-1"));
+        assert_eq!(reply.response.status(), StatusCode::UNAUTHORIZED);
+        let headers = reply.response.headers().clone();
+        let mut names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["content-length", "retry-after"]);
+        assert_eq!(reply.response.collect().await.unwrap().to_bytes(), "no");
+        let head = heads.recv().await.unwrap().to_lowercase();
+        assert!(
+            head.starts_with("post /v1/chat/completions?a=b http/1.1\r\n"),
+            "{head}"
+        );
+        assert!(
+            head.contains("\r\nauthorization: bearer sk-canary\r\n"),
+            "{head}"
+        );
+        assert!(head.contains("\r\nhost: 127.0.0.1:"), "{head}");
+        for absent in ["choirgw", "cookie", "forwarded", "evil", "accept-encoding"] {
+            assert!(!head.contains(absent), "{absent}: {head}");
+        }
+    }
+    assert_eq!(remote.accepted.load(Ordering::SeqCst), 1);
+    assert!(!format!("{provider:?}").contains("canary"));
+}
+
+#[tokio::test]
+async fn paths_that_leave_the_base_never_leave_the_gateway() {
+    let remote = remote(|_, _| async { panic!("it was connected to") });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let right = CancellationToken::new();
+    for rest in [
+        "../admin",
+        "//evil.example/",
+        "%2e%2e/x",
+        "a%2f..%2fb",
+        "http://evil.example/",
+    ] {
+        match provider.send(post(""), rest, &right).await {
+            Err(ForwardError::Refused(Refusal::Path)) => {}
+            other => panic!("{rest}: {other:?}"),
+        }
+    }
+    assert_eq!(remote.accepted.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let remote = remote(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        say(
+            &mut stream,
+            "HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        )
+        .await;
+        let _ = stream.read(&mut [0; 1]).await;
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let error = within(provider.send(post("{}"), "x", &CancellationToken::new()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
+    assert!(error.to_string().contains("redirect"), "{error}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
+    let (ends, mut ended) = mpsc::unbounded_channel();
+    let remote = remote(move |mut stream, index| {
+        let ends = ends.clone();
+        async move {
+            read_head(&mut stream).await;
+            say(
+                &mut stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n",
+            )
+            .await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            ends.send(index).unwrap();
+        }
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let (one, two) = (CancellationToken::new(), CancellationToken::new());
+    let mut bodies = Vec::new();
+    for right in [&one, &two] {
+        let reply = within(provider.send(post("{}"), "x", right)).await.unwrap();
+        let mut body = reply.response.into_body();
+        let event = within(body.frame()).await.unwrap().unwrap();
+        assert_eq!(event.into_data().unwrap(), "data: 1\n\n");
+        bodies.push(body);
+    }
+    one.cancel();
+    match within(bodies[0].frame()).await {
+        Some(Err(BodyError::Ended)) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(within(ended.recv()).await, Some(0));
+    assert!(ended.try_recv().is_err());
+    bodies.clear();
+    assert_eq!(within(ended.recv()).await, Some(1));
+    let error = provider.send(post("{}"), "x", &one).await.unwrap_err();
+    assert!(matches!(error, ForwardError::Ended), "{error:?}");
+}
+
+#[tokio::test]
+async fn bytes_that_nobody_asked_for_end_a_connection() {
+    let remote = remote(|mut stream, index| async move {
+        loop {
+            if read_head(&mut stream).await.is_empty() {
+                return;
+            }
+            let body = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{index}");
+            say(&mut stream, &body).await;
+            if index == 0 {
+                say(
+                    &mut stream,
+                    "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
+                )
+                .await;
+            }
+        }
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let right = CancellationToken::new();
+    for expected in ["0", "1", "1"] {
+        let request = Request::get("/").body(RequestBody::empty()).unwrap();
+        let reply = within(provider.send(request, "models", &right))
+            .await
+            .unwrap();
+        assert_eq!(reply.response.collect().await.unwrap().to_bytes(), expected);
+    }
+    assert_eq!(remote.accepted.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_and_a_host_that_is_not_there_are_told_apart() {
+    let remote = remote(|mut stream, _| async move {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let right = CancellationToken::new();
+    let error = provider
+        .send(post(vec![b'x'; (1 << 20) + 1]), "x", &right)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ForwardError::TooLarge { .. }), "{error:?}");
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let provider = Provider::new(config(&base)).unwrap();
+    let error = provider.send(post("{}"), "x", &right).await.unwrap_err();
+    assert!(matches!(error, ForwardError::Unreachable(_)), "{error:?}");
+    assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_says_what_is_wrong() {
+    let missing = ProviderConfig {
+        roots: TrustRoots::File("/nonexistent/ca.pem".into()),
+        ..config("https://127.0.0.1/v1")
+    };
+    assert!(matches!(
+        Provider::new(missing),
+        Err(ProviderConfigError::Roots { .. })
+    ));
+    assert!(matches!(
+        Provider::new(config("http://api.example.com/v1")),
+        Err(ProviderConfigError::BaseUrl { .. })
+    ));
+}
