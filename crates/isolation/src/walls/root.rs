@@ -253,6 +253,30 @@ fn set_read_only(path: &str) -> Result<(), WallError> {
     set().step(|| "make the root read-only".into())
 }
 
+/// Tries what [`enter`] needs of the kernel, with an empty root.
+pub(crate) fn try_private_root() -> Result<(), WallError> {
+    make_private()?;
+    let tree = clone_tree(
+        Path::new("/usr"),
+        MountAttributes {
+            read_only: true,
+            no_dev: true,
+            no_exec: false,
+        },
+    )?;
+    mount_tmpfs(BASE, MountFlags::NOSUID | MountFlags::NODEV, ROOT_OPTIONS)?;
+    chdir(BASE).step(|| "enter the new root".into())?;
+    attach(&tree, Path::new("usr"), true)?;
+    pivot_root(".", ".").step(|| "make the new root the root".into())?;
+    unmount(".", UnmountFlags::DETACH).step(|| "let go of the host's root".into())
+}
+
+/// Tries to mount a new `/proc`.
+pub(crate) fn try_fresh_proc() -> Result<(), WallError> {
+    make_private()?;
+    mount_proc("/proc")
+}
+
 /// Maps the one user and group that exist inside to the ones this process has outside.
 pub(crate) fn map_ids(outer_uid: u32, outer_gid: u32) -> Result<(), WallError> {
     let inner = spec::INNER_ID;

@@ -123,6 +123,11 @@ impl Sandbox {
         Self { dir, spec, child }
     }
 
+    pub(crate) fn kill_supervisor(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     pub(crate) fn supervisor_pid(&self) -> u32 {
         self.child.id()
     }
@@ -335,6 +340,15 @@ impl Client {
     /// The descriptor that rode with the last message.
     pub(crate) fn rider(&mut self) -> OwnedFd {
         self.fds.pop().expect("no descriptor came")
+    }
+
+    /// Whether the other side closed the connection without a word.
+    pub(crate) fn is_cut_off(&mut self) -> bool {
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Ok(length) => length == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
     }
 
     pub(crate) fn frame(&mut self) -> Option<Frame> {

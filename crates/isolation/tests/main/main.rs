@@ -3,6 +3,10 @@
 
 // `cfg(test)` always holds here; it tells clippy that helpers are test code too.
 #[cfg(test)]
+mod control;
+#[cfg(test)]
+mod drills;
+#[cfg(test)]
 mod guest;
 #[cfg(test)]
 mod harness;

@@ -91,7 +91,14 @@ fn a_runner_dies_with_its_whole_tree() {
     let mut follower = sandbox.connect();
     follower.attach(id, 0);
     follower.await_output("ready");
-    assert!(sleepers() > 0);
+    let begin = Instant::now();
+    while sleepers() < 2 {
+        assert!(
+            begin.elapsed() < Duration::from_secs(10),
+            "the tree did not start"
+        );
+        std::thread::yield_now();
+    }
     assert_eq!(
         client.ask(&Request::Signal {
             command_id: id,
@@ -132,7 +139,7 @@ fn signals_reach_every_process_of_a_runner() {
     let id = client.spawn(runner(&[
         "/bin/sh",
         "-c",
-        "trap 'echo got int; exit 3' INT; echo ready; while :; do sleep 1000; done",
+        "trap 'echo got int; exit 3' INT; echo ready; while :; do sleep 0.05; done",
     ]));
     let mut follower = sandbox.connect();
     follower.attach(id, 0);

@@ -155,7 +155,9 @@ fn provider_credential() -> Outcome {
 
 fn core_dump() -> Outcome {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Core);
-    if limit.maximum == Some(0) {
+    // 1 is stricter than 0: it keeps the kernel from running the host's core_pattern program
+    // over a crashed process, and a file is never that short (core(5)).
+    if matches!(limit.maximum, Some(0 | 1)) {
         Outcome::Denied("no core dumps".to_owned())
     } else {
         Outcome::Open(format!("up to {:?} bytes", limit.maximum))
