@@ -34,6 +34,7 @@ pub(crate) struct Client {
     stream: UnixStream,
     decoder: Decoder,
     fds: Vec<OwnedFd>,
+    unread: Vec<u8>,
 }
 
 /// What a command did.
@@ -151,6 +152,7 @@ impl Sandbox {
             stream,
             decoder: Decoder::new(),
             fds: Vec::new(),
+            unread: Vec::new(),
         }
     }
 
@@ -310,24 +312,26 @@ impl Client {
         outcome
     }
 
-    /// Reads an attachment's output until it contains `text`.
+    /// Reads an attachment's output until it contains `text`, and returns it up to there;
+    /// the next call goes on behind it.
     pub(crate) fn await_output(&mut self, text: &str) -> String {
-        let mut seen = Vec::new();
         let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
-            match self.frame() {
-                Some(Frame::Data { bytes, .. }) => seen.extend(bytes),
-                other => panic!("{other:?} after {:?}", String::from_utf8_lossy(&seen)),
+        loop {
+            let so_far = String::from_utf8_lossy(&self.unread).into_owned();
+            if let Some(at) = so_far.find(text) {
+                let (seen, rest) = so_far.split_at(at + text.len());
+                self.unread = rest.as_bytes().to_vec();
+                return seen.to_owned();
             }
-            let so_far = String::from_utf8_lossy(&seen);
-            if so_far.contains(text) {
-                return so_far.into_owned();
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "{text:?} did not come: {so_far:?}"
+            );
+            match self.frame() {
+                Some(Frame::Data { bytes, .. }) => self.unread.extend(bytes),
+                other => panic!("{other:?} after {so_far:?}"),
             }
         }
-        panic!(
-            "{text:?} did not come: {:?}",
-            String::from_utf8_lossy(&seen)
-        );
     }
 
     pub(crate) fn message(&mut self) -> Message {

@@ -258,10 +258,14 @@ fn an_interactive_shell_has_job_control_and_takes_control_c() {
     let mut client = sandbox.connect();
     let id = client.spawn(terminal(&["/bin/bash", "--norc", "-i"]));
     client.attach(id, 0);
-    client.input(b"echo begin-$((1+1)); sleep 1000\n");
-    let seen = client.await_output("begin-2");
+    client.input(b"PS1='prompt-'$((6*7))'>'\n");
+    let seen = client.await_output("prompt-42>");
     assert!(!seen.contains("no job control"), "{seen}");
+    client.input(b"python3 -c \"import time;print('slee'+'ping',flush=True);time.sleep(1000)\"\n");
+    client.await_output("sleeping");
     client.input(b"\x03");
+    client.await_output("KeyboardInterrupt");
+    client.await_output("prompt-42>");
     client.input(b"echo status-$?; exit 0\n");
     client.await_output("status-130");
     assert_eq!(client.collect().exit.code, Some(0));
