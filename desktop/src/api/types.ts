@@ -1,104 +1,31 @@
-/** The guest's wire types. */
+/** Short names for the guest's wire types, which `npm run api` generates from its OpenAPI document. */
 
-export interface Problem {
-  type: string;
-  title: string;
-  status: number;
-  code: string;
-  detail: string;
-  hint?: string | null;
-  request_id?: string | null;
-}
+import type { components } from './schema';
 
-export type Role = 'live' | 'dev';
+type Schemas = components['schemas'];
 
-export interface Provider {
-  name: string;
-  kind: 'openai' | 'anthropic';
-  models: string[];
-  demo?: boolean;
-}
+export type Problem = Schemas['Problem'];
+export type Info = Schemas['Info'];
+export type EventPage = Schemas['EventPage'];
+/** `run_id` and `data` as this client reads them: the particulars follow from `kind`. */
+export type EventRecord = Omit<Schemas['Event'], 'data'> & { data: Record<string, unknown> };
+export type Run = Schemas['Run'];
+export type RunStatus = Schemas['RunStatus'];
+export type Runs = Schemas['Runs'];
+export type RunDetail = Omit<Schemas['RunDetail'], 'events'> & { events: EventRecord[] };
+export type Started = Schemas['Started'];
+export type ExecuteRequest = Schemas['Task'];
+export type FileEntry = Schemas['Entry'];
+export type Listing = Schemas['Listing'];
+export type TerminalView = Schemas['TerminalView'];
+export type Terminals = Schemas['Terminals'];
+export type NewTerminal = Schemas['NewTerminal'];
+export type Opened = Schemas['Opened'];
+export type Memory = Schemas['Memory'];
+export type Memories = Schemas['Memories'];
+export type NewMemory = Schemas['NewMemory'];
+export type ClientMessage = Schemas['ClientMessage'];
+export type ServerMessage = Schemas['ServerMessage'];
 
-export interface Models {
-  providers: Provider[];
-  default?: { provider: string; model: string } | null;
-}
-
-export interface Info {
-  user: string;
-  role: Role;
-  sandbox_id: string;
-  generation: number;
-  control_origin?: string | null;
-  live_origin?: string | null;
-  dev_origin?: string | null;
-  version: string;
-  models?: Models | null;
-}
-
-export interface EventRecord {
-  seq: number;
-  ts: string;
-  kind: string;
-  run_id?: string | null;
-  data: Record<string, unknown>;
-}
-
-export type RunStatus = 'running' | 'done' | 'failed' | 'cancelled' | 'bounded';
-
-export interface Run {
-  id: string;
-  prompt: string;
-  status: RunStatus;
-  model: string;
-  started_at: string;
-  ended_at?: string | null;
-  steps: number;
-  input_tokens: number;
-  output_tokens: number;
-  answer?: string | null;
-  error?: string | null;
-}
-
-export interface ExecuteRequest {
-  prompt: string;
-  model?: string;
-  max_steps?: number;
-  max_seconds?: number;
-  max_tokens?: number;
-}
-
-export type EntryType = 'file' | 'dir' | 'symlink' | 'other';
-
-export interface FileEntry {
-  name: string;
-  type: EntryType;
-  size: number;
-  modified?: string | null;
-}
-
-export interface CommandExit {
-  code?: number | null;
-  signal?: number | null;
-  timed_out?: boolean;
-  dropped_bytes?: number;
-  wall_ms?: number;
-  error?: string | null;
-}
-
-export interface CommandView {
-  id: string;
-  argv: string[];
-  label?: string | null;
-  terminal: boolean;
-  detach: boolean;
-  state: 'running' | 'exited';
-  exit?: CommandExit | null;
-}
-
-export interface Memory {
-  id: string | number;
-  text: string;
-  tags: string[];
-  created_at?: string;
-}
+/** How a command ended: `CommandExit` of the terminal's last frame, which the document does not describe. */
+export type CommandExit = Partial<Schemas['TerminalExit']> & { timed_out?: boolean; dropped_bytes?: number; wall_ms?: number };

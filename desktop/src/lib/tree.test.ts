@@ -2,8 +2,8 @@ import { describe, expect, it } from 'vitest';
 import type { FileEntry } from '../api/types';
 import { sortEntries, treeKey, visibleRows } from './tree';
 
-const dir = (name: string): FileEntry => ({ name, type: 'dir', size: 0 });
-const file = (name: string): FileEntry => ({ name, type: 'file', size: 1 });
+const dir = (name: string): FileEntry => ({ name, type: 'dir', size: 0, modified: '' });
+const file = (name: string): FileEntry => ({ name, type: 'file', size: 1, modified: '' });
 const listing = new Map([
   ['', [dir('src'), file('a')]],
   ['src', [file('main.rs')]],

@@ -1,7 +1,8 @@
 import { apiUrl, asApiError, getJson, send, type ApiError } from '../api/client';
-import type { EventRecord, Info } from '../api/types';
+import type { ClientMessage, EventRecord, Info } from '../api/types';
 import { reconnectDelay, swapDelay, swapGeneration } from '../lib/backoff';
 import { socketUrl } from '../lib/paths';
+import { parseMessage } from '../lib/protocol';
 
 export type Phase = 'connecting' | 'online' | 'offline' | 'swapped';
 
@@ -88,7 +89,8 @@ class Connection {
     let stable: ReturnType<typeof setTimeout> | undefined;
     socket.onopen = () => {
       // A cursor beyond the end is cut to it: a new page begins with the present.
-      socket.send(JSON.stringify({ type: 'hello', since_seq: this.#cursor ?? Number.MAX_SAFE_INTEGER }));
+      const hello: ClientMessage = { type: 'hello', since_seq: this.#cursor ?? Number.MAX_SAFE_INTEGER };
+      socket.send(JSON.stringify(hello));
       stable = setTimeout(() => (this.#attempt = 0), STABLE_MS);
     };
     socket.onmessage = (message) => {
@@ -106,37 +108,30 @@ class Connection {
   }
 
   #receive(frame: string): void {
-    let message: { type?: unknown; event?: EventRecord; run_id?: unknown; call_id?: unknown; text?: unknown; seq?: unknown };
-    try {
-      message = JSON.parse(frame) as typeof message;
-    } catch {
-      return;
-    }
-    if (message.type === 'event' && message.event && message.event.seq > (this.#cursor ?? 0)) {
+    const message = parseMessage(frame);
+    if (message?.type === 'event') {
+      if (message.event.seq <= (this.#cursor ?? 0)) return;
       this.#cursor = message.event.seq;
       this.#batch.push(message.event);
       this.#batchTimer ??= setTimeout(() => this.#flush(), BATCH_MS);
-    } else if (message.type === 'delta' && typeof message.run_id === 'string' && typeof message.text === 'string') {
-      // In order with the events before it: what a delta continues must be there first.
-      this.#flush();
-      for (const listener of this.#listeners) listener.delta?.(message.run_id, message.text);
-    } else if (
-      message.type === 'output' && typeof message.run_id === 'string' &&
-      typeof message.call_id === 'string' && typeof message.text === 'string'
-    ) {
-      this.#flush();
-      for (const listener of this.#listeners) listener.output?.(message.run_id, message.call_id, message.text);
-    } else if (message.type === 'caught_up' && typeof message.seq === 'number') {
-      this.#flush();
-      let first = this.#cursor === null;
-      if (this.#cursor !== null && message.seq < this.#cursor) {
-        for (const listener of this.#listeners) listener.reset?.();
-        first = true;
-      }
-      this.#cursor = message.seq;
-      this.phase = 'online';
-      for (const listener of this.#listeners) listener.caughtUp?.(first, message.seq);
+      return;
     }
+    // In order with the events before it: what a fragment continues must be there first.
+    this.#flush();
+    if (message?.type === 'delta') {
+      for (const listener of this.#listeners) listener.delta?.(message.run_id, message.text);
+    } else if (message?.type === 'output') {
+      for (const listener of this.#listeners) listener.output?.(message.run_id, message.call_id, message.text);
+    } else if (message?.type === 'caught_up') this.#caughtUp(message.seq);
+  }
+
+  #caughtUp(seq: number): void {
+    const other = this.#cursor !== null && seq < this.#cursor;
+    const first = this.#cursor === null || other;
+    this.#cursor = seq;
+    this.phase = 'online';
+    if (other) for (const listener of this.#listeners) listener.reset?.();
+    for (const listener of this.#listeners) listener.caughtUp?.(first, seq);
   }
 
   #flush(): void {

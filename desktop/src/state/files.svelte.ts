@@ -1,6 +1,6 @@
 import { SvelteMap, SvelteSet } from 'svelte/reactivity';
 import { ApiError, apiUrl, asApiError, getJson, send, sendJson } from '../api/client';
-import type { EventRecord, FileEntry } from '../api/types';
+import type { EventRecord, FileEntry, Listing } from '../api/types';
 import { ancestors, isWithin, parentPath, rebase } from '../lib/paths';
 import { sortEntries, visibleRows } from '../lib/tree';
 import { connection } from './connection.svelte';
@@ -64,7 +64,7 @@ class Files {
 
   async list(path: string): Promise<void> {
     try {
-      const { entries, truncated } = await getJson<{ entries: FileEntry[]; truncated?: boolean }>('api/files', { path });
+      const { entries, truncated } = await getJson<Listing>('api/files', { path });
       this.listing.set(path, sortEntries(entries));
       if (truncated) this.truncated.add(path);
       else this.truncated.delete(path);

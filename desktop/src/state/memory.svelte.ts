@@ -1,5 +1,5 @@
 import { asApiError, getJson, sendJson, type ApiError } from '../api/client';
-import type { Memory } from '../api/types';
+import type { Memories as MemoryPage, Memory, NewMemory } from '../api/types';
 import { connection } from './connection.svelte';
 
 const LIMIT = 100;
@@ -26,7 +26,7 @@ class Memories {
   async refresh(): Promise<void> {
     const mine = ++this.#latest;
     try {
-      const { memories } = await getJson<{ memories: Memory[] }>('api/memory', {
+      const { memories } = await getJson<MemoryPage>('api/memory', {
         q: this.query.trim() || undefined,
         tag: this.tag || undefined,
         limit: LIMIT,
@@ -43,7 +43,7 @@ class Memories {
   }
 
   async add(text: string, tags: string[]): Promise<void> {
-    await sendJson('POST', 'api/memory', { text, tags });
+    await sendJson('POST', 'api/memory', { text, tags } satisfies NewMemory);
     await this.refresh();
   }
 

@@ -1,6 +1,6 @@
 import { SvelteMap } from 'svelte/reactivity';
 import { asApiError, getJson, sendJson, type ApiError } from '../api/client';
-import type { EventRecord, ExecuteRequest, Run } from '../api/types';
+import type { EventRecord, ExecuteRequest, Run, RunDetail, Runs as RunPage, Started } from '../api/types';
 import { applyEvent, mergeEvents, text } from '../lib/transcript';
 import { connection } from './connection.svelte';
 import { layout } from './layout.svelte';
@@ -52,7 +52,7 @@ class Runs {
 
   async refresh(): Promise<void> {
     try {
-      const { runs } = await getJson<{ runs: Run[] }>('conductor/runs', { limit: PAGE });
+      const { runs } = await getJson<RunPage>('conductor/runs', { limit: PAGE });
       const older = this.list.filter((run) => !runs.some((fresh) => fresh.id === run.id));
       const oldest = runs.at(-1)?.started_at ?? '';
       this.list = [...runs, ...older.filter((run) => run.started_at < oldest)];
@@ -69,7 +69,7 @@ class Runs {
   async loadMore(): Promise<void> {
     const last = this.list.at(-1);
     if (!last) return;
-    const { runs } = await getJson<{ runs: Run[] }>('conductor/runs', { limit: PAGE, before: last.id });
+    const { runs } = await getJson<RunPage>('conductor/runs', { limit: PAGE, before: last.id });
     this.list = [...this.list, ...runs.filter((run) => !this.list.some((known) => known.id === run.id))];
     this.more = runs.length === PAGE;
   }
@@ -78,7 +78,7 @@ class Runs {
   async open(id: string): Promise<void> {
     this.runError = null;
     try {
-      const { run, events } = await getJson<{ run: Run; events: EventRecord[] }>(`conductor/runs/${encodeURIComponent(id)}`);
+      const { run, events } = await getJson<RunDetail>(`conductor/runs/${encodeURIComponent(id)}`);
       this.events.set(id, mergeEvents(this.events.get(id) ?? [], events));
       this.#put(run);
     } catch (error) {
@@ -87,7 +87,7 @@ class Runs {
   }
 
   async execute(request: ExecuteRequest): Promise<void> {
-    const { run_id: id } = await sendJson<{ run_id: string }>('POST', 'conductor/execute', request);
+    const { run_id: id } = await sendJson<Started>('POST', 'conductor/execute', request);
     if (!this.list.some((run) => run.id === id)) {
       this.#put({
         id,

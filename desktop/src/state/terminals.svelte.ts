@@ -1,5 +1,5 @@
 import { ApiError, asApiError, getJson, sendJson } from '../api/client';
-import type { CommandExit, CommandView } from '../api/types';
+import type { CommandExit, NewTerminal, Opened, Terminals as TerminalPage } from '../api/types';
 import { connection } from './connection.svelte';
 
 /** One terminal of the list; `components/TerminalView.svelte` attaches to it. */
@@ -21,7 +21,7 @@ class Terminals {
   opening = $state(false);
   error = $state.raw<ApiError | null>(null);
   /** The last known size, so that a new shell starts with the right one. */
-  size = { cols: 80, rows: 24 };
+  size: NewTerminal = { cols: 80, rows: 24 };
   #counter = 0;
   /** Closed here; the server may list them as running until their shells are gone. */
   #closed = new Set<string>();
@@ -43,7 +43,7 @@ class Terminals {
 
   async refresh(): Promise<void> {
     try {
-      const { terminals } = await getJson<{ terminals: CommandView[] }>('api/terminals');
+      const { terminals } = await getJson<TerminalPage>('api/terminals');
       const known = new Map(this.list.map((terminal) => [terminal.id, terminal]));
       const next: TerminalSession[] = [];
       for (const view of terminals) {
@@ -72,7 +72,7 @@ class Terminals {
     if (this.opening) return;
     this.opening = true;
     try {
-      const { id } = await sendJson<{ id: string }>('POST', 'api/terminals', this.size);
+      const { id } = await sendJson<Opened>('POST', 'api/terminals', this.size);
       if (!this.list.some((terminal) => terminal.id === id)) this.list = [...this.list, this.#session(id)];
       this.active = id;
       this.error = null;
