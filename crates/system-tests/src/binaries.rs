@@ -9,6 +9,9 @@ use crate::Identity;
 /// The programs of an installation; they live side by side.
 const PROGRAMS: &[&str] = &["hypervisor", "supervisor", "sandbox", "choir", "drill"];
 
+/// Our own guest, which takes the place of `sandbox` in some tests.
+const HOSTILE: &str = "hostile";
+
 /// A directory with the programs under test.
 #[derive(Debug, Clone)]
 pub struct Binaries {
@@ -53,13 +56,28 @@ impl Binaries {
         let dir = scratch.join("bin");
         fs::create_dir_all(&dir).expect("a directory for the programs");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
-        for program in PROGRAMS {
+        for program in PROGRAMS.iter().chain([&HOSTILE]) {
             let copy = dir.join(program);
             if !copy.exists() {
                 fs::copy(self.dir.join(program), copy).expect("a copy of a program");
             }
         }
         Self { dir }
+    }
+
+    /// A directory below `scratch` with the supervisor and, as `sandbox`, the hostile guest.
+    ///
+    /// # Panics
+    /// A program cannot be copied.
+    #[must_use]
+    pub fn with_hostile_guest(&self, scratch: &Path) -> PathBuf {
+        let dir = scratch.join("hostile");
+        fs::create_dir(&dir).expect("a directory for the programs");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+        for (program, name) in [("supervisor", "supervisor"), (HOSTILE, "sandbox")] {
+            fs::copy(self.dir.join(program), dir.join(name)).expect("a copy of a program");
+        }
+        dir
     }
 
     /// The directory itself.

@@ -23,6 +23,16 @@ const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// Lines of the log shown when a test fails.
 const LOG_TAIL: usize = 60;
 
+/// A port that is free now, for what has to know its own before it starts.
+///
+/// # Panics
+/// There is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    socket.local_addr().expect("an address").port()
+}
+
 /// What an installation is made of.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -30,6 +40,7 @@ pub struct Setup {
     config: toml::Table,
     env: Vec<(String, String)>,
     port: u16,
+    hostile: bool,
 }
 
 impl Default for Setup {
@@ -45,6 +56,7 @@ impl Default for Setup {
             config,
             env: Vec::new(),
             port: 0,
+            hostile: false,
         }
     }
 }
@@ -81,6 +93,13 @@ impl Setup {
         self
     }
 
+    /// Puts the hostile guest (`src/bin/hostile`) in the place of `sandbox`.
+    #[must_use]
+    pub fn hostile_guest(mut self) -> Self {
+        self.hostile = true;
+        self
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Panics
@@ -114,7 +133,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    async fn start(setup: Setup) -> Self {
+    async fn start(mut setup: Setup) -> Self {
         let scratch = tempfile::Builder::new()
             .prefix("choir-")
             .tempdir()
@@ -126,6 +145,11 @@ impl Installation {
         fs::create_dir(&data).expect("a data directory");
         fs::set_permissions(&data, fs::Permissions::from_mode(0o711)).expect("chmod");
         setup.identity.own(&data);
+        if setup.hostile {
+            let dir = binaries.with_hostile_guest(scratch.path());
+            let key = format!("[sandbox]\nbinaries_dir = {dir:?}");
+            setup = setup.config(&key);
+        }
         let mut installation = Self {
             port: setup.port,
             setup,

@@ -7,6 +7,8 @@
 pub mod account;
 pub mod binaries;
 pub mod browser;
+pub mod certificates;
+pub mod channel;
 pub mod http;
 pub mod identity;
 pub mod installation;

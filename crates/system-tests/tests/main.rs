@@ -1,1 +1,3 @@
-//! System tests.
+//! The whole system, driven from outside.
+
+mod walls;
