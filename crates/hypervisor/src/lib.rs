@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod data_dir;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod http;
 pub mod services;

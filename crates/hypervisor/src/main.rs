@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -11,13 +12,18 @@ use hypervisor::app::App;
 use hypervisor::clock::Clock;
 use hypervisor::config::{Config, RawConfig};
 use hypervisor::data_dir::DataDir;
-use hypervisor::http::{Listener, control};
-use hypervisor::{services, telemetry};
+use hypervisor::http::{Listener, control, metrics};
+use hypervisor::{doctor, services, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The ChoirOS control plane.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about,
+    after_help = "Every key of the configuration can be overridden by a variable: \
+                  CHOIR_LISTEN__ADDRESS stands for listen.address."
+)]
 struct Arguments {
     /// The configuration file. Without one, defaults serve a single machine on localhost.
     #[arg(long, global = true, value_name = "FILE")]
@@ -28,6 +34,9 @@ struct Arguments {
     /// The port to listen on at 127.0.0.1; overrides `listen.address`. 0 takes a free one.
     #[arg(long, global = true, value_name = "N")]
     port: Option<u16>,
+    /// Stop all sandboxes when this process is told to end; without it they go on.
+    #[arg(long)]
+    stop_on_exit: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -36,9 +45,27 @@ struct Arguments {
 enum Command {
     /// Validate the configuration and say what is wrong with it.
     CheckConfig,
+    /// Find out whether this machine can run sandboxes.
+    Doctor {
+        /// Answer in JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List every route of the control origin with who may use it.
+    Routes {
+        /// Answer in JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop the sandboxes that go on after the hypervisor has ended.
+    Stop {
+        /// All of them; there is no other way yet to say which.
+        #[arg(long, required = true)]
+        all: bool,
+    },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let mut raw = RawConfig::read(arguments.config.as_deref(), std::env::vars())?;
     if let Some(dir) = arguments.data_dir {
@@ -48,45 +75,95 @@ fn main() -> anyhow::Result<()> {
         raw.listen.address = Some(format!("127.0.0.1:{port}"));
     }
     match arguments.command {
-        None => serve(raw),
+        None => serve(raw, arguments.stop_on_exit)?,
         Some(Command::CheckConfig) => {
             Config::build(raw)?;
-            writeln!(std::io::stdout(), "the configuration is valid")?;
-            Ok(())
+            print("the configuration is valid\n")?;
+        }
+        Some(Command::Doctor { json }) => {
+            let findings = doctor::examine(&Config::build(raw)?);
+            let text = if json { serde_json::to_string_pretty(&findings)? } else { doctor::describe(&findings) };
+            print(&format!("{}\n", text.trim_end()))?;
+            return Ok(if findings.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Some(Command::Routes { json }) => {
+            let routes = control::listing();
+            if json {
+                print(&format!("{}\n", serde_json::to_string_pretty(&routes)?))?;
+            } else {
+                for route in routes {
+                    print(&format!("{:<7} {:<48} {}\n", route.method, route.path, route.access))?;
+                }
+            }
+        }
+        Some(Command::Stop { .. }) => {
+            let config = Config::build(raw)?;
+            telemetry::begin(&config.log);
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(stop_all(config))?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
-fn serve(mut raw: RawConfig) -> anyhow::Result<()> {
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+fn serve(mut raw: RawConfig, stop_on_exit: bool) -> anyhow::Result<()> {
     // Bound before the configuration is complete: with port 0 the origins need the real one.
     let address = Config::build(raw.clone())?.listen.address;
-    let socket =
-        TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let socket = TcpListener::bind(address)
+        .with_context(|| format!("cannot listen on {address}: is another program using the port?"))?;
     raw.listen.address = Some(socket.local_addr()?.to_string());
     let config = Config::build(raw)?;
     telemetry::begin(&config.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(run(config, socket))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(config, socket, stop_on_exit))
 }
 
-async fn run(config: Config, socket: TcpListener) -> anyhow::Result<()> {
+async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow::Result<()> {
     let _lock = DataDir::lock(&config.data_dir)?;
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
     let listener = Listener::new(socket, config.listen.tls.as_ref())?;
     let app = App::open(config, Clock::system()).await?;
     services::sandboxes::start(&app).await?;
+    let link = services::auth::setup_link(&app).await?;
+    metrics::begin(&app)
+        .await
+        .context("cannot listen on listen.metrics_address")?;
     let router = control::router(&app);
     let served = tokio::spawn(listener.serve(Arc::clone(&app), router));
-    writeln!(std::io::stdout(), "ready: {}/", app.config.origins.control)?;
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
+    if let Some(link) = &link {
+        print("set-up: nobody administers this installation yet; the link below makes the first administrator, once\n")?;
+        print(&format!("ready: {link}\n"))?;
+    } else {
+        print(&format!("ready: {}/\n", app.config.origins.control))?;
+    }
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
+    tracing::info!("draining");
     app.draining.cancel();
     served.await?;
+    if stop_on_exit {
+        app.sandboxes.stop_all().await;
+    }
     app.store.close().await;
+    Ok(())
+}
+
+async fn stop_all(config: Config) -> anyhow::Result<()> {
+    let _lock = DataDir::lock(&config.data_dir)?;
+    let app = App::open(config, Clock::system()).await?;
+    services::sandboxes::start(&app).await?;
+    app.sandboxes.stop_all().await;
+    app.draining.cancel();
+    app.store.close().await;
+    print("all sandboxes are stopped\n")?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crypto::RecoveryCode;
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
-use types::{Role, UserId, UserName};
+use types::{Role, TokenId, UserId, UserName};
 
 use super::extract::{Json, user_agent};
 use super::route::{Access, Route};
@@ -46,6 +46,9 @@ struct Me {
     is_admin: bool,
     /// `session`, `recovery` or `token`.
     via: &'static str,
+    /// Which token, when it is one: so that it can revoke itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_id: Option<TokenId>,
     live_url: String,
     dev_url: String,
 }
@@ -73,6 +76,7 @@ fn describe(app: &App, user: &User, via: &'static str) -> Me {
         name: user.name.clone(),
         is_admin: user.is_admin,
         via,
+        token_id: None,
         live_url: app.config.origins.runtime_url(&user.name, Role::Live),
         dev_url: app.config.origins.runtime_url(&user.name, Role::Dev),
     }
@@ -171,12 +175,12 @@ async fn recovery_finish(
 }
 
 async fn me(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Me>, Error> {
-    let via = match &actor.via {
-        Via::RecoverySession(_) => "recovery",
-        Via::ApiToken { .. } => "token",
-        _ => "session",
+    let (via, token_id) = match &actor.via {
+        Via::RecoverySession(_) => ("recovery", None),
+        Via::ApiToken { id, .. } => ("token", Some(*id)),
+        _ => ("session", None),
     };
-    Ok(axum::Json(describe(&app, actor.user()?, via)))
+    Ok(axum::Json(Me { token_id, ..describe(&app, actor.user()?, via) }))
 }
 
 /// Codes as they are shown, once.

@@ -1,0 +1,105 @@
+//! `hypervisor doctor`: whether this machine and this configuration can run sandboxes.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use runtime::Check;
+use serde::Serialize;
+
+use crate::config::{Config, ProviderKind};
+use crate::data_dir::{DataDir, DataDirError};
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub struct Findings {
+    /// Whether nothing mandatory is missing.
+    pub ok: bool,
+    /// Each thing that was looked at.
+    pub checks: Vec<Check>,
+}
+
+/// Looks at everything. Builds each wall once in a child process, so call it while this
+/// process has a single thread.
+#[must_use]
+pub fn examine(config: &Config) -> Findings {
+    let mut checks = vec![data_dir(&config.data_dir), port(config)];
+    for program in ["supervisor", "sandbox"] {
+        checks.push(binary(config, program));
+    }
+    checks.extend(config.providers.iter().filter(|one| one.kind != ProviderKind::Demo).map(|one| {
+        let readable = one.key_file.as_ref().is_none_or(|file| std::fs::File::open(file).is_ok());
+        let detail = match &one.key_file {
+            Some(file) if readable => format!("its key file {} can be read", file.display()),
+            Some(file) => format!("its key file {} cannot be read", file.display()),
+            None => "it has no key file".to_owned(),
+        };
+        let remedy = "give this user read access to the file";
+        check(&format!("provider {}", one.name), readable, false, detail, remedy)
+    }));
+    checks.extend(runtime::probe());
+    Findings { ok: checks.iter().all(|check| check.ok || !check.mandatory), checks }
+}
+
+/// The findings for people.
+#[must_use]
+pub fn describe(findings: &Findings) -> String {
+    let mut text = String::new();
+    for check in &findings.checks {
+        let mark = match (check.ok, check.mandatory) {
+            (true, _) => "ok     ",
+            (false, true) => "MISSING",
+            (false, false) => "absent ",
+        };
+        text.push_str(&format!("{mark}  {}: {}\n", check.name, check.detail));
+        if let (false, Some(remedy)) = (check.ok, &check.remedy) {
+            text.push_str(&format!("         hint: {remedy}\n"));
+        }
+    }
+    text
+}
+
+fn check(name: &str, ok: bool, mandatory: bool, detail: String, remedy: &str) -> Check {
+    let remedy = (!ok).then(|| remedy.to_owned());
+    Check { name: name.to_owned(), ok, mandatory, detail, remedy }
+}
+
+fn data_dir(path: &Path) -> Check {
+    let (ok, detail) = match DataDir::lock(path) {
+        Ok(_) => (true, format!("{} can be used", path.display())),
+        Err(DataDirError::Locked { .. }) => (true, format!("{} is used by a running hypervisor", path.display())),
+        Err(error @ DataDirError::Unusable { .. }) => {
+            let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            (false, format!("{} cannot be used: {why}", path.display()))
+        }
+    };
+    check("data directory", ok, true, detail, "let this user write there, or set data_dir")
+}
+
+fn port(config: &Config) -> Check {
+    let address = config.listen.address;
+    match TcpListener::bind(address) {
+        Ok(_) => check("public listener", true, true, format!("{address} is free"), ""),
+        Err(error) => {
+            let running = matches!(DataDir::lock(&config.data_dir), Err(DataDirError::Locked { .. }));
+            let detail = if running {
+                format!("{address} is in use, and a hypervisor runs on this data directory")
+            } else {
+                format!("{address} cannot be used: {error}")
+            };
+            check("public listener", running, true, detail, "stop what uses the port, or set listen.address")
+        }
+    }
+}
+
+fn binary(config: &Config, program: &str) -> Check {
+    let path = binaries_dir(config).join(program);
+    let ok = path.is_file();
+    let detail = format!("{} {}", path.display(), if ok { "is there" } else { "is not there" });
+    check(&format!("program {program}"), ok, true, detail, "install it next to the hypervisor, or set sandbox.binaries_dir")
+}
+
+/// Where the other programs lie: next to this one, unless the configuration says otherwise.
+fn binaries_dir(config: &Config) -> PathBuf {
+    let beside = || std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+    config.sandbox.binaries_dir.clone().or_else(beside).unwrap_or_default()
+}
