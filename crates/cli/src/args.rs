@@ -1,0 +1,271 @@
+//! The arguments, as clap reads them. Each command has examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use types::{Role, UserName};
+
+/// The command line of ChoirOS: sign in, manage your sandboxes, run commands in them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "choir",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage; `choir run` passes on its command's code.\n\n\
+Examples:\n  choir login\n  choir sandbox list\n  choir run -- cargo test\n  choir sandbox swap"
+)]
+pub struct Arguments {
+    /// The control plane; by default the one signed in to last, or http://localhost:9090.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "CHOIR_SERVER",
+        hide_env_values = true
+    )]
+    pub server: Option<String>,
+    /// Reads the API token from this file, or from standard input if it is `-`.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CHOIR_TOKEN_FILE",
+        hide_env_values = true
+    )]
+    pub token_file: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Sign in by approving this machine in the browser.
+    #[command(
+        after_help = "Prints a code and a link. Compare the code in the browser, choose what this machine may\n\
+do, and approve. The token is kept in $XDG_CONFIG_HOME/choir/credentials.toml, for its owner\n\
+only. With --token-file a token made in the console is kept instead.\n\n\
+Examples:\n  choir login\n  choir login --server https://choir.example.com\n  \
+choir login --token-file - < token.txt"
+    )]
+    Login {
+        /// Does not try to open a browser.
+        #[arg(long)]
+        no_browser: bool,
+    },
+    /// Sign out: revoke this machine's token and forget it.
+    #[command(after_help = "Example:\n  choir logout")]
+    Logout,
+    /// Show who is signed in.
+    #[command(after_help = "Examples:\n  choir whoami\n  choir whoami --json")]
+    Whoami {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List, start, stop, restart and swap sandboxes, and read their logs.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir sandbox list\n  choir sandbox restart dev\n  choir sandbox swap\n  \
+choir sandbox logs -f dev"
+    )]
+    Sandbox(Sandbox),
+    /// Run a command in a sandbox.
+    #[command(
+        after_help = "Output appears as it comes. Ctrl-C interrupts the command, a second Ctrl-C kills it. What is\n\
+piped in becomes its standard input: text of at most 1 MiB.\n\n\
+Exit codes: the command's; 124 when its time ran out, 127 when it could not be started, 128 plus\n\
+the signal's number when a signal ended it, 1 when something else failed.\n\n\
+Examples:\n  choir run -- cargo test\n  choir run --role dev --cwd app --timeout 60 -- npm test\n  \
+echo 'print(6 * 7)' | choir run -- python3 -"
+    )]
+    Run(Run),
+    /// Read and verify the audit log.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir audit tail -n 20\n  choir audit verify --dir /var/lib/choir/audit"
+    )]
+    Audit(Audit),
+    /// Open a sandbox in the browser, or print its address.
+    #[command(
+        after_help = "Examples:\n  choir open\n  choir open dev\n  choir open --print | xargs curl -I"
+    )]
+    Open {
+        /// live or dev.
+        #[arg(default_value = "live", value_parser = role)]
+        role: Role,
+        /// Only prints the address.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Check whether this machine can run sandboxes.
+    #[command(
+        after_help = "Asks `hypervisor doctor`, which is found next to this program.\n\n\
+Examples:\n  choir doctor\n  choir doctor --json"
+    )]
+    Doctor {
+        /// The hypervisor's configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a script that completes this command line in a shell.
+    #[command(
+        after_help = "Examples:\n  choir completions bash > /etc/bash_completion.d/choir\n  \
+choir completions fish > ~/.config/fish/completions/choir.fish"
+    )]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// `choir sandbox …`.
+#[derive(Debug, Subcommand)]
+pub enum Sandbox {
+    /// List your sandboxes.
+    #[command(after_help = "Examples:\n  choir sandbox list\n  choir sandbox list --all --json")]
+    List {
+        /// Everybody's; for admins.
+        #[arg(long)]
+        all: bool,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a sandbox and wait until it is healthy.
+    #[command(
+        after_help = "Examples:\n  choir sandbox start\n  choir sandbox start dev --user bob"
+    )]
+    Start(One),
+    /// Stop a sandbox and every command in it.
+    #[command(
+        after_help = "Examples:\n  choir sandbox stop dev\n  choir sandbox stop live --user bob"
+    )]
+    Stop(One),
+    /// Stop a sandbox and start it again.
+    #[command(after_help = "Example:\n  choir sandbox restart dev")]
+    Restart(One),
+    /// Make dev live and live dev, once dev has proved healthy.
+    #[command(
+        after_help = "A second swap takes the first one back.\n\nExamples:\n  choir sandbox swap\n  \
+choir sandbox swap --user bob --json"
+    )]
+    Swap {
+        /// Somebody else's; for admins.
+        #[arg(long, value_name = "NAME", value_parser = user)]
+        user: Option<UserName>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what a sandbox's guest runtime logs.
+    #[command(after_help = "Examples:\n  choir sandbox logs\n  choir sandbox logs -f dev")]
+    Logs {
+        /// live or dev.
+        #[arg(default_value = "live", value_parser = role)]
+        role: Role,
+        /// Keeps printing what is added.
+        #[arg(short, long)]
+        follow: bool,
+    },
+}
+
+/// One sandbox.
+#[derive(Debug, Args)]
+pub struct One {
+    /// live or dev.
+    #[arg(default_value = "live", value_parser = role)]
+    pub role: Role,
+    /// Somebody else's; for admins.
+    #[arg(long, value_name = "NAME", value_parser = user)]
+    pub user: Option<UserName>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `choir run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// live or dev.
+    #[arg(long, default_value = "live", value_parser = role)]
+    pub role: Role,
+    /// Working directory beneath /workspace.
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Kills it after this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub timeout: Option<u64>,
+    /// Adds a variable to its environment.
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// Grants it a capability, such as provider:call.
+    #[arg(long = "grant", value_name = "CAPABILITY")]
+    pub capabilities: Vec<String>,
+    /// Gives it no standard input, whatever this program's is.
+    #[arg(short = 'n', long)]
+    pub no_stdin: bool,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+/// `choir audit …`.
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// Print the last records.
+    #[command(
+        after_help = "Examples:\n  choir audit tail\n  choir audit tail -n 100 --json\n  choir audit tail -f\n  \
+choir audit tail --dir /var/lib/choir/audit"
+    )]
+    Tail {
+        /// How many.
+        #[arg(short = 'n', long = "lines", default_value_t = 10, value_name = "N",
+              value_parser = clap::value_parser!(u64).range(0..=10_000))]
+        count: u64,
+        /// Keeps printing what is added.
+        #[arg(short, long)]
+        follow: bool,
+        /// Reads the log's files in this directory instead of asking the server.
+        #[arg(long, value_name = "DIR", conflicts_with = "follow")]
+        dir: Option<PathBuf>,
+        /// Prints one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Verify the whole log and name the first record that was tampered with.
+    #[command(
+        after_help = "With --dir the files are verified without the hypervisor, by this program alone.\n\n\
+Examples:\n  choir audit verify\n  choir audit verify --dir /var/lib/choir/audit --json"
+    )]
+    Verify {
+        /// Verifies the log's files in this directory instead of asking the server.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    text.parse()
+        .map_err(|error: types::ParseRoleError| error.to_string())
+}
+
+fn user(text: &str) -> Result<UserName, String> {
+    text.parse()
+        .map_err(|error: types::UserNameError| error.to_string())
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
