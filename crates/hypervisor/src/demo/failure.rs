@@ -1,5 +1,7 @@
 //! Reads what a failing test says: where it failed, and what it expected and got.
 
+use std::collections::BTreeSet;
+
 /// Places and names that one failure may yield.
 const MAX_PLACES: usize = 12;
 
@@ -28,14 +30,26 @@ pub(super) fn read(output: &str) -> Option<Failure> {
     let mut failure = Failure::default();
     let lines: Vec<&str> = output.lines().map(str::trim).collect();
     for (at, line) in lines.iter().enumerate() {
-        for place in places(line) {
-            if failure.places.len() < MAX_PLACES && !failure.places.contains(&place) {
-                failure.places.push(place);
+        if begins_report(line) {
+            // The report of one failing test. The first one that compares values counts.
+            if failure.values.is_some() {
+                break;
+            }
+            failure.places.clear();
+            failure.lines.clear();
+        }
+        let found_values = failure.values.is_some();
+        if !found_values || failure.places.is_empty() {
+            for place in places(line) {
+                if failure.places.len() < MAX_PLACES && !failure.places.contains(&place) {
+                    failure.places.push(place);
+                }
             }
         }
-        if failure.values.is_none()
-            && let Some((values, second_expected)) = values(line, lines.get(at + 1).copied())
-        {
+        if found_values {
+            continue;
+        }
+        if let Some((values, second_expected)) = values(line, lines.get(at + 1).copied()) {
             failure.values = Some(values);
             failure.second_expected = second_expected;
             failure.lines.push((*line).to_owned());
@@ -49,6 +63,50 @@ pub(super) fn read(output: &str) -> Option<Failure> {
     }
     let useful = !failure.places.is_empty() || failure.values.is_some();
     useful.then_some(failure)
+}
+
+/// Which tests fail, as the runner names them; without names, the lines that compare values.
+/// A change is an improvement when this becomes a proper subset of what it was.
+pub(super) fn failing(output: &str) -> BTreeSet<String> {
+    let lines: Vec<&str> = output.lines().map(str::trim).collect();
+    let named: BTreeSet<_> = lines
+        .iter()
+        .filter(|line| names_failing_test(line))
+        .map(|line| without_duration(line))
+        .collect();
+    if !named.is_empty() {
+        return named;
+    }
+    let compared = lines
+        .iter()
+        .enumerate()
+        .filter(|(at, line)| values(line, lines.get(at + 1).copied()).is_some());
+    compared.map(|(_, line)| (*line).to_owned()).collect()
+}
+
+fn names_failing_test(line: &str) -> bool {
+    line.starts_with("FAIL: ")
+        || line.starts_with("ERROR: ")
+        || line.starts_with("FAILED ")
+        || line.starts_with("not ok ")
+        || line.starts_with("✖ ")
+        || (line.starts_with("test ") && line.ends_with("... FAILED"))
+}
+
+/// `✖ adds (0.7ms)` is the same test however long it took.
+fn without_duration(line: &str) -> String {
+    match line.rsplit_once(" (") {
+        Some((name, took)) if took.ends_with("ms)") => name.to_owned(),
+        _ => line.to_owned(),
+    }
+}
+
+fn begins_report(line: &str) -> bool {
+    line.starts_with("FAIL: ")
+        || line.starts_with("ERROR: ")
+        || line.starts_with("✖ ")
+        || line.starts_with("not ok ")
+        || (line.starts_with("---- ") && line.ends_with(" ----"))
 }
 
 /// `left: 1` / `right: 2`, `1 != 2`, `1 !== 2`, `expected 2, got 1` and their relatives.
@@ -169,7 +227,7 @@ pub(super) const SOURCE_EXTENSIONS: &[&str] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, read};
+    use super::{Place, failing, read};
 
     fn place(path: &str, line: usize) -> Place {
         Place {
@@ -225,6 +283,19 @@ mod tests {
             failure.values,
             Some(("\"Hello Bob\"".into(), "\"Hello, Bob\"".into()))
         );
+    }
+
+    #[test]
+    fn of_several_failures_the_first_is_read_and_all_are_named() {
+        let output = "FF\n======\nFAIL: test_add (t.T.test_add)\n------\n  File \"/workspace/t.py\", line 6, in test_add\n\
+             \x20   self.assertEqual(add(2, 3), 5)\nAssertionError: -1 != 5\n\n======\nFAIL: test_greet (t.T.test_greet)\n------\n\
+             \x20 File \"/workspace/t.py\", line 9, in test_greet\nAssertionError: 'a' != 'b'\n";
+        let failure = read(output).unwrap();
+        assert_eq!(failure.places, [place("t.py", 6)]);
+        assert_eq!(failure.values, Some(("-1".into(), "5".into())));
+        assert_eq!(failing(output).len(), 2);
+        let node = "✖ adds (1.2ms)\n✔ greets (0.1ms)\n✖ failing tests:\n";
+        assert!(failing(node).contains("✖ adds"));
     }
 
     #[test]

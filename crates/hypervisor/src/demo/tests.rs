@@ -284,7 +284,7 @@ async fn mends_python_in_another_file_than_the_test() {
             ),
         ],
         |files, command| {
-            assert_eq!(command, "python3 -m unittest");
+            assert_eq!(command, "PYTHONDONTWRITEBYTECODE=1 python3 -m unittest");
             if files["calc.py"].contains("w * h") {
                 return ("OK".into(), 0);
             }
@@ -297,6 +297,48 @@ async fn mends_python_in_another_file_than_the_test() {
     assert!(
         workspace.files["calc.py"].contains("return 1\n"),
         "nothing else was changed"
+    );
+}
+
+#[tokio::test]
+async fn mends_several_failing_tests_that_are_reported_together() {
+    let mut workspace = Workspace::new(
+        &[
+            (
+                "calc.py",
+                "def add(a, b):\n    return a - b\n\ndef greet(name):\n    return \"Hello \" + name\n",
+            ),
+            (
+                "test_calc.py",
+                "import unittest\nfrom calc import add, greet\n\nclass T(unittest.TestCase):\n    def test_add(self):\n        self.assertEqual(add(2, 3), 5)\n\n    def test_greet(self):\n        self.assertEqual(greet(\"Bob\"), \"Hello, Bob\")\n",
+            ),
+        ],
+        |files, _| {
+            let mut output = String::new();
+            if !files["calc.py"].contains("a + b") {
+                output.push_str("FAIL: test_add (test_calc.T.test_add)\n  File \"/workspace/test_calc.py\", line 6, in test_add\nAssertionError: -1 != 5\n");
+            }
+            if !files["calc.py"].contains("\"Hello, \" + name") {
+                output.push_str("FAIL: test_greet (test_calc.T.test_greet)\n  File \"/workspace/test_calc.py\", line 9, in test_greet\nAssertionError: 'Hello Bob' != 'Hello, Bob'\n");
+            }
+            let code = i32::from(!output.is_empty());
+            (output, code)
+        },
+    );
+    let answer = workspace.run("fix the failing tests").await;
+    assert!(
+        answer.contains("passes now"),
+        "{answer}\n{:?}",
+        workspace.calls
+    );
+    assert_eq!(
+        workspace
+            .calls
+            .iter()
+            .filter(|call| *call == "patch_file")
+            .count(),
+        2,
+        "no detours"
     );
 }
 
