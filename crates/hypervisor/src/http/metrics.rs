@@ -24,6 +24,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use types::{Role, SandboxState};
 
+use crate::app::App;
+
 /// Scrapers at the same time.
 const MAX_CONNECTIONS: usize = 16;
 
@@ -229,8 +231,21 @@ fn class(status: StatusCode) -> &'static str {
     }
 }
 
+/// Begins to serve the metrics listener, if there is one in the configuration.
+///
+/// # Errors
+/// Its address is taken or not ours.
+pub async fn begin(app: &Arc<App>) -> std::io::Result<()> {
+    let Some(address) = app.config.listen.metrics_address else { return Ok(()) };
+    let listener = TcpListener::bind(address).await?;
+    let refreshed = Arc::clone(app);
+    let refresh = Arc::new(move || refreshed.sandboxes.observe());
+    tokio::spawn(serve(listener, Arc::clone(&app.metrics), refresh, app.draining.clone()));
+    Ok(())
+}
+
 /// Serves `GET /metrics` until `ended`. `refresh` is called before each scrape.
-pub async fn serve(
+async fn serve(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     refresh: Arc<dyn Fn() + Send + Sync>,

@@ -77,6 +77,8 @@ pub async fn dispatch(
         .get::<Facts>()
         .cloned()
         .unwrap_or_default();
+    let owner = facts.owner.unwrap_or("hypervisor");
+    app.metrics.request(owner, facts.role, response.status(), began.elapsed());
     tracing::info!(
         %request_id,
         %method,
@@ -87,7 +89,7 @@ pub async fn dispatch(
         user = facts.user.as_deref().unwrap_or("-"),
         role = facts.role.map_or("-", Role::as_str),
         sandbox = facts.sandbox.map(|id| id.to_string()).as_deref().unwrap_or("-"),
-        owner = facts.owner.unwrap_or("hypervisor"),
+        owner,
         %address,
         "request"
     );
