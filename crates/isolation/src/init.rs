@@ -55,6 +55,16 @@ pub(crate) enum Delivery {
     Everyone,
 }
 
+/// A runner's terminal, as its first process holds it.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    /// What the supervisor reads and writes.
+    pub(crate) near: OwnedFd,
+    /// Kept open, so that a program may let go of its terminal and open it again without
+    /// the supervisor taking that for the end.
+    pub(crate) _far: OwnedFd,
+}
+
 /// What a process may do once it is locked in.
 #[derive(Debug)]
 pub(crate) struct Locks<'a> {
@@ -79,6 +89,12 @@ impl Locks<'_> {
 fn landlock_first(locks: &Locks<'_>) -> Result<(), WallError> {
     capabilities::drop_all().step(|| "drop all capabilities".into())?;
     landlock::lock_in(locks.reach, locks.scopes)
+}
+
+/// Names this process for people who list processes on the host.
+pub(crate) fn name(name: &std::ffi::CStr) {
+    // The name is not needed for anything.
+    let _ = rustix::thread::set_name(name);
 }
 
 /// Keeps processes of the same user out of this one's memory and descriptors.
@@ -109,17 +125,13 @@ pub(crate) fn fail(control: &OwnedFd, error: WallError) -> ! {
 pub(crate) fn run(
     program: Program,
     control: OwnedFd,
-    terminal: Option<OwnedFd>,
+    terminal: Option<Terminal>,
     relay: Option<Relay>,
     delivery: Delivery,
 ) -> ! {
-    let code = match Keeper::start(program, control, terminal.as_ref(), relay, delivery) {
-        Ok(mut keeper) => {
-            // The supervisor holds the terminal's near end now; a second one here would
-            // keep the terminal alive when the supervisor lets go.
-            drop(terminal);
-            keeper.keep()
-        }
+    let near = terminal.as_ref().map(|terminal| &terminal.near);
+    let code = match Keeper::start(program, control, near, relay, delivery) {
+        Ok(mut keeper) => keeper.keep(),
         Err(_) => 1,
     };
     sys::exit(code)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use types::{CommandId, TerminalSize};
 
 use crate::exec::{Program, Stdio};
-use crate::init::{self, Delivery, Locks, News};
+use crate::init::{self, Delivery, Locks, News, Terminal};
 use crate::packet;
 use crate::relay::Relay;
 use crate::spec::{CHANNEL_DIR, HostIds, INNER_ID, PORT_PLACEHOLDER, Rlimits};
@@ -41,8 +41,8 @@ const OOM_RUNNER: &str = "500";
 
 /// What a guest and a workbench are made from.
 #[derive(Debug)]
-pub(crate) struct Ground<'a> {
-    pub(crate) hostname: &'a str,
+pub(crate) struct Ground {
+    pub(crate) hostname: String,
     /// Who the supervisor is by now, which is what the inner user maps to.
     pub(crate) outer: HostIds,
     pub(crate) plan: Plan,
@@ -81,7 +81,8 @@ pub(crate) struct Born {
 }
 
 /// Becomes a guest's first process.
-pub(crate) fn guest(ground: Ground<'_>, program: Program, control: OwnedFd) -> ! {
+pub(crate) fn guest(ground: Ground, program: Program, control: OwnedFd) -> ! {
+    init::name(c"choir-guest");
     let built = || -> Result<(), WallError> {
         let mut keep = standard(&program.stdio);
         keep.push(control.as_fd());
@@ -106,7 +107,8 @@ pub(crate) fn guest(ground: Ground<'_>, program: Program, control: OwnedFd) -> !
 /// It keeps its capabilities, which reach no further than its own namespaces, because it
 /// needs them to make namespaces for runners. Nothing untrusted runs in its pid namespace
 /// itself: each runner has one of its own, from which this process cannot be seen.
-pub(crate) fn workbench(ground: Ground<'_>, control: OwnedFd) -> ! {
+pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
+    init::name(c"choir-workbench");
     let mut ground = match settle(ground, &[control.as_fd()], OOM_GUEST) {
         Ok(ground) => ground,
         Err(error) => init::fail(&control, error),
@@ -151,11 +153,7 @@ pub(crate) fn workbench(ground: Ground<'_>, control: OwnedFd) -> ! {
 }
 
 /// Builds a guest's or workbench's namespaces up to the finished root.
-fn settle<'a>(
-    mut ground: Ground<'a>,
-    keep: &[BorrowedFd<'_>],
-    oom: &str,
-) -> Result<Ground<'a>, WallError> {
+fn settle(mut ground: Ground, keep: &[BorrowedFd<'_>], oom: &str) -> Result<Ground, WallError> {
     let trees = ground.trees.take();
     let mut keep = keep.to_vec();
     keep.extend(trees.iter().flatten().map(AsFd::as_fd));
@@ -191,7 +189,7 @@ fn become_inner(outer: HostIds, oom: &str) -> Result<(), WallError> {
 
 /// Forks one runner.
 fn bear(
-    ground: &Ground<'_>,
+    ground: &Ground,
     fds: Vec<OwnedFd>,
     control: &OwnedFd,
 ) -> Result<Option<OwnedFd>, WallError> {
@@ -206,7 +204,8 @@ fn bear(
 }
 
 /// Becomes a runner's first process.
-fn runner(ground: &Ground<'_>, fds: Vec<OwnedFd>) -> ! {
+fn runner(ground: &Ground, fds: Vec<OwnedFd>) -> ! {
+    init::name(c"choir-runner");
     let mut fds = fds.into_iter();
     let (Some(job), Some(control)) = (fds.next(), fds.next()) else {
         sys::exit(1);
@@ -227,10 +226,10 @@ fn runner(ground: &Ground<'_>, fds: Vec<OwnedFd>) -> ! {
     }
 }
 
-type Built = (Program, Option<OwnedFd>, Option<Relay>);
+type Built = (Program, Option<Terminal>, Option<Relay>);
 
 fn build_runner(
-    ground: &Ground<'_>,
+    ground: &Ground,
     job: &OwnedFd,
     control: &OwnedFd,
     stdio: Option<Stdio>,
@@ -254,7 +253,8 @@ fn build_runner(
         (Some(stdio), _) => (stdio, None),
         (None, size) => {
             let (near, far) = open_terminal(size).step(|| "open a terminal".into())?;
-            (Stdio::Terminal(far), Some(near))
+            let kept = far.try_clone().step(|| "keep the terminal open".into())?;
+            (Stdio::Terminal(far), Some(Terminal { near, _far: kept }))
         }
     };
     let mut env = job.env;

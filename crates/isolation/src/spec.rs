@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use types::{CommandId, CommandLimits, SandboxId, StartId, TerminalSize};
+use zeroize::Zeroize;
 
 /// The numeric user and group every sandboxed process sees itself as.
 pub const INNER_ID: u32 = 1000;
@@ -228,11 +229,33 @@ impl Nonce {
         (32..=128).contains(&self.0.len()) && self.0.bytes().all(|b| b.is_ascii_hexdigit())
     }
 
+    /// Overwrites it, in a process that does not need it.
+    pub(crate) fn wipe(&mut self) {
+        self.0.zeroize();
+    }
+
     /// Compares without telling by its duration how much was right.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         let (a, b) = (self.0.as_bytes(), other.0.as_bytes());
         a.len() == b.len() && a.iter().zip(b).fold(0, |seen, (x, y)| seen | (x ^ y)) == 0
+    }
+}
+
+impl SandboxSpec {
+    /// Overwrites what is secret in it: the guest's environment, which holds its token, and
+    /// the nonce. A forked process has a copy of its parent's memory, and none but the
+    /// guest's own may keep the guest's credential (arch §1).
+    pub(crate) fn wipe(&mut self) {
+        self.nonce.wipe();
+        self.wipe_guest_environment();
+    }
+
+    /// Overwrites the guest's environment alone.
+    pub(crate) fn wipe_guest_environment(&mut self) {
+        for (_, value) in &mut self.guest.env {
+            value.zeroize();
+        }
     }
 }
 

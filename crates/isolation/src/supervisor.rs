@@ -12,16 +12,21 @@ mod start;
 mod task;
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::protocol::{Ready, Refusal};
 use crate::spec::SandboxSpec;
 
 /// Longest spec, in bytes.
 const MAX_SPEC: u64 = 4 << 20;
+
+/// Longer than specs usually are, in bytes.
+const USUAL_SPEC: usize = 256 << 10;
 
 /// The `supervisor` binary: reads a [`SandboxSpec`] as JSON from standard input until its
 /// end, answers one line on standard output ([`Ready`] or [`Refusal`]), and, if the
@@ -53,11 +58,11 @@ pub fn main() -> ExitCode {
 
 fn start() -> Result<serve::Supervisor, Refusal> {
     let internal = |error: io::Error| Refusal::new("internal", error.to_string());
-    let spec = read_spec()?;
+    let mut spec = read_spec()?;
     // A session of its own: what ends the hypervisor's terminal does not end a sandbox.
     // It fails when this process leads one already, which is as good.
     let _ = rustix::process::setsid();
-    let built = start::build(&spec, Instant::now())?;
+    let built = start::build(&mut spec, Instant::now())?;
     let ready = Ready {
         ready: true,
         pid: std::process::id(),
@@ -71,11 +76,15 @@ fn start() -> Result<serve::Supervisor, Refusal> {
 
 fn read_spec() -> Result<SandboxSpec, Refusal> {
     let bad = |message: String| Refusal::new("bad_spec", message);
-    let mut text = Vec::new();
-    io::stdin()
-        .take(MAX_SPEC)
-        .read_to_end(&mut text)
-        .map_err(|error| bad(format!("the spec cannot be read: {error}")))?;
+    let read = || -> io::Result<Zeroizing<Vec<u8>>> {
+        // Not through `std::io::stdin`, whose buffer would keep a copy of the secrets in it;
+        // and with room from the start, so that growing leaves none behind either.
+        let stdin = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let mut text = Zeroizing::new(Vec::with_capacity(USUAL_SPEC));
+        stdin.take(MAX_SPEC).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    let text = read().map_err(|error| bad(format!("the spec cannot be read: {error}")))?;
     // serde's message names fields and positions, and values only by their type.
     serde_json::from_slice(&text).map_err(|error| bad(format!("the spec is malformed: {error}")))
 }
@@ -92,7 +101,7 @@ fn say<T: Serialize>(message: &T) -> io::Result<()> {
 fn detach() -> io::Result<()> {
     let null = crate::sys::null()?;
     for number in 0..3 {
-        crate::sys::dup_to_standard(std::os::fd::AsFd::as_fd(&null), number)?;
+        crate::sys::dup_to_standard(null.as_fd(), number)?;
     }
     rustix::process::chdir("/")?;
     Ok(())

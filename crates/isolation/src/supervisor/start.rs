@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, getegid, geteuid, umask};
+use rustix::process::{Pid, Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit, umask};
 
 use super::dirs::StartDirs;
 use super::task::{Task, Told};
@@ -51,7 +51,7 @@ pub(crate) struct Built {
 }
 
 /// Builds the sandbox of `spec`, or says why not and leaves nothing behind.
-pub(crate) fn build(spec: &SandboxSpec, now: Instant) -> Result<Built, Refusal> {
+pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refusal> {
     let owner = check(spec)?;
     let dirs = StartDirs::make(spec, owner).map_err(|e| {
         Refusal::new("directories", e.to_string())
@@ -77,7 +77,7 @@ pub(crate) fn build(spec: &SandboxSpec, now: Instant) -> Result<Built, Refusal> 
 type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32);
 
 fn build_in(
-    spec: &SandboxSpec,
+    spec: &mut SandboxSpec,
     owner: Option<HostIds>,
     dirs: &StartDirs,
     now: Instant,
@@ -98,8 +98,9 @@ fn build_in(
         .step(|| "give up privileges".into())
         .map_err(wall)?;
 
-    let workbench = start_workbench(bench_ground).map_err(wall)?;
+    let workbench = start_workbench(spec, bench_ground).map_err(wall)?;
     let (mut guest, guest_pid) = start_guest(spec, guest_ground, now).map_err(wall)?;
+    spec.wipe_guest_environment();
     let stands = await_workbench(&workbench, now)
         .map_err(wall)
         .and_then(|()| await_guest(&mut guest, now));
@@ -162,7 +163,7 @@ fn ground(
     plan: Result<Plan, WallError>,
     owner: Option<HostIds>,
     profile: Who,
-) -> Result<Ground<'_>, WallError> {
+) -> Result<Ground, WallError> {
     let plan = plan?;
     let trees = owner.map(|_| plan.open()).transpose()?;
     let outer = owner.unwrap_or(HostIds {
@@ -171,7 +172,7 @@ fn ground(
     });
     let scopes = !spec.accept_missing.contains(&OptionalWall::LandlockScopes);
     Ok(Ground {
-        hostname: &spec.hostname,
+        hostname: spec.hostname.clone(),
         outer,
         plan,
         trees,
@@ -182,6 +183,15 @@ fn ground(
 
 /// From here on this process needs nothing that its sandbox's host user may not do.
 fn give_up_privileges(owner: Option<HostIds>) -> io::Result<()> {
+    // Connections and runners have bounds of their own, which together pass the usual 1024.
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: files.maximum,
+            maximum: files.maximum,
+        },
+    )?;
     rustix::thread::set_no_new_privs(true)?;
     if let Some(HostIds { uid, gid }) = owner {
         capabilities::drop_bounding_set()?;
@@ -192,10 +202,13 @@ fn give_up_privileges(owner: Option<HostIds>) -> io::Result<()> {
     init::hide().map_err(|error| io::Error::other(error.to_string()))
 }
 
-fn start_workbench(ground: Ground<'_>) -> Result<Workbench, WallError> {
+fn start_workbench(spec: &mut SandboxSpec, ground: Ground) -> Result<Workbench, WallError> {
     let (control, far) = packet::pair().step(|| "make a socket pair".into())?;
     match namespaces(namespaces::SANDBOX)? {
-        Forked::Child => namespaces::workbench(ground, far),
+        Forked::Child => {
+            spec.wipe();
+            namespaces::workbench(ground, far)
+        }
         Forked::Parent(pid, pidfd) => Ok(Workbench {
             control,
             process: pidfd.ok_or_else(no_pidfd)?,
@@ -205,8 +218,8 @@ fn start_workbench(ground: Ground<'_>) -> Result<Workbench, WallError> {
 }
 
 fn start_guest(
-    spec: &SandboxSpec,
-    ground: Ground<'_>,
+    spec: &mut SandboxSpec,
+    ground: Ground,
     now: Instant,
 ) -> Result<(Task, Pid), WallError> {
     let (control, far) = packet::pair().step(|| "make a socket pair".into())?;
@@ -220,6 +233,7 @@ fn start_guest(
                 stdout,
                 stderr,
             };
+            spec.nonce.wipe();
             let program = Program {
                 argv: spec.guest.argv.clone(),
                 env: with_path(&spec.guest.env, &spec.path_additions),

@@ -257,6 +257,7 @@ fn sleepers() -> usize {
 #[test]
 fn a_spec_without_sense_is_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("run")).unwrap();
     let good = crate::harness::spec(dir.path(), &["/bin/true"]);
     let refusal = |change: &dyn Fn(&mut isolation::spec::SandboxSpec)| {
         let mut spec = good.clone();

@@ -48,7 +48,6 @@ pub(crate) struct Outcome {
 pub(crate) fn spec(dir: &Path, guest: &[&str]) -> SandboxSpec {
     let root = rustix::process::geteuid().is_root();
     let start_id = StartId::generate();
-    std::fs::create_dir_all(dir.join("run")).unwrap();
     SandboxSpec {
         sandbox_id: SandboxId::generate(),
         start_id,
@@ -116,6 +115,7 @@ impl Sandbox {
 
     pub(crate) fn start_with(guest: &[&str], change: impl FnOnce(&mut SandboxSpec)) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("run")).unwrap();
         let mut spec = spec(dir.path(), guest);
         change(&mut spec);
         let child = launch(&spec).unwrap_or_else(|refusal| {

@@ -34,12 +34,18 @@ fn a_runner_sees_neither_the_guest_nor_another_runner() {
     let mut client = sandbox.connect();
     client.spawn(runner(&["/bin/sh", "-c", "sleep 1000"]));
     let outcome = sandbox.sh(
-        "ls -A /proc | grep -c '^[0-9]'; ls /var/lib/choir /run/choir/app 2>&1; ls -A /run/choir/channel /run/choir/runners
+        "cat /proc/[0-9]*/comm; ls /var/lib/choir /run/choir/app 2>&1; ls -A /run/choir/channel /run/choir/runners
          grep Cap /proc/self/status; ls -l /proc/1/fd /proc/1/root 2>&1",
     );
     println!("{outcome:?}");
-    // Its own first process, the shell, and the two of the pipe.
-    assert!(outcome.stdout.starts_with("4\n"));
+    assert!(
+        outcome.stdout.starts_with("choir-runner\nsh\n"),
+        "its own first process and itself"
+    );
+    assert!(
+        !outcome.stdout.contains("sleep"),
+        "another runner's process"
+    );
     assert_eq!(outcome.stdout.matches("No such file").count(), 2);
     assert_eq!(outcome.stdout.matches("0000000000000000").count(), 5);
     assert_eq!(outcome.stdout.matches("Permission denied").count(), 2);
@@ -325,4 +331,12 @@ fn a_short_command_is_fast() {
     took.sort();
     println!("median {:?}, slowest {:?}", took[10], took[19]);
     assert!(took[10] < Duration::from_millis(200), "{took:?}");
+}
+
+#[test]
+fn a_terminal_can_be_let_go_of_and_opened_again() {
+    let sandbox = Sandbox::start(IDLE);
+    let script = "echo before; exec 3>&1; exec </dev/null >/dev/null 2>&1 3>&-; sleep 0.2; echo after >/dev/tty";
+    let outcome = sandbox.run(terminal(&["/bin/sh", "-c", script]));
+    assert_eq!(outcome.stdout, "before\r\nafter\r\n");
 }
