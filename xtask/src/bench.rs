@@ -1,6 +1,7 @@
 //! Measurements of whole processes, in release builds.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
@@ -62,29 +63,38 @@ pub(crate) fn run(workspace: &Workspace, name: Option<Name>, json: bool) -> Resu
 }
 
 fn measure(workspace: &Workspace, name: Name, json: bool) -> Result<String> {
-    let mut command = match name {
-        Name::Proxy => {
-            let mut cargo = workspace.cargo();
-            cargo.args([
-                "bench",
-                "--quiet",
-                "--locked",
-                "--package",
-                "gateway",
-                "--bench",
-                "proxy",
-                "--",
-            ]);
-            cargo
-        }
-        Name::Start | Name::Memory => {
-            let mut harness = Command::new(workspace.binaries(Profile::Release).join("harness"));
-            harness.args(["bench", name.as_str()]);
-            harness
-        }
-    };
-    if json {
-        command.arg("--json");
+    let mut harness = Command::new(workspace.binaries(Profile::Release).join("harness"));
+    harness.arg(name.as_str());
+    if name == Name::Proxy {
+        harness.arg("--engine").arg(engine(workspace)?);
     }
-    process::output(&mut command)
+    if json {
+        harness.arg("--json");
+    }
+    process::output(&mut harness)
+}
+
+/// Builds the engine's own bench program and says where it is.
+fn engine(workspace: &Workspace) -> Result<PathBuf> {
+    let mut cargo = workspace.cargo();
+    cargo.args([
+        "bench",
+        "--locked",
+        "--package",
+        "gateway",
+        "--bench",
+        "proxy",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    process::output(&mut cargo)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| {
+            message
+                .get("executable")
+                .and_then(Value::as_str)
+                .map(PathBuf::from)
+        })
+        .context("cargo did not say where the engine's bench program is")
 }

@@ -137,6 +137,26 @@ impl Account {
         .await;
     }
 
+    /// Stops a sandbox and waits until it is gone.
+    ///
+    /// # Panics
+    /// It does not stop.
+    pub async fn stop(&self, role: Role) {
+        let answer = self
+            .control("POST", &format!("/me/sandboxes/{role}/stop"), None)
+            .await;
+        assert!(
+            (200..300).contains(&answer.status),
+            "{} {}",
+            answer.status,
+            answer.text()
+        );
+        until("a stopped sandbox", async || {
+            (self.sandbox(role).await["state"] == SandboxState::Stopped.as_str()).then_some(())
+        })
+        .await;
+    }
+
     /// One sandbox as `/me/sandboxes` lists it.
     ///
     /// # Panics

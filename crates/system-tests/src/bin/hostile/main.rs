@@ -21,6 +21,9 @@ use serde_json::json;
 /// RFC 6455 §1.3.
 const WEBSOCKET_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
+/// What the load bench asks for, in one write.
+const BENCH: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 63\r\n\r\n{\"status\":\"ok\",\"message\":\"a small fixed body for the bench!!!\"}";
+
 /// Longest body that is read, in bytes.
 const MAX_BODY: u64 = 16 << 20;
 
@@ -149,6 +152,7 @@ fn answer(out: &mut UnixStream, request: &Request) -> io::Result<bool> {
             &[("content-type", "text/html")],
             page::html(&role).as_bytes(),
         ),
+        "/bench" => out.write_all(BENCH).map(|()| true),
         "/hostile/attack.js" => reply(
             out,
             200,
@@ -175,6 +179,11 @@ fn answer(out: &mut UnixStream, request: &Request) -> io::Result<bool> {
             ],
             b"cookies",
         ),
+        // Who this is, on a connection that ends here.
+        "/hostile/close" => {
+            let own = std::env::var("CHOIR_SANDBOX_ID").unwrap_or_default();
+            reply(out, 200, &[("connection", "close")], own.as_bytes()).map(|_| false)
+        }
         "/hostile/location" => reply(out, 302, &[("location", "/elsewhere")], b""),
         "/hostile/event-stream" => event_stream(out),
         "/hostile/informational-flood" => flood(out),

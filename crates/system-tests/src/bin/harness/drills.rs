@@ -1,37 +1,13 @@
-//! What `cargo xtask drills`, `bench` and `screens` run: whole installations, measured and
-//! attacked from outside.
+//! The escape drills.
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
 use serde_json::json;
 use system_tests::Identity;
 use system_tests::walls::{Place, battery};
 
-#[derive(Parser)]
-#[command(about)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run every escape drill in a sandbox and in a runner, as every identity there is.
-    Drills {
-        /// One JSON document before the closing line.
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::Drills { json } => drills(json),
-    }
-}
-
-fn drills(as_json: bool) -> ExitCode {
+/// Runs everything and closes with `N denied, M open`.
+pub(crate) fn run(as_json: bool) -> ExitCode {
     let (mut denied, mut open) = (0_usize, 0_usize);
     let mut all = Vec::new();
     for identity in Identity::available() {

@@ -1,0 +1,67 @@
+//! What `cargo xtask drills`, `bench` and `screens` run: whole installations, measured and
+//! attacked from outside.
+
+mod drills;
+mod idle;
+mod load;
+mod screens;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every escape drill in a sandbox and in a runner, as every identity there is.
+    Drills {
+        /// One JSON document before the closing line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Requests per second and latency of the proxy, and of others on the same socket.
+    Proxy {
+        /// The program of `crates/gateway/benches/proxy.rs`: the engine without a hypervisor.
+        #[arg(long)]
+        engine: Option<PathBuf>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Time from the request to start a sandbox to its being healthy.
+    Start {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Resident memory of an idle hypervisor and an idle sandbox.
+    Memory {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Save pictures of every page.
+    Screens {
+        /// Where the PNG files go.
+        dir: PathBuf,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Drills { json } => return drills::run(json),
+        Command::Proxy { engine, json } => load::run(engine.as_deref(), json).await,
+        Command::Start { json } => idle::start(json).await,
+        Command::Memory { json } => idle::memory(json).await,
+        Command::Screens { dir } => screens::run(&dir).await,
+    }
+    ExitCode::SUCCESS
+}
