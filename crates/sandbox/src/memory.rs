@@ -230,3 +230,6 @@ fn match_expression(text: &str) -> Option<String> {
     }
     (!words.is_empty()).then(|| words.join(" OR "))
 }
+
+#[cfg(test)]
+mod tests;

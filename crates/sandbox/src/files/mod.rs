@@ -350,3 +350,6 @@ fn modified(stat: &Stat) -> String {
         .unwrap_or_default()
         .to_string()
 }
+
+#[cfg(test)]
+mod tests;

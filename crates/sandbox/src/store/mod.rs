@@ -255,3 +255,6 @@ fn read_event(row: &sqlx::sqlite::SqliteRow) -> Result<Event, StoreError> {
             .map_err(|_| StoreError::Corrupt("event data".to_owned()))?,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -146,12 +146,10 @@ enum Block {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Delta {
-    TextDelta {
-        text: String,
-    },
-    InputJsonDelta {
-        partial_json: String,
-    },
+    #[serde(rename = "text_delta")]
+    Text { text: String },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: String },
     #[serde(other)]
     Other,
 }
@@ -205,8 +203,8 @@ impl Decoder {
                 Block::Other => {}
             },
             StreamEvent::ContentBlockDelta { index, delta } => match delta {
-                Delta::TextDelta { text } => return self.text(text),
-                Delta::InputJsonDelta { partial_json } => {
+                Delta::Text { text } => return self.text(text),
+                Delta::InputJson { partial_json } => {
                     if let Some(call) = self.calls.get_mut(&index) {
                         append(&mut call.arguments, &partial_json)?;
                     }

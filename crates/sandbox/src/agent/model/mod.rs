@@ -126,3 +126,6 @@ fn append(text: &mut String, more: &str) -> Result<(), StreamFault> {
     text.push_str(more);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

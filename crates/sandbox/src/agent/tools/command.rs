@@ -61,14 +61,11 @@ impl Tools {
         };
         let time = Duration::from_secs(seconds) + GRACE;
         let result = tokio::time::timeout(time, self.follow(call_id, &request)).await;
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                self.kill_running().await;
-                return Err(format!(
-                    "the command did not end within {seconds} seconds and was killed"
-                ));
-            }
+        let Ok(outcome) = result else {
+            self.kill_running().await;
+            return Err(format!(
+                "the command did not end within {seconds} seconds and was killed"
+            ));
         };
         match outcome {
             Ok((output, exit)) => Ok(answer(output, exit)),
