@@ -115,6 +115,39 @@ fn a_client_can_tell_replies_events_and_refusals_apart() {
     assert!(Request::parse(br#"{"op":"channel","extra":1}"#).is_err());
 }
 
+#[test]
+fn no_bytes_make_the_decoder_panic_or_hoard() {
+    let valid = [
+        encode_json(&Request::Runners {}).unwrap(),
+        encode_data(Stream::Stdout, 9, b"some output").unwrap(),
+    ]
+    .concat();
+    // A fixed sequence of pseudo-random numbers (Knuth's constants), so that a failure repeats.
+    let mut state = 1_u64;
+    let mut random = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap()
+    };
+    for _ in 0..20_000 {
+        let mut bytes = valid.clone();
+        for _ in 0..=random() % 3 {
+            let at = random() % bytes.len();
+            bytes[at] = random().to_le_bytes()[0];
+        }
+        bytes.truncate(random() % (valid.len() + 1));
+        let mut decoder = Decoder::new();
+        decoder.feed(&bytes);
+        while let Ok(Some(frame)) = decoder.next_frame() {
+            if let Frame::Json(body) = frame {
+                let _ = (Request::parse(&body), Message::parse(&body));
+            }
+        }
+        assert!(decoder.pending() <= bytes.len());
+    }
+}
+
 mod erased {
     pub(super) trait Json {
         fn json(&self) -> String;

@@ -2,6 +2,7 @@
 //! is parent of the guest and of every runner, keeps the channel listeners, terminals and
 //! bounded output, and outlives the hypervisor.
 
+mod births;
 mod connection;
 mod dirs;
 mod log;

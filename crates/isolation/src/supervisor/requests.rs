@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use types::{CommandId, CommandState};
 
+use super::births::workbench_gone;
 use super::connection::{Connection, Mode};
 use super::runner::{Runner, is_plausible};
-use super::serve::{Supervisor, workbench_gone};
+use super::serve::Supervisor;
 use crate::protocol::{
     Event, Frame, GuestStatus, Refusal, Reply, Request, Signal, Stream, VERSION,
 };

@@ -15,12 +15,9 @@ use super::runner::Runner;
 use super::start::{Built, Workbench};
 use super::task::{Part, Task, Told};
 use super::{dirs::StartDirs, requests};
-use crate::namespaces::Born;
-use crate::packet;
 use crate::protocol::{Event, Refusal, Reply, Stream};
 use crate::spec::SandboxSpec;
 use crate::sys;
-use crate::walls::hints;
 
 /// Clients at once. Each open terminal and followed command is one.
 const MAX_CONNECTIONS: usize = 256;
@@ -44,7 +41,7 @@ pub(crate) struct Supervisor {
     listener: OwnedFd,
     signals: OwnedFd,
     client_uid: u32,
-    connections: BTreeMap<u64, Connection>,
+    pub(super) connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     stop_at: Option<Instant>,
 }
@@ -278,84 +275,6 @@ impl Supervisor {
         }
     }
 
-    /// Reads the workbench's answers to orders.
-    fn read_birth(&mut self, now: Instant) {
-        let Some(workbench) = &self.workbench else {
-            return;
-        };
-        let (born, pidfd) = match packet::receive::<Born>(&workbench.control, false) {
-            Ok(Some((born, fds))) => (born, fds.into_iter().next()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Ok(None) | Err(_) => return self.lose_workbench(),
-        };
-        let id = born.command_id;
-        let answer = match (born.error, pidfd) {
-            (None, Some(pidfd)) => self.welcome(id, pidfd, now),
-            (error, _) => {
-                if let Some(mut runner) = self.runners.remove(&id) {
-                    runner.close(&self.dirs);
-                }
-                Err(error.map_or_else(workbench_gone, |error| hints::refusal(&error)))
-            }
-        };
-        for connection in self
-            .connections
-            .values_mut()
-            .filter(|c| c.mode == Mode::Spawning(id))
-        {
-            connection.mode = Mode::Requests;
-            match &answer {
-                Ok(channel) => {
-                    let riders = channel.as_ref().and_then(|fd| fd.try_clone().ok());
-                    connection.say(
-                        &Reply::Spawned { command_id: id },
-                        riders.into_iter().collect(),
-                    );
-                }
-                Err(refusal) => connection.refuse(refusal),
-            }
-        }
-    }
-
-    fn welcome(
-        &mut self,
-        id: CommandId,
-        pidfd: OwnedFd,
-        now: Instant,
-    ) -> Result<Option<OwnedFd>, Refusal> {
-        let stopping = self.is_stopping();
-        let Some(runner) = self.runners.get_mut(&id) else {
-            return Err(workbench_gone());
-        };
-        runner.task.set_process(pidfd);
-        if stopping {
-            runner.task.kill();
-        }
-        runner.task.enforce_deadline(now);
-        runner
-            .channel()
-            .map_err(|e| Refusal::new("internal", e.to_string()))
-    }
-
-    /// The workbench is gone, and with it every runner. There is no second one: root's
-    /// right to build it was given up at the start.
-    fn lose_workbench(&mut self) {
-        let Some(workbench) = self.workbench.take() else {
-            return;
-        };
-        let _ = pidfd_send_signal(&workbench.process, Signal::KILL);
-        let _ = waitpid(Some(workbench.pid), WaitOptions::NOHANG);
-        self.note("the workbench is gone; commands need a restart of the sandbox");
-        let refusal = workbench_gone();
-        for connection in self.connections.values_mut() {
-            if let Mode::Spawning(id) = connection.mode {
-                connection.mode = Mode::Requests;
-                connection.refuse(&refusal);
-                self.runners.remove(&id);
-            }
-        }
-    }
-
     fn handle_connection(&mut self, id: u64, flags: PollFlags, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -426,7 +345,7 @@ impl Supervisor {
     }
 
     /// Writes a line of the supervisor's own into the guest's log.
-    fn note(&mut self, line: &str) {
+    pub(super) fn note(&mut self, line: &str) {
         self.guest
             .log
             .append(Stream::Stderr, format!("[supervisor] {line}\n").as_bytes());
@@ -511,14 +430,6 @@ fn feed_guest_log(connection: &mut Connection, guest: &Task) {
             return;
         }
     }
-}
-
-pub(crate) fn workbench_gone() -> Refusal {
-    Refusal::new(
-        "workbench_gone",
-        "this sandbox can run no more commands: its workbench ended",
-    )
-    .with_hint("restart the sandbox; if memory ran out, give it more")
 }
 
 fn ending(exit: &CommandExit) -> String {

@@ -104,6 +104,11 @@ impl Task {
         self.process = Some(pidfd);
     }
 
+    /// Whether it has, or had, a process.
+    pub(crate) const fn is_born(&self) -> bool {
+        self.process.is_some() || self.exit.is_some()
+    }
+
     /// What to wait for.
     pub(crate) fn interest(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
         let mut wanted = Vec::with_capacity(5);

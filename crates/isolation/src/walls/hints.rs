@@ -63,7 +63,7 @@ pub(crate) fn user_namespaces() -> Option<String> {
     ) {
         return Some(
             "AppArmor restricts user namespaces (Ubuntu 23.10 and later): give the supervisor a \
-             profile with `userns,` (deploy/apparmor), or run \
+             profile that contains `userns,`, or run \
              `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
                 .to_owned(),
         );
