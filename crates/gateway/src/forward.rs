@@ -77,7 +77,7 @@ impl Forwarder {
         clean_response(&mut parts.headers, rules).map_err(|error| bad_response(error.0))?;
         if !switched {
             parts.extensions.clear();
-            let body = lease.into_body(incoming).await;
+            let body = lease.into_body(&parts.headers, incoming).await;
             return Ok(Response::from_parts(parts, body));
         }
         if !acceptable {

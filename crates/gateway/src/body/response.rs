@@ -42,6 +42,7 @@ struct Live {
     silence: Option<Pin<Box<Sleep>>>,
     /// Whether something arrived since `silence` was set.
     moved: bool,
+    event_stream: bool,
 }
 
 impl ResponseBody {
@@ -51,13 +52,15 @@ impl ResponseBody {
         Self(None)
     }
 
-    pub(crate) fn new(incoming: Incoming, lease: Lease) -> Self {
+    /// `event_stream` tells that comment lines in it are keepalives.
+    pub(crate) fn new(incoming: Incoming, lease: Lease, event_stream: bool) -> Self {
         Self(Some(Box::new(Live {
             incoming,
             lease: Some(lease),
             cancelled: None,
             silence: None,
             moved: false,
+            event_stream,
         })))
     }
 }
@@ -113,7 +116,9 @@ impl Live {
             Poll::Pending => self.poll_wait(cx).map(|error| Some(Err(error))),
             Poll::Ready(Some(Ok(frame))) => {
                 self.moved = true;
-                if let Some(lease) = &self.lease {
+                if let Some(lease) = &self.lease
+                    && !(self.event_stream && is_keepalive(&frame))
+                {
                     lease.touch(Instant::now());
                 }
                 // The server asks for no end after the last byte of a known length.
@@ -169,6 +174,14 @@ impl Live {
         self.moved = false;
         silence.as_mut().poll(cx).map(|()| BodyError::Idle(bound))
     }
+}
+
+/// Whether a piece of an event stream is made of comments only (WHATWG HTML §9.2.6).
+fn is_keepalive(frame: &Frame<Bytes>) -> bool {
+    frame.data_ref().is_some_and(|data| {
+        data.split(|byte| matches!(byte, b'\n' | b'\r'))
+            .all(|line| line.is_empty() || line.starts_with(b":"))
+    })
 }
 
 fn clean(frame: Frame<Bytes>) -> Frame<Bytes> {

@@ -214,7 +214,7 @@ impl Provider {
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
         headers::clean_response(&mut parts.headers, inner.key.as_ref());
-        let body = lease.into_body(incoming).await;
+        let body = lease.into_body(&parts.headers, incoming).await;
         Ok(ProviderReply {
             response: Response::from_parts(parts, body),
             model: model.get(),

@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -85,9 +86,12 @@ impl Lease {
 
     /// The body, with the connection that it comes from. Without a body the connection is
     /// free at once.
-    pub(crate) async fn into_body(self, incoming: Incoming) -> ResponseBody {
+    pub(crate) async fn into_body(self, headers: &HeaderMap, incoming: Incoming) -> ResponseBody {
         if !incoming.is_end_stream() {
-            return ResponseBody::new(incoming, self);
+            let event_stream = headers
+                .get(CONTENT_TYPE)
+                .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+            return ResponseBody::new(incoming, self, event_stream);
         }
         let mut lease = Some(self);
         std::future::poll_fn(|cx| {

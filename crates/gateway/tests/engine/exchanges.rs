@@ -535,3 +535,68 @@ async fn a_body_dropped_unread_closes_its_connection() {
     within(gone.notified()).await;
     assert_eq!(bed.upstream.idle_connections(), 0);
 }
+
+#[tokio::test]
+async fn an_app_that_refuses_and_hangs_up_is_still_heard() {
+    let bed = Bed::new(limits(), |mut stream, _| async move {
+        read_head(&mut stream).await;
+        say(
+            &mut stream,
+            "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno",
+        )
+        .await;
+    });
+    let mut client = bed.connect().await;
+    let length = 4 << 20;
+    say(
+        &mut client,
+        &format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"),
+    )
+    .await;
+    let (mut read, mut write) = client.into_split();
+    let upload = tokio::spawn(async move {
+        // The server may stop reading; that is its right.
+        let _ = write.write_all(&vec![b'x'; length]).await;
+        write
+    });
+    let reply = read_until(&mut read, "no").await;
+    assert!(reply.starts_with("HTTP/1.1 413"), "{reply}");
+    drop(read);
+    drop(within(upload).await.unwrap());
+}
+
+#[tokio::test]
+async fn comments_that_keep_an_event_stream_alive_are_no_activity() {
+    let (go, next) = mpsc::unbounded_channel::<&'static str>();
+    let next = Arc::new(Mutex::new(next));
+    let bed = Bed::new(limits(), move |mut stream, _| {
+        let next = Arc::clone(&next);
+        async move {
+            read_head(&mut stream).await;
+            say(
+                &mut stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\r\n",
+            )
+            .await;
+            while let Some(event) = next.lock().await.recv().await {
+                say(&mut stream, event).await;
+            }
+        }
+    });
+    let mut client = bed.connect().await;
+    say(&mut client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let mut last = bed.upstream.activity().last();
+    for (event, counts) in [
+        ("data: 1\n\n", true),
+        (": ping\n\n", false),
+        (":\n\ndata: 2\n\n", true),
+    ] {
+        // Activity is kept to the millisecond.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        go.send(event).unwrap();
+        read_until(&mut client, event).await;
+        let now = bed.upstream.activity().last();
+        assert_eq!(now > last, counts, "{event:?}");
+        last = now;
+    }
+}

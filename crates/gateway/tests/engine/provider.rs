@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use gateway::provider::{
     Provider, ProviderConfig, ProviderConfigError, ProviderKey, ProviderKind, TrustRoots,
 };
-use gateway::{BodyError, ForwardError, Limits, Refusal, RequestBody};
+use gateway::{BodyError, ConnectError, ForwardError, Limits, Refusal, RequestBody};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -262,4 +264,100 @@ async fn a_wrong_configuration_says_what_is_wrong() {
         Provider::new(config("http://api.example.com/v1")),
         Err(ProviderConfigError::BaseUrl { .. })
     ));
+}
+
+/// Serves one fixed answer over TLS, with the certificate of `tls/`.
+fn tls_remote() -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+    let chain = CertificateDer::pem_slice_iter(include_bytes!("tls/server.pem"))
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let listener = TcpListener::from_std(listener).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+                while !read_head(&mut stream).await.is_empty() {
+                    say(&mut stream, OK).await;
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn tls_is_verified_against_the_configured_roots() {
+    let port = tls_remote();
+    let roots = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engine/tls/ca.pem");
+    let get = || Request::get("/").body(RequestBody::empty()).unwrap();
+    let right = CancellationToken::new();
+    for host in ["localhost", "127.0.0.1"] {
+        let base = format!("https://{host}:{port}/v1");
+        let trusted = ProviderConfig {
+            roots: TrustRoots::File(roots.into()),
+            ..config(&base)
+        };
+        let provider = Provider::new(trusted).unwrap();
+        for _ in 0..2 {
+            let reply = within(provider.send(get(), "models", &right))
+                .await
+                .unwrap();
+            assert_eq!(reply.response.collect().await.unwrap().to_bytes(), "ok");
+        }
+        let provider = Provider::new(config(&base)).unwrap();
+        let error = provider.send(get(), "models", &right).await.unwrap_err();
+        assert!(
+            matches!(&error, ForwardError::Unreachable(ConnectError::Tls { .. })),
+            "{error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_the_middle_of_its_upload_is_cut_with_its_right() {
+    let (seen, mut reached) = mpsc::unbounded_channel();
+    let remote = remote(move |mut stream, _| {
+        let seen = seen.clone();
+        async move {
+            read_until(&mut stream, "first").await;
+            seen.send(()).unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            seen.send(()).unwrap();
+        }
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let right = CancellationToken::new();
+    let endless = futures_util::stream::once(async { Ok(Frame::data(Bytes::from("first"))) })
+        .chain(futures_util::stream::pending::<Result<_, std::io::Error>>());
+    let request = Request::post("/")
+        .body(RequestBody::new(StreamBody::new(Box::pin(endless))))
+        .unwrap();
+    let cut = async {
+        reached.recv().await.unwrap();
+        right.cancel();
+        reached.recv().await.unwrap();
+    };
+    let (outcome, ()) =
+        within(async { tokio::join!(provider.send(request, "x", &right), cut) }).await;
+    assert!(matches!(outcome, Err(ForwardError::Ended)), "{outcome:?}");
 }
