@@ -29,6 +29,7 @@ pub struct Arguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Connection",
         value_name = "FILE",
         env = "CHOIR_TOKEN_FILE",
         hide_env_values = true

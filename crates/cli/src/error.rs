@@ -57,6 +57,17 @@ pub enum Error {
         /// What was wrong with it.
         what: String,
     },
+    /// The stream of a command's output ended too early.
+    #[error("the connection to {0} ended before the command did")]
+    CutOff(Server),
+    /// The server sends a person who signs in to another address than was asked.
+    #[error("{server} wants the sign-in to be approved at {named}")]
+    Elsewhere {
+        /// Who was asked.
+        server: Server,
+        /// Where it sends a person: an origin, or its text if it is none.
+        named: String,
+    },
     /// The pairing ended without a token.
     #[error("{0}")]
     Pairing(&'static str),
@@ -123,6 +134,12 @@ impl Error {
             Self::Unreachable { .. } => {
                 Some("check the address after --server, and the network".to_owned())
             }
+            Self::Elsewhere { named, .. } => Some(format!(
+                "nothing was opened; if that is the server you mean: `choir login --server {named}`"
+            )),
+            Self::CutOff(_) => {
+                Some("it was killed with the connection; look at `choir sandbox list`".to_owned())
+            }
             Self::Interrupted { .. } => {
                 Some("try again; if it happens again, look at the hypervisor's log".to_owned())
             }
@@ -167,16 +184,8 @@ impl Error {
             return 0;
         }
         let mut text = format!("error: {self}\n");
-        let mut cause = self.source();
-        let mut said = self.to_string();
-        while let Some(error) = cause {
-            let line = error.to_string();
-            // Libraries repeat their causes in their own text.
-            if !said.contains(&line) {
-                text.push_str(&format!("cause: {line}\n"));
-                said = line;
-            }
-            cause = error.source();
+        for cause in self.causes() {
+            text.push_str(&format!("cause: {}\n", printable(&cause)));
         }
         if let Some(hint) = self.hint() {
             text.push_str(&format!("hint: {}\n", printable(&hint)));
@@ -190,6 +199,20 @@ impl Error {
         // Where even this cannot be written, the exit code has to do.
         let _ = io.complain(&text);
         self.exit_code()
+    }
+
+    /// What it came from. Of a failed connection only the last cause says something.
+    fn causes(&self) -> Vec<String> {
+        let mut causes = Vec::new();
+        let mut next = self.source();
+        while let Some(error) = next {
+            causes.push(error.to_string());
+            next = error.source();
+        }
+        if matches!(self, Self::Unreachable { .. } | Self::Interrupted { .. }) {
+            causes = causes.pop().into_iter().collect();
+        }
+        causes
     }
 
     fn exit_code(&self) -> u8 {

@@ -141,7 +141,8 @@ fn describe(report: &Report) -> String {
     if let (Some(first), Some(last)) = (report.first_seq, report.last_seq) {
         text.push_str(&format!(" ({first} to {last})"));
     }
-    text.push_str(&format!(" in {} segments.\n", report.segments));
+    let plural = if report.segments == 1 { "" } else { "s" };
+    text.push_str(&format!(" in {} segment{plural}.\n", report.segments));
     if let Some(log) = report.log {
         text.push_str(&format!("log:  {log}\nhead: {}\n", report.head));
     }

@@ -113,9 +113,7 @@ async fn pair(
     };
     let started: Started = client.post("/auth/cli/start", &start).await?;
     let device_code = SecretText::new(started.device_code);
-    let url = verification(server, &started.verification_url).ok_or_else(|| {
-        client.unexpected("it sends to an address that is not its own".to_owned())
-    })?;
+    let url = verification(server, &started.verification_url)?;
     context.io.complain(&format!(
         "Open this link, compare the code, and approve this machine:\n\n    {url}\n    code: {}\n\n",
         printable(&started.user_code)
@@ -160,9 +158,17 @@ async fn pair(
 
 /// The link, if it leads to the server that was asked: another one would let a person approve
 /// something else than they see here.
-fn verification(server: &Server, url: &str) -> Option<Url> {
-    let url = Url::parse(url).ok()?;
-    (url.origin() == server.at("/").origin()).then_some(url)
+fn verification(server: &Server, link: &str) -> Result<Url, Error> {
+    let url = Url::parse(link).ok();
+    match url {
+        Some(url) if url.origin() == server.at("/").origin() => Ok(url),
+        other => Err(Error::Elsewhere {
+            server: server.clone(),
+            named: printable(
+                &other.map_or_else(|| link.to_owned(), |url| url.origin().ascii_serialization()),
+            ),
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -173,14 +179,14 @@ mod tests {
     #[test]
     fn a_link_to_somewhere_else_is_not_followed() {
         let server = Server::default();
-        assert!(verification(&server, "http://localhost:9090/console/pair?code=X").is_some());
+        assert!(verification(&server, "http://localhost:9090/console/pair?code=X").is_ok());
         for url in [
             "http://localhost:9091/console/pair",
             "https://evil.example/",
             "javascript:alert(1)",
             "x",
         ] {
-            assert!(verification(&server, url).is_none(), "{url}");
+            assert!(verification(&server, url).is_err(), "{url}");
         }
     }
 }

@@ -95,9 +95,7 @@ async fn follow(
                     }
                 }
                 Some(CommandEvent::Exited(exit)) => return Ok(exit),
-                None => {
-                    return Err(client.unexpected("it ended before the command did".to_owned()));
-                }
+                None => return Err(Error::CutOff(client.server().clone())),
             },
             Some(()) = presses.recv() => {
                 interrupts += 1;

@@ -30,7 +30,21 @@ async fn login_pairs_through_the_browser() {
     );
     let mut person = Person::new();
     let ended = person.run(&plane, "login").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 0
+    --- stdout
+    Signed in to http://localhost:PORT as alice.
+    This machine may: sandboxes, commands.
+    The token ends on 2027-04-01T00:00:00Z.
+    --- stderr
+    Open this link, compare the code, and approve this machine:
+
+        http://localhost:PORT/console/pair?code=7K3M-9QXD
+        code: 7K3M-9QXD
+
+    A browser was opened.
+    Waiting for the approval; Ctrl-C gives up.
+    ");
     assert_eq!(
         *person.browsed.lock().unwrap(),
         [format!("{}/console/pair?code=7K3M-9QXD", plane.url())]
@@ -48,7 +62,12 @@ async fn login_pairs_through_the_browser() {
     let ended = person
         .run_words(["choir", "whoami"].map(Into::into).to_vec())
         .await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 0
+    --- stdout
+    alice, an admin on http://localhost:PORT
+    --- stderr
+    ");
     assert_eq!(plane.last().bearer.as_deref(), Some(plane.token()));
 }
 
@@ -59,7 +78,19 @@ async fn login_tells_when_it_was_refused() {
     plane.answer("POST /auth/cli/poll", json!({"status": "denied"}));
     let mut person = Person::new();
     let ended = person.run(&plane, "login --no-browser").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    Open this link, compare the code, and approve this machine:
+
+        http://localhost:PORT/console/pair?code=7K3M-9QXD
+        code: 7K3M-9QXD
+
+    Waiting for the approval; Ctrl-C gives up.
+    error: the pairing was refused in the browser
+    hint: run `choir login` again
+    ");
     assert!(person.browsed.lock().unwrap().is_empty());
     assert!(!person.home.path().join("choir").exists());
 }
@@ -72,7 +103,13 @@ async fn login_does_not_send_a_person_to_another_server() {
     plane.answer("POST /auth/cli/start", elsewhere);
     let mut person = Person::new();
     let ended = person.run(&plane, "login").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: http://localhost:PORT wants the sign-in to be approved at https://evil.example
+    hint: nothing was opened; if that is the server you mean: `choir login --server https://evil.example`
+    ");
     assert!(person.browsed.lock().unwrap().is_empty());
 }
 
@@ -82,10 +119,22 @@ async fn login_takes_a_token_from_standard_input() {
     let mut person = Person::new();
     person.stdin = Some(format!("  {}\n", plane.token()).into_bytes());
     let ended = person.run(&plane, "login --token-file -").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 0
+    --- stdout
+    Signed in to http://localhost:PORT as alice.
+    --- stderr
+    ");
     person.stdin = Some(b"choirpat_nonsense".to_vec());
     let ended = person.run(&plane, "login --token-file -").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: the given token cannot be used
+    cause: the token is not complete
+    hint: a token begins with choirpat_; make one in the console
+    ");
     assert!(!ended.stderr.contains("nonsense"));
 }
 
@@ -110,7 +159,13 @@ async fn a_token_file_needs_no_sign_in() {
 async fn whoever_is_not_signed_in_is_told_how() {
     let plane = Plane::start().await;
     let ended = Person::new().run(&plane, "sandbox list").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: not signed in to http://localhost:PORT
+    hint: sign in with `choir login --server http://localhost:PORT`
+    ");
     assert!(plane.asked().is_empty());
 }
 
@@ -123,7 +178,13 @@ async fn a_refused_token_is_told() {
     let ended = person
         .run(&plane, &format!("whoami --token-file {}", path.display()))
         .await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: http://localhost:PORT does not accept this machine's token
+    hint: sign in with `choir login --server http://localhost:PORT`
+    ");
 }
 
 #[tokio::test]
@@ -144,7 +205,12 @@ async fn nobody_there_is_told_with_what_to_start() {
         ended.code,
         ended.stderr.replace(&url, "http://localhost:PORT")
     );
-    assert_snapshot!(shown, @"");
+    assert_snapshot!(shown, @r"
+    exit code 1
+    error: cannot reach http://localhost:PORT
+    cause: Connection refused (os error 111)
+    hint: start it with `cargo xtask up`, or look at `systemctl status choir`
+    ");
 }
 
 #[tokio::test]
@@ -152,7 +218,11 @@ async fn a_token_is_not_sent_in_clear_over_a_network() {
     let ended = Person::new()
         .run_at("http://choir.example.com", "whoami")
         .await;
-    assert_snapshot!(format!("exit code {}\n{}", ended.code, ended.stderr), @"");
+    assert_snapshot!(format!("exit code {}\n{}", ended.code, ended.stderr), @r"
+    exit code 2
+    error: not an address of a control plane: http://choir.example.com
+    hint: a token is sent over http to this machine only: use https, or tunnel with `ssh -L`
+    ");
 }
 
 #[tokio::test]
@@ -164,7 +234,12 @@ async fn logout_revokes_and_forgets() {
         json!(null),
     );
     let ended = person.run(&plane, "logout").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 0
+    --- stdout
+    --- stderr
+    Signed out of http://localhost:PORT.
+    ");
     assert_eq!(
         plane.last().line,
         "DELETE /me/tokens/018f0000-0000-7000-8000-0000000000aa"
@@ -179,7 +254,13 @@ async fn logout_forgets_the_token_also_when_the_server_cannot_revoke_it() {
     let plane = Plane::start().await;
     let mut person = Person::signed_in(&plane).await;
     let ended = person.run(&plane, "logout").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    Forgot the token for http://localhost:PORT, and could not revoke it there.
+    hint: revoke it in the console, under tokens
+    ");
     let file = fs::read_to_string(person.home.path().join("choir/credentials.toml")).unwrap();
     assert!(!file.contains("choirpat_"));
 }
@@ -194,5 +275,11 @@ async fn a_reason_of_the_server_cannot_steer_the_terminal() {
         problem(403, "forbidden", "no\u{1b}[2J\nway"),
     );
     let ended = person.run(&plane, "sandbox list").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: no�[2J way
+    hint: a token with more scopes comes from `choir login`; some acts need an admin
+    ");
 }

@@ -64,7 +64,12 @@ async fn tail_reads_the_files_without_a_server() {
     let ended = person
         .run_words(words(&["choir", "audit", "tail", "--dir", dir]))
         .await;
-    assert_snapshot!(ended.stdout, @"");
+    assert_snapshot!(ended.stdout, @r"
+    SEQ     TIME                  ACTOR           ACTION                  OUTCOME    TARGET
+    1       2027-01-15T08:00:00Z  hypervisor      hypervisor.start        succeeded
+    2       2027-01-15T08:00:00Z  alice           auth.login              denied     passkey: it is not known�[2J
+    3       2027-01-15T08:00:00Z  hypervisor      sandbox.stop            allowed    live (of alice)
+    ");
     let ended = person
         .run_words(words(&[
             "choir", "audit", "tail", "-n1", "--json", "--dir", dir,
@@ -112,7 +117,12 @@ async fn verify_works_on_the_files_alone_and_names_the_record() {
             .replace(&report.log.unwrap().to_string(), "LOG")
             .replace(dir.to_str().unwrap(), "DIR")
     };
-    assert_snapshot!(show(person.run_words(line.clone()).await), @"");
+    assert_snapshot!(show(person.run_words(line.clone()).await), @r"
+    exit code 0
+    The audit log is whole: 3 records (1 to 3) in 1 segment.
+    log:  LOG
+    head: HEAD
+    ");
     let path = dir.join("segment-00000001.log");
     let mut bytes = fs::read(&path).unwrap();
     let at = bytes.len() - 200;
@@ -161,7 +171,11 @@ async fn a_directory_without_a_log_says_where_to_look() {
     fs::create_dir(&empty).unwrap();
     let line = words(&["choir", "audit", "verify", "--dir", empty.to_str().unwrap()]);
     let ended = person.run_words(line).await;
-    assert_snapshot!(ended.stderr.replace(empty.to_str().unwrap(), "DIR"), @"");
+    assert_snapshot!(ended.stderr.replace(empty.to_str().unwrap(), "DIR"), @r"
+    error: the audit log cannot be read
+    cause: there is no audit log in DIR
+    hint: the log is in the directory `audit` of the hypervisor's data directory
+    ");
 }
 
 fn install_doctor(person: &Person, script: &str) {
@@ -184,7 +198,15 @@ async fn doctor_shows_what_the_hypervisor_found() {
         &format!("[ \"$*\" = 'doctor --json' ] || exit 9\necho '{found}'; exit 1"),
     );
     let ended = person.run_words(words(&["choir", "doctor"])).await;
-    assert_snapshot!(format!("exit code {}\n{}{}", ended.code, ended.stdout, ended.stderr), @"");
+    assert_snapshot!(format!("exit code {}\n{}{}", ended.code, ended.stdout, ended.stderr), @r"
+    exit code 1
+    ok       user namespaces  works
+    MISSING  seccomp          the kernel has none
+                              hint: use a kernel with CONFIG_SECCOMP_FILTER
+    absent   cgroup limits    not delegated
+
+    This machine cannot run sandboxes until what is missing is there.
+    ");
     let ended = person
         .run_words(words(&["choir", "doctor", "--json"]))
         .await;
@@ -195,11 +217,17 @@ async fn doctor_shows_what_the_hypervisor_found() {
 async fn doctor_tells_when_there_is_nobody_to_ask() {
     let mut person = Person::new();
     let ended = person.run_words(words(&["choir", "doctor"])).await;
-    assert_snapshot!(ended.stderr, @"");
+    assert_snapshot!(ended.stderr, @r"
+    error: cannot ask the hypervisor's doctor: hypervisor is not next to this program
+    hint: `choir doctor` runs on the hypervisor's machine, from the directory of its programs
+    ");
     install_doctor(
         &person,
         "echo 'the configuration has an unknown key' >&2; exit 2",
     );
     let ended = person.run_words(words(&["choir", "doctor"])).await;
-    assert_snapshot!(ended.stderr, @"");
+    assert_snapshot!(ended.stderr, @r"
+    error: cannot ask the hypervisor's doctor: the configuration has an unknown key
+    hint: `choir doctor` runs on the hypervisor's machine, from the directory of its programs
+    ");
 }

@@ -81,9 +81,21 @@ async fn input_that_cannot_be_passed_on_is_refused_before_anything_runs() {
     let mut person = Person::signed_in(&plane).await;
     let before = plane.asked().len();
     person.stdin = Some(vec![b'x'; 1024 * 1024 + 1]);
-    assert_snapshot!(person.run(&plane, "run -- cat").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "run -- cat").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: standard input cannot be passed on: it is longer than 1 MiB
+    hint: give it none with -n, or put the data into a file in the workspace
+    ");
     person.stdin = Some(vec![0xff]);
-    assert_snapshot!(person.run(&plane, "run -- cat").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "run -- cat").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: standard input cannot be passed on: it is not UTF-8 text
+    hint: give it none with -n, or put the data into a file in the workspace
+    ");
     assert_eq!(plane.asked().len(), before);
 }
 
@@ -118,7 +130,12 @@ async fn a_command_that_cannot_start_says_why() {
         LIVE,
         &whole(&[started(), exited(json!({"error": "no such program: nope"}))]),
     );
-    assert_snapshot!(person.run(&plane, "run -- nope").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "run -- nope").await.show(&plane), @r"
+    exit code 127
+    --- stdout
+    --- stderr
+    error: the command could not be started: no such program: nope
+    ");
 }
 
 #[tokio::test]
@@ -126,7 +143,14 @@ async fn a_stream_that_breaks_off_is_a_failure() {
     let plane = Plane::start().await;
     let mut person = Person::signed_in(&plane).await;
     plane.answer_text(LIVE, &whole(&[started(), output("stdout", b"half\n")]));
-    assert_snapshot!(person.run(&plane, "run -- x").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "run -- x").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    half
+    --- stderr
+    error: the connection to http://localhost:PORT ended before the command did
+    hint: it was killed with the connection; look at `choir sandbox list`
+    ");
 }
 
 #[tokio::test]
@@ -135,7 +159,13 @@ async fn a_sandbox_that_does_not_run_says_how_to_start_it() {
     let mut person = Person::signed_in(&plane).await;
     let refusal = problem(503, "sandbox_not_running", "live does not run");
     plane.refuse(LIVE, StatusCode::SERVICE_UNAVAILABLE, refusal);
-    assert_snapshot!(person.run(&plane, "run -- x").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "run -- x").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: live does not run
+    hint: start it with `choir sandbox start`
+    ");
 }
 
 #[tokio::test]

@@ -34,9 +34,46 @@ async fn sandboxes_are_listed_with_live_first() {
     let mut person = Person::signed_in(&plane).await;
     plane.answer("GET /me/sandboxes", listing());
     let ended = person.run(&plane, "sandbox list").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 0
+    --- stdout
+    ROLE  STATE    STARTED  URL
+    live  running  3h ago   http://alice.localhost:9090/
+    dev   failed   -        http://dev--alice.localhost:9090/
+
+    dev of alice failed: the guest died five times in a minute
+    hint: look at its log
+    --- stderr
+    ");
     let ended = person.run(&plane, "sandbox list --json").await;
-    assert_snapshot!(ended.show(&plane), @"");
+    assert_snapshot!(ended.show(&plane), @r#"
+    exit code 0
+    --- stdout
+    {
+      "sandboxes": [
+        {
+          "id": "018f0000-0000-7000-8000-000000000011",
+          "user": "alice",
+          "role": "live",
+          "state": "running",
+          "started_at": "2027-01-15T05:00:00Z",
+          "generation": 3,
+          "url": "http://alice.localhost:9090/"
+        },
+        {
+          "id": "018f0000-0000-7000-8000-000000000012",
+          "user": "alice",
+          "role": "dev",
+          "state": "failed",
+          "reason": "the guest died five times in a minute",
+          "hint": "look at its log",
+          "generation": 3,
+          "url": "http://dev--alice.localhost:9090/"
+        }
+      ]
+    }
+    --- stderr
+    "#);
 }
 
 #[tokio::test]
@@ -46,7 +83,14 @@ async fn an_admin_lists_everybodys() {
     let both =
         json!({"sandboxes": [view("bob", "live", "stopped"), view("alice", "live", "running")]});
     plane.answer("GET /admin/sandboxes", both);
-    assert_snapshot!(person.run(&plane, "sandbox list --all").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "sandbox list --all").await.show(&plane), @r"
+    exit code 0
+    --- stdout
+    USER   ROLE  STATE    STARTED  URL
+    alice  live  running  -        http://alice.localhost:9090/
+    bob    live  stopped  -        http://bob.localhost:9090/
+    --- stderr
+    ");
 }
 
 #[tokio::test]
@@ -65,9 +109,24 @@ async fn start_stop_and_restart_act_on_one_sandbox() {
         "POST /admin/sandboxes/bob/live/stop",
         view("bob", "live", "stopped"),
     );
-    assert_snapshot!(person.run(&plane, "sandbox start").await.show(&plane), @"");
-    assert_snapshot!(person.run(&plane, "sandbox restart dev").await.show(&plane), @"");
-    assert_snapshot!(person.run(&plane, "sandbox stop --user bob").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "sandbox start").await.show(&plane), @r"
+    exit code 0
+    --- stdout
+    live of alice is running: http://alice.localhost:9090/
+    --- stderr
+    ");
+    assert_snapshot!(person.run(&plane, "sandbox restart dev").await.show(&plane), @r"
+    exit code 0
+    --- stdout
+    dev of alice is running: http://alice.localhost:9090/
+    --- stderr
+    ");
+    assert_snapshot!(person.run(&plane, "sandbox stop --user bob").await.show(&plane), @r"
+    exit code 0
+    --- stdout
+    live of bob is stopped
+    --- stderr
+    ");
     assert_eq!(plane.last().body, json!({}));
     let json = person
         .run(&plane, "sandbox stop live --user bob --json")
@@ -87,7 +146,12 @@ async fn swap_tells_what_is_live_now() {
         "live": "018f0000-0000-7000-8000-000000000012", "dev": "018f0000-0000-7000-8000-000000000011",
     });
     plane.answer("POST /me/sandboxes/swap", swapped);
-    assert_snapshot!(person.run(&plane, "sandbox swap").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "sandbox swap").await.show(&plane), @r"
+    exit code 0
+    --- stdout
+    Swapped in 812 ms: what was dev is live now (generation 4).
+    --- stderr
+    ");
     let json = person.run(&plane, "sandbox swap --json").await;
     assert_eq!(
         serde_json::from_str::<Value>(&json.stdout).unwrap()["generation"],
@@ -101,7 +165,13 @@ async fn a_refused_swap_gives_the_reason_and_a_hint() {
     let mut person = Person::signed_in(&plane).await;
     let refusal = problem(409, "unhealthy_target", "dev does not answer its root page");
     plane.refuse("POST /me/sandboxes/swap", StatusCode::CONFLICT, refusal);
-    assert_snapshot!(person.run(&plane, "sandbox swap").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "sandbox swap").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: dev does not answer its root page
+    hint: look at `choir sandbox logs dev`
+    ");
 }
 
 #[tokio::test]
@@ -115,7 +185,13 @@ async fn a_fault_of_the_server_names_the_request() {
         StatusCode::INTERNAL_SERVER_ERROR,
         fault,
     );
-    assert_snapshot!(person.run(&plane, "sandbox swap").await.show(&plane), @"");
+    assert_snapshot!(person.run(&plane, "sandbox swap").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: something failed here
+    request: 018f0000-0000-7000-8000-0000000000ff
+    ");
 }
 
 #[tokio::test]
