@@ -87,7 +87,7 @@ pub(super) fn failing(output: &str) -> BTreeSet<String> {
 fn names_failing_test(line: &str) -> bool {
     line.starts_with("FAIL: ")
         || line.starts_with("ERROR: ")
-        || line.starts_with("FAILED ")
+        || (line.starts_with("FAILED ") && line.contains("::"))
         || line.starts_with("not ok ")
         || line.starts_with("✖ ")
         || (line.starts_with("test ") && line.ends_with("... FAILED"))
@@ -289,7 +289,7 @@ mod tests {
     fn of_several_failures_the_first_is_read_and_all_are_named() {
         let output = "FF\n======\nFAIL: test_add (t.T.test_add)\n------\n  File \"/workspace/t.py\", line 6, in test_add\n\
              \x20   self.assertEqual(add(2, 3), 5)\nAssertionError: -1 != 5\n\n======\nFAIL: test_greet (t.T.test_greet)\n------\n\
-             \x20 File \"/workspace/t.py\", line 9, in test_greet\nAssertionError: 'a' != 'b'\n";
+             \x20 File \"/workspace/t.py\", line 9, in test_greet\nAssertionError: 'a' != 'b'\n\nFAILED (failures=2)\n";
         let failure = read(output).unwrap();
         assert_eq!(failure.places, [place("t.py", 6)]);
         assert_eq!(failure.values, Some(("-1".into(), "5".into())));

@@ -66,11 +66,20 @@ pub(crate) async fn start(
     }
     let id = begun.view.id;
     // From here on the command lives exactly as long as this response.
-    let leash = Leash { instance: Arc::clone(commands.instance()), id, done: false };
+    let leash = Leash {
+        instance: Arc::clone(commands.instance()),
+        id,
+        done: false,
+    };
     let attachment = commands.attach(actor, id, 0).await?;
     let mut response = Response::new(Body::from_stream(events(leash, attachment)));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/x-ndjson"),
+    );
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
@@ -81,7 +90,11 @@ pub(crate) async fn list(commands: &Commands<'_>, actor: &Actor) -> Result<Respo
 }
 
 /// `GET …/commands/{id}`.
-pub(crate) async fn show(commands: &Commands<'_>, actor: &Actor, id: CommandId) -> Result<Response, Error> {
+pub(crate) async fn show(
+    commands: &Commands<'_>,
+    actor: &Actor,
+    id: CommandId,
+) -> Result<Response, Error> {
     Ok(Json(commands.show(actor, id).await?).into_response())
 }
 
@@ -120,7 +133,8 @@ pub(crate) async fn stream(
             .max_message_size(Some(MAX_MESSAGE))
             .max_frame_size(Some(MAX_MESSAGE));
         let socket =
-            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
+                .await;
         let token = ended.disarm();
         carry(socket, attachment, &token).await;
         token.cancel();
@@ -137,7 +151,10 @@ pub(crate) async fn stream(
 ///
 /// # Errors
 /// It is too large, or not what is wanted; says where.
-pub(crate) async fn read_json<T: DeserializeOwned>(request: Request<Body>, most: usize) -> Result<T, Error> {
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    request: Request<Body>,
+    most: usize,
+) -> Result<T, Error> {
     let body = Limited::new(request.into_body(), most).collect();
     let collected = tokio::time::timeout(BODY_WITHIN, body)
         .await
@@ -151,24 +168,40 @@ fn offset(query: Option<&str>) -> Result<u64, Error> {
     let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     match pairs.into_iter().find(|(name, _)| name == "from") {
         None => Ok(0),
-        Some((_, value)) => value.parse().map_err(|_| Error::bad_request("from is a number of bytes")),
+        Some((_, value)) => value
+            .parse()
+            .map_err(|_| Error::bad_request("from is a number of bytes")),
     }
 }
 
 /// Checks a WebSocket handshake (RFC 6455 §4.2.1) and derives the answer to its key.
 fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
     let lists = |name: header::HeaderName, wanted: &str| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|token| token.trim().eq_ignore_ascii_case(wanted))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| {
+                value
+                    .split(',')
+                    .any(|token| token.trim().eq_ignore_ascii_case(wanted))
+            })
     };
-    let version = headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|value| value == "13");
+    let version = headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_some_and(|value| value == "13");
     if !lists(header::CONNECTION, "upgrade") || !lists(header::UPGRADE, "websocket") || !version {
-        return Err(Error::bad_request("this is a WebSocket (RFC 6455, version 13)"));
+        return Err(Error::bad_request(
+            "this is a WebSocket (RFC 6455, version 13)",
+        ));
     }
     let key = headers
         .get(header::SEC_WEBSOCKET_KEY)
-        .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == 16))
+        .filter(|key| {
+            BASE64
+                .decode(key.as_bytes())
+                .is_ok_and(|nonce| nonce.len() == 16)
+        })
         .ok_or_else(|| Error::bad_request("Sec-WebSocket-Key is not sixteen bytes in base64"))?;
     HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Error::internal)
 }
@@ -185,7 +218,9 @@ impl Drop for Leash {
         let (instance, id, done) = (Arc::clone(&self.instance), self.id, self.done);
         // The runtime is gone only when the process ends, and then the supervisor's own
         // bounds apply.
-        let Ok(handle) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(handle) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         handle.spawn(async move {
             if !done {
                 if let Err(error) = instance.signal(id, Signal::Kill).await {
@@ -216,29 +251,41 @@ fn events(
     attachment: Attachment,
 ) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     let started = CommandEvent::Started { id: leash.id };
-    let rest = futures_util::stream::unfold((leash, Some(attachment)), |(mut leash, attachment)| async move {
-        let mut attachment = attachment?;
-        let (event, next) = match attachment.next().await {
-            Ok(Some(Output::Data { stream, data, .. })) => {
-                (CommandEvent::Output { stream, data: BASE64.encode(data) }, Some(attachment))
-            }
-            Ok(Some(Output::Exited(exit))) => {
-                leash.done = true;
-                (CommandEvent::Exited(exit), None)
-            }
-            Ok(None) | Err(_) => {
-                leash.done = leash.instance.ended().is_cancelled();
-                (CommandEvent::Exited(lost()), None)
-            }
-        };
-        Some((event, (leash, next)))
-    });
-    futures_util::stream::once(std::future::ready(started)).chain(rest).map(|event| Ok(line(&event)))
+    let rest = futures_util::stream::unfold(
+        (leash, Some(attachment)),
+        |(mut leash, attachment)| async move {
+            let mut attachment = attachment?;
+            let (event, next) = match attachment.next().await {
+                Ok(Some(Output::Data { stream, data, .. })) => (
+                    CommandEvent::Output {
+                        stream,
+                        data: BASE64.encode(data),
+                    },
+                    Some(attachment),
+                ),
+                Ok(Some(Output::Exited(exit))) => {
+                    leash.done = true;
+                    (CommandEvent::Exited(exit), None)
+                }
+                Ok(None) | Err(_) => {
+                    leash.done = leash.instance.ended().is_cancelled();
+                    (CommandEvent::Exited(lost()), None)
+                }
+            };
+            Some((event, (leash, next)))
+        },
+    );
+    futures_util::stream::once(std::future::ready(started))
+        .chain(rest)
+        .map(|event| Ok(line(&event)))
 }
 
 fn lost() -> CommandExit {
     let error = Some("the sandbox ended before the command did".to_owned());
-    CommandExit { error, ..CommandExit::default() }
+    CommandExit {
+        error,
+        ..CommandExit::default()
+    }
 }
 
 fn line(event: &CommandEvent) -> Bytes {
@@ -254,7 +301,11 @@ async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken
     let offset = attachment.offset();
     let (mut sink, mut source) = socket.split();
     let (mut output, mut input) = attachment.into_split();
-    if sink.send(text(&TerminalControl::Attached { offset })).await.is_err() {
+    if sink
+        .send(text(&TerminalControl::Attached { offset }))
+        .await
+        .is_err()
+    {
         return;
     }
     let mut pings = tokio::time::interval(PING_EVERY);
@@ -300,7 +351,12 @@ async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken
         code = downward => code,
         () = ended.cancelled() => CloseCode::Away,
     };
-    let _ = sink.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await;
+    let _ = sink
+        .send(Message::Close(Some(CloseFrame {
+            code,
+            reason: "".into(),
+        })))
+        .await;
 }
 
 fn text(control: &TerminalControl) -> Message {
@@ -324,8 +380,16 @@ mod tests {
             headers.insert(name, value.parse().unwrap());
         }
         // The example of RFC 6455 §1.3.
-        assert_eq!(websocket_key(&headers).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        for name in ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"] {
+        assert_eq!(
+            websocket_key(&headers).unwrap(),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+        for name in [
+            "connection",
+            "upgrade",
+            "sec-websocket-version",
+            "sec-websocket-key",
+        ] {
             let mut without = headers.clone();
             without.remove(name);
             assert!(websocket_key(&without).is_err(), "{name}");

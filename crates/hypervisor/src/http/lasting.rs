@@ -16,9 +16,15 @@ use crate::app::App;
 
 /// A token that is cancelled with `parent`, and as soon as what the actor came through has
 /// been ended. The watch over it ends when the caller cancels it.
-pub(crate) fn lasting(app: &Arc<App>, actor: &Actor, parent: &CancellationToken) -> CancellationToken {
+pub(crate) fn lasting(
+    app: &Arc<App>,
+    actor: &Actor,
+    parent: &CancellationToken,
+) -> CancellationToken {
     let token = parent.child_token();
-    let Some(user) = actor.user.as_ref().map(|user| user.id) else { return token };
+    let Some(user) = actor.user.as_ref().map(|user| user.id) else {
+        return token;
+    };
     let (app, via, watched) = (Arc::clone(app), actor.via.clone(), token.clone());
     let mut ended = app.ended.subscribe();
     tokio::spawn(async move {
@@ -48,7 +54,11 @@ async fn still_valid(app: &App, user: UserId, via: &Via) -> bool {
         }
         Via::ApiToken { id, .. } => {
             let tokens = app.store.tokens(user).await;
-            tokens.map(|tokens| tokens.iter().any(|token| token.id == *id && token.expires_at > now))
+            tokens.map(|tokens| {
+                tokens
+                    .iter()
+                    .any(|token| token.id == *id && token.expires_at > now)
+            })
         }
         Via::Channel { .. } | Via::Internal | Via::Nothing => Ok(true),
     };

@@ -33,8 +33,9 @@ const MAX_CONNECTIONS: usize = 16;
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 
 /// From what a proxied request costs to what a model takes to answer, in seconds.
-const BUCKETS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
+const BUCKETS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0,
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -125,18 +126,58 @@ impl Metrics {
         let provider_seconds = Histogram::new(BUCKETS);
         let refusals = Family::<ReasonLabels, Counter>::default();
         let uptime = Gauge::<f64, AtomicU64>::default();
-        registry.register("requests", "Requests by route owner, role and status class", requests.clone());
-        registry.register_with_unit("request_duration", "Time to the response head", Unit::Seconds, durations.clone());
+        registry.register(
+            "requests",
+            "Requests by route owner, role and status class",
+            requests.clone(),
+        );
+        registry.register_with_unit(
+            "request_duration",
+            "Time to the response head",
+            Unit::Seconds,
+            durations.clone(),
+        );
         registry.register("sandboxes", "Sandboxes by state", sandboxes.clone());
-        registry.register("websockets_open", "WebSockets open through the proxy", websockets.clone());
-        registry.register("sandbox_starts", "Sandbox starts by outcome", starts.clone());
-        registry.register_with_unit("sandbox_start", "Time from start to health", Unit::Seconds, start_seconds.clone());
+        registry.register(
+            "websockets_open",
+            "WebSockets open through the proxy",
+            websockets.clone(),
+        );
+        registry.register(
+            "sandbox_starts",
+            "Sandbox starts by outcome",
+            starts.clone(),
+        );
+        registry.register_with_unit(
+            "sandbox_start",
+            "Time from start to health",
+            Unit::Seconds,
+            start_seconds.clone(),
+        );
         registry.register("swaps", "Swaps by outcome", swaps.clone());
         registry.register("commands", "Commands started", commands.clone());
-        registry.register("provider_calls", "Provider calls by provider and status class", provider_calls.clone());
-        registry.register_with_unit("provider_call", "Time to a provider's response head", Unit::Seconds, provider_seconds.clone());
-        registry.register("channel_refusals", "Refused requests on channels by reason", refusals.clone());
-        registry.register_with_unit("uptime", "Time since the process started to serve", Unit::Seconds, uptime.clone());
+        registry.register(
+            "provider_calls",
+            "Provider calls by provider and status class",
+            provider_calls.clone(),
+        );
+        registry.register_with_unit(
+            "provider_call",
+            "Time to a provider's response head",
+            Unit::Seconds,
+            provider_seconds.clone(),
+        );
+        registry.register(
+            "channel_refusals",
+            "Refused requests on channels by reason",
+            refusals.clone(),
+        );
+        registry.register_with_unit(
+            "uptime",
+            "Time since the process started to serve",
+            Unit::Seconds,
+            uptime.clone(),
+        );
         Self {
             registry,
             requests,
@@ -155,15 +196,33 @@ impl Metrics {
     }
 
     /// Counts a request of the public listener.
-    pub fn request(&self, owner: &'static str, role: Option<Role>, status: StatusCode, took: Duration) {
+    pub fn request(
+        &self,
+        owner: &'static str,
+        role: Option<Role>,
+        status: StatusCode,
+        took: Duration,
+    ) {
         let role = role.map_or("none", Role::as_str);
-        self.requests.get_or_create(&RequestLabels { owner, role, status: class(status) }).inc();
-        self.durations.get_or_create(&OwnerLabels { owner }).observe(took.as_secs_f64());
+        self.requests
+            .get_or_create(&RequestLabels {
+                owner,
+                role,
+                status: class(status),
+            })
+            .inc();
+        self.durations
+            .get_or_create(&OwnerLabels { owner })
+            .observe(took.as_secs_f64());
     }
 
     /// Counts a start of a sandbox.
     pub fn start(&self, ok: bool, took: Duration) {
-        self.starts.get_or_create(&OutcomeLabels { outcome: outcome(ok) }).inc();
+        self.starts
+            .get_or_create(&OutcomeLabels {
+                outcome: outcome(ok),
+            })
+            .inc();
         if ok {
             self.start_seconds.observe(took.as_secs_f64());
         }
@@ -171,7 +230,11 @@ impl Metrics {
 
     /// Counts a swap.
     pub fn swap(&self, ok: bool) {
-        self.swaps.get_or_create(&OutcomeLabels { outcome: outcome(ok) }).inc();
+        self.swaps
+            .get_or_create(&OutcomeLabels {
+                outcome: outcome(ok),
+            })
+            .inc();
     }
 
     /// Counts a command that was started.
@@ -181,7 +244,10 @@ impl Metrics {
 
     /// Counts a call of a configured provider.
     pub fn provider_call(&self, provider: &str, status: StatusCode, took: Duration) {
-        let labels = ProviderLabels { provider: provider.to_owned(), status: class(status) };
+        let labels = ProviderLabels {
+            provider: provider.to_owned(),
+            status: class(status),
+        };
         self.provider_calls.get_or_create(&labels).inc();
         self.provider_seconds.observe(took.as_secs_f64());
     }
@@ -192,8 +258,14 @@ impl Metrics {
     }
 
     /// Sets what is measured at the moment of a scrape.
-    pub fn observe(&self, websockets: usize, count: impl Fn(SandboxState) -> usize, uptime: Duration) {
-        self.websockets.set(i64::try_from(websockets).unwrap_or(i64::MAX));
+    pub fn observe(
+        &self,
+        websockets: usize,
+        count: impl Fn(SandboxState) -> usize,
+        uptime: Duration,
+    ) {
+        self.websockets
+            .set(i64::try_from(websockets).unwrap_or(i64::MAX));
         self.uptime.set(uptime.as_secs_f64());
         for state in [
             SandboxState::Stopped,
@@ -202,8 +274,12 @@ impl Metrics {
             SandboxState::Stopping,
             SandboxState::Failed,
         ] {
-            let labels = StateLabels { state: state.as_str() };
-            self.sandboxes.get_or_create(&labels).set(i64::try_from(count(state)).unwrap_or(i64::MAX));
+            let labels = StateLabels {
+                state: state.as_str(),
+            };
+            self.sandboxes
+                .get_or_create(&labels)
+                .set(i64::try_from(count(state)).unwrap_or(i64::MAX));
         }
     }
 
@@ -236,11 +312,18 @@ fn class(status: StatusCode) -> &'static str {
 /// # Errors
 /// Its address is taken or not ours.
 pub async fn begin(app: &Arc<App>) -> std::io::Result<()> {
-    let Some(address) = app.config.listen.metrics_address else { return Ok(()) };
+    let Some(address) = app.config.listen.metrics_address else {
+        return Ok(());
+    };
     let listener = TcpListener::bind(address).await?;
     let refreshed = Arc::clone(app);
     let refresh = Arc::new(move || refreshed.sandboxes.observe());
-    tokio::spawn(serve(listener, Arc::clone(&app.metrics), refresh, app.draining.clone()));
+    tokio::spawn(serve(
+        listener,
+        Arc::clone(&app.metrics),
+        refresh,
+        app.draining.clone(),
+    ));
     Ok(())
 }
 
@@ -253,7 +336,9 @@ async fn serve(
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             () = ended.cancelled() => return,
             accepted = listener.accept() => accepted,
@@ -281,7 +366,11 @@ async fn serve(
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics, refresh: &dyn Fn()) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    metrics: &Metrics,
+    refresh: &dyn Fn(),
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET || request.uri().path() != "/metrics" {
         let mut response = Response::new(Full::from("see /metrics\n"));
         *response.status_mut() = StatusCode::NOT_FOUND;
@@ -289,7 +378,8 @@ fn answer(request: &Request<Incoming>, metrics: &Metrics, refresh: &dyn Fn()) ->
     }
     refresh();
     let mut response = Response::new(Full::from(metrics.text()));
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let kind =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
@@ -304,9 +394,18 @@ mod tests {
     #[test]
     fn a_scrape_shows_what_was_counted() {
         let metrics = Metrics::new();
-        metrics.request("sandbox", Some(Role::Dev), StatusCode::OK, Duration::from_millis(3));
+        metrics.request(
+            "sandbox",
+            Some(Role::Dev),
+            StatusCode::OK,
+            Duration::from_millis(3),
+        );
         metrics.channel_refusal("foreign");
-        metrics.observe(2, |state| usize::from(state == SandboxState::Running), Duration::from_secs(5));
+        metrics.observe(
+            2,
+            |state| usize::from(state == SandboxState::Running),
+            Duration::from_secs(5),
+        );
         let text = metrics.text();
         for line in [
             "choir_requests_total{owner=\"sandbox\",role=\"dev\",status=\"2xx\"} 1",

@@ -16,34 +16,64 @@ pub(crate) fn on_sandbox(
     sandbox: SandboxId,
     owner: UserId,
 ) -> Result<Decision, Error> {
-    let request = Request { subject: subject(actor), action, resource: Resource::Sandbox { id: sandbox, owner } };
+    let request = Request {
+        subject: subject(actor),
+        action,
+        resource: Resource::Sandbox { id: sandbox, owner },
+    };
     if request.subject == Subject::Nobody {
         return Err(Error::Unauthenticated);
     }
     let decision = policy::decide(&request);
-    if decision.is_allowed() { Ok(decision) } else { Err(Error::forbidden(decision.to_string())) }
+    if decision.is_allowed() {
+        Ok(decision)
+    } else {
+        Err(Error::forbidden(decision.to_string()))
+    }
 }
 
 fn subject(actor: &Actor) -> Subject {
     let Some(user) = &actor.user else {
-        return if matches!(actor.via, Via::Internal) { Subject::Internal } else { Subject::Nobody };
+        return if matches!(actor.via, Via::Internal) {
+            Subject::Internal
+        } else {
+            Subject::Nobody
+        };
     };
     let standing = match &actor.via {
-        Via::Channel { sandbox, command: None, .. } => {
-            return Subject::Sandbox { id: *sandbox, owner: user.id };
+        Via::Channel {
+            sandbox,
+            command: None,
+            ..
+        } => {
+            return Subject::Sandbox {
+                id: *sandbox,
+                owner: user.id,
+            };
         }
         // A runner has a channel only if this was granted to it.
         Via::Channel { sandbox, .. } => {
             let capabilities = [Capability::ProviderCall].into();
-            return Subject::Runner { sandbox: *sandbox, owner: user.id, capabilities };
+            return Subject::Runner {
+                sandbox: *sandbox,
+                owner: user.id,
+                capabilities,
+            };
         }
         Via::Nothing | Via::Internal => return Subject::Nobody,
         Via::Session(_) => Standing::Session,
         Via::RecoverySession(_) => Standing::RecoverySession,
         Via::RuntimeSession(_) => Standing::RuntimeSession,
-        Via::ApiToken { scopes, .. } => {
-            Standing::Token(scopes.iter().filter_map(|scope| scope.as_str().parse().ok()).collect())
-        }
+        Via::ApiToken { scopes, .. } => Standing::Token(
+            scopes
+                .iter()
+                .filter_map(|scope| scope.as_str().parse().ok())
+                .collect(),
+        ),
     };
-    Subject::User { id: user.id, admin: user.is_admin, standing }
+    Subject::User {
+        id: user.id,
+        admin: user.is_admin,
+        standing,
+    }
 }

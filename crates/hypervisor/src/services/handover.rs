@@ -60,11 +60,17 @@ pub async fn issue(app: &App, actor: &Actor, asked: Asked<'_>) -> Result<String,
         Some(HostMatch::Runtime { user: owner, role }) if owner == user.name => {
             app.config.origins.runtime_origin(&user.name, role)
         }
-        Some(HostMatch::SingleHost) => app.config.origins.runtime_origin(&user.name, types::Role::Live),
+        Some(HostMatch::SingleHost) => app
+            .config
+            .origins
+            .runtime_origin(&user.name, types::Role::Live),
         _ => return Err(Error::NotFound("page")),
     };
     // A text that is no hash could never be matched; refusing it tells a broken client why.
-    let binding: TokenHash = asked.binding.parse().map_err(|_| Error::bad_request("state is not a hash"))?;
+    let binding: TokenHash = asked
+        .binding
+        .parse()
+        .map_err(|_| Error::bad_request("state is not a hash"))?;
     let entry = Entry::allowed("session.handover", session.to_string()).with("host", asked.host);
     app.audit.record(actor, entry).await?;
     let code = Token::generate(TokenKind::Handover, &app.random).map_err(Error::internal)?;
@@ -98,15 +104,29 @@ pub async fn redeem(
     state: &str,
     user_agent: Option<&str>,
 ) -> Result<Option<Entered>, Error> {
-    let Ok(code) = Token::parse_kind(TokenKind::Handover, code) else { return Ok(None) };
-    let Ok(state) = Token::parse_kind(TokenKind::Handover, state) else { return Ok(None) };
+    let Ok(code) = Token::parse_kind(TokenKind::Handover, code) else {
+        return Ok(None);
+    };
+    let Ok(state) = Token::parse_kind(TokenKind::Handover, state) else {
+        return Ok(None);
+    };
     let now = app.clock.now_ms();
     let taken = app
         .store
-        .take_handover(&code.hash().to_string(), host, &state.hash().to_string(), now)
+        .take_handover(
+            &code.hash().to_string(),
+            host,
+            &state.hash().to_string(),
+            now,
+        )
         .await?;
     let Some(taken) = taken else {
-        app.audit.record(actor, Entry::denied("session.enter", host, "the code is not valid here")).await?;
+        app.audit
+            .record(
+                actor,
+                Entry::denied("session.enter", host, "the code is not valid here"),
+            )
+            .await?;
         return Ok(None);
     };
     let token = Token::generate(TokenKind::Runtime, &app.random).map_err(Error::internal)?;
@@ -125,12 +145,19 @@ pub async fn redeem(
         token_hash: token.hash().to_string(),
         host: host.to_owned(),
         user_agent: sessions::clean_user_agent(user_agent),
-        address: actor.address.map(|address| address.to_string()).unwrap_or_default(),
+        address: actor
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
         now,
         expires_at: now.saturating_add(millis(lifetime)),
     };
     app.store.add_session(&session).await?;
-    Ok(Some(Entered { token, lifetime, next: taken.return_to }))
+    Ok(Some(Entered {
+        token,
+        lifetime,
+        next: taken.return_to,
+    }))
 }
 
 /// A fresh state for a browser, and its hash for the control origin.

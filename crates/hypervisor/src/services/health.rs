@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use gateway::{ForwardError, Forwarder, HeaderRules, RequestBody, Scheme, ServiceWorkers, Upstream};
+use gateway::{
+    ForwardError, Forwarder, HeaderRules, RequestBody, Scheme, ServiceWorkers, Upstream,
+};
 use http::{HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -30,7 +32,10 @@ pub(crate) enum Unhealthy {
     Unreachable { what: &'static str, why: String },
     /// It answered with something else than 200.
     #[error("{what} was answered with {status}")]
-    Status { what: &'static str, status: StatusCode },
+    Status {
+        what: &'static str,
+        status: StatusCode,
+    },
     /// The handshake was refused.
     #[error("the WebSocket handshake on /ws failed: {0}")]
     WebSocket(String),
@@ -62,11 +67,17 @@ async fn get(
     let asked = async {
         let request = Request::get(what)
             .body(RequestBody::empty())
-            .map_err(|error| Unhealthy::Unreachable { what, why: error.to_string() })?;
+            .map_err(|error| Unhealthy::Unreachable {
+                what,
+                why: error.to_string(),
+            })?;
         let response = forwarder
             .forward(request, upstream, &rules())
             .await
-            .map_err(|error| Unhealthy::Unreachable { what, why: chain(&error) })?;
+            .map_err(|error| Unhealthy::Unreachable {
+                what,
+                why: chain(&error),
+            })?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(Unhealthy::Status { what, status });
@@ -74,16 +85,24 @@ async fn get(
         Limited::new(response.into_body(), most)
             .collect()
             .await
-            .map_err(|error| Unhealthy::Unreachable { what, why: error.to_string() })?;
+            .map_err(|error| Unhealthy::Unreachable {
+                what,
+                why: error.to_string(),
+            })?;
         Ok(())
     };
-    tokio::time::timeout(ANSWER_WITHIN, asked).await.unwrap_or(Err(Unhealthy::Timeout { what }))
+    tokio::time::timeout(ANSWER_WITHIN, asked)
+        .await
+        .unwrap_or(Err(Unhealthy::Timeout { what }))
 }
 
 /// A handshake of our own on a connection of its own, closed again at once.
 async fn websocket(socket: &gateway::AppSocket) -> Result<(), Unhealthy> {
     let handshake = async {
-        let stream = socket.connect(ANSWER_WITHIN).await.map_err(|error| Unhealthy::WebSocket(error.to_string()))?;
+        let stream = socket
+            .connect(ANSWER_WITHIN)
+            .await
+            .map_err(|error| Unhealthy::WebSocket(error.to_string()))?;
         let request = "ws://localhost/ws"
             .into_client_request()
             .map_err(|error| Unhealthy::WebSocket(error.to_string()))?;
@@ -96,7 +115,9 @@ async fn websocket(socket: &gateway::AppSocket) -> Result<(), Unhealthy> {
     };
     tokio::time::timeout(ANSWER_WITHIN, handshake)
         .await
-        .unwrap_or(Err(Unhealthy::Timeout { what: "the WebSocket handshake on /ws" }))
+        .unwrap_or(Err(Unhealthy::Timeout {
+            what: "the WebSocket handshake on /ws",
+        }))
 }
 
 fn rules() -> HeaderRules {

@@ -81,7 +81,9 @@ struct Entry {
 impl fmt::Debug for Providers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.entries.iter().map(|entry| &entry.name).collect();
-        f.debug_struct("Providers").field("names", &names).finish_non_exhaustive()
+        f.debug_struct("Providers")
+            .field("names", &names)
+            .finish_non_exhaustive()
     }
 }
 
@@ -90,9 +92,22 @@ impl Providers {
     ///
     /// # Errors
     /// A key file or a section that cannot be used, by name.
-    pub fn new(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> Result<Self, ProvidersError> {
-        let entries = config.providers.iter().map(entry).collect::<Result<_, _>>()?;
-        Ok(Self { entries, listing: listing(config), clock, metrics })
+    pub fn new(
+        config: &Config,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ProvidersError> {
+        let entries = config
+            .providers
+            .iter()
+            .map(entry)
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            entries,
+            listing: listing(config),
+            clock,
+            metrics,
+        })
     }
 
     /// What `GET /provider/v1` answers.
@@ -119,9 +134,12 @@ impl Providers {
             Some(provider) => forward(provider, rest, request, cancel).await,
         };
         let took = began.elapsed();
-        self.metrics.provider_call(&entry.name, response.status(), took);
+        self.metrics
+            .provider_call(&entry.name, response.status(), took);
         let (sandbox, command) = match &actor.via {
-            Via::Channel { sandbox, command, .. } => (sandbox.to_string(), command.map(|id| id.to_string())),
+            Via::Channel {
+                sandbox, command, ..
+            } => (sandbox.to_string(), command.map(|id| id.to_string())),
             _ => (String::new(), None),
         };
         tracing::info!(
@@ -151,10 +169,16 @@ impl Providers {
         };
         let Ok(collected) = collected else {
             let limit = demo::MAX_REQUEST;
-            return (Error::TooLarge(format!("the demo provider reads at most {limit} bytes")).into_response(), None);
+            return (
+                Error::TooLarge(format!("the demo provider reads at most {limit} bytes"))
+                    .into_response(),
+                None,
+            );
         };
         let body = collected.to_bytes();
-        let model = serde_json::from_slice::<ModelOnly>(&body).ok().and_then(|request| request.model);
+        let model = serde_json::from_slice::<ModelOnly>(&body)
+            .ok()
+            .and_then(|request| request.model);
         let now = self.clock.now_ms() / 1000;
         (demo::respond(&parts.method, rest, &body, now), model)
     }
@@ -168,7 +192,11 @@ struct ModelOnly {
 /// A model's name comes from the sandbox: cut, and nothing that could break a log line.
 fn shown_model(model: &str) -> &str {
     let plain = model.bytes().all(|b| b.is_ascii_graphic());
-    if plain && model.len() <= MAX_MODEL { model } else { "(unprintable)" }
+    if plain && model.len() <= MAX_MODEL {
+        model
+    } else {
+        "(unprintable)"
+    }
 }
 
 async fn forward(
@@ -177,7 +205,10 @@ async fn forward(
     request: Request<Body>,
     cancel: &CancellationToken,
 ) -> (Response, Option<String>) {
-    match provider.send(request.map(RequestBody::new), rest, cancel).await {
+    match provider
+        .send(request.map(RequestBody::new), rest, cancel)
+        .await
+    {
         Ok(reply) => (reply.response.map(Body::new).into_response(), reply.model),
         Err(error) => (refusal(&error).into_response(), None),
     }
@@ -196,32 +227,62 @@ fn refusal(error: &gateway::ForwardError) -> Error {
 fn entry(provider: &crate::config::Provider) -> Result<Entry, ProvidersError> {
     let name = provider.name.clone();
     let kind = match provider.kind {
-        ProviderKind::Demo => return Ok(Entry { name, upstream: None }),
+        ProviderKind::Demo => {
+            return Ok(Entry {
+                name,
+                upstream: None,
+            });
+        }
         ProviderKind::OpenAi => upstream::ProviderKind::OpenAi,
         ProviderKind::Anthropic => upstream::ProviderKind::Anthropic,
     };
-    let key = provider.key_file.as_ref().map(|path| read_key(&name, path)).transpose()?;
+    let key = provider
+        .key_file
+        .as_ref()
+        .map(|path| read_key(&name, path))
+        .transpose()?;
     let config = upstream::ProviderConfig {
         name: name.clone(),
         kind,
-        base_url: provider.base_url.as_ref().map(ToString::to_string).unwrap_or_default(),
+        base_url: provider
+            .base_url
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         key,
         roots: upstream::TrustRoots::WebPki,
         limits: Limits::provider(),
     };
-    let upstream = upstream::Provider::new(config)
-        .map_err(|source| ProvidersError::Config { provider: name.clone(), source })?;
-    Ok(Entry { name, upstream: Some(upstream) })
+    let upstream = upstream::Provider::new(config).map_err(|source| ProvidersError::Config {
+        provider: name.clone(),
+        source,
+    })?;
+    Ok(Entry {
+        name,
+        upstream: Some(upstream),
+    })
 }
 
-fn read_key(provider: &str, path: &std::path::Path) -> Result<upstream::ProviderKey, ProvidersError> {
-    let unreadable = |source| ProvidersError::KeyFile { provider: provider.to_owned(), path: path.to_owned(), source };
+fn read_key(
+    provider: &str,
+    path: &std::path::Path,
+) -> Result<upstream::ProviderKey, ProvidersError> {
+    let unreadable = |source| ProvidersError::KeyFile {
+        provider: provider.to_owned(),
+        path: path.to_owned(),
+        source,
+    };
     if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_KEY_FILE {
-        return Err(unreadable(std::io::Error::other("it is too large for a key")));
+        return Err(unreadable(std::io::Error::other(
+            "it is too large for a key",
+        )));
     }
     let text = crypto::SecretText::new(std::fs::read_to_string(path).map_err(unreadable)?);
-    upstream::ProviderKey::new(text.expose())
-        .map_err(|source| ProvidersError::Key { provider: provider.to_owned(), path: path.to_owned(), source })
+    upstream::ProviderKey::new(text.expose()).map_err(|source| ProvidersError::Key {
+        provider: provider.to_owned(),
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn listing(config: &Config) -> Value {

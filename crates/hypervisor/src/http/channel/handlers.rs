@@ -1,8 +1,8 @@
 //! What the routes of a channel do.
 
+use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use http::{Method, Request};
 use serde_json::json;
 
@@ -14,7 +14,12 @@ use crate::http::commands as http_commands;
 use crate::services::commands::Commands;
 use crate::services::sandboxes::tokens::GUEST_LIFETIME;
 
-pub(super) async fn handle(channel: &Channel, route: &Route, actor: &Actor, request: Request<Body>) -> Response {
+pub(super) async fn handle(
+    channel: &Channel,
+    route: &Route,
+    actor: &Actor,
+    request: Request<Body>,
+) -> Response {
     match serve(channel, route, actor, request).await {
         Ok(response) => response,
         Err(error) => refusal(&error, actor),
@@ -32,10 +37,13 @@ async fn serve(
     let commands = Commands::new(plane, instance);
     let method = request.method().clone();
     match (route, &method) {
-        (Route::Providers, &Method::GET) => Ok(Json(plane.providers.listing().clone()).into_response()),
-        (Route::Provider { name, rest }, _) => {
-            Ok(plane.providers.call(actor, name, rest, request, &channel.peer.ended).await)
+        (Route::Providers, &Method::GET) => {
+            Ok(Json(plane.providers.listing().clone()).into_response())
         }
+        (Route::Provider { name, rest }, _) => Ok(plane
+            .providers
+            .call(actor, name, rest, request, &channel.peer.ended)
+            .await),
         (Route::Renew, &Method::POST) => {
             channel.peer.slot.renew(plane.clock.now_ms());
             Ok(Json(json!({"expires_in_seconds": GUEST_LIFETIME.as_secs()})).into_response())
@@ -43,8 +51,19 @@ async fn serve(
         (Route::Commands, &Method::POST) => http_commands::start(&commands, actor, request).await,
         (Route::Commands, &Method::GET) => http_commands::list(&commands, actor).await,
         (Route::Command(id), &Method::GET) => http_commands::show(&commands, actor, *id).await,
-        (Route::Signal(id), &Method::POST) => http_commands::signal(&commands, actor, *id, request).await,
-        (Route::Stream(id), &Method::GET) => http_commands::stream(&commands, actor, *id, request, instance.ended().child_token()).await,
+        (Route::Signal(id), &Method::POST) => {
+            http_commands::signal(&commands, actor, *id, request).await
+        }
+        (Route::Stream(id), &Method::GET) => {
+            http_commands::stream(
+                &commands,
+                actor,
+                *id,
+                request,
+                instance.ended().child_token(),
+            )
+            .await
+        }
         _ => Err(Error::MethodNotAllowed),
     }
 }

@@ -78,19 +78,31 @@ struct Channel {
 
 /// Serves a channel in the background until its start (or its runner) ends.
 pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
-    let channel = Arc::new(Channel { plane, peer, misuses: AtomicU32::new(0) });
+    let channel = Arc::new(Channel {
+        plane,
+        peer,
+        misuses: AtomicU32::new(0),
+    });
     tokio::spawn(async move {
-        let listening = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        let listening = listener
+            .set_nonblocking(true)
+            .and_then(|()| UnixListener::from_std(listener));
         match listening {
             Ok(listener) => accept(&channel, &listener).await,
-            Err(error) => tracing::error!(start = %channel.peer.instance.start_id, %error, "a channel cannot be served"),
+            Err(error) => {
+                tracing::error!(start = %channel.peer.instance.start_id, %error, "a channel cannot be served")
+            }
         }
         channel.plane.tokens.revoke(&channel.peer.slot);
     });
 }
 
 async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
-    let most = if channel.peer.command.is_some() { MAX_RUNNER_CONNECTIONS } else { MAX_GUEST_CONNECTIONS };
+    let most = if channel.peer.command.is_some() {
+        MAX_RUNNER_CONNECTIONS
+    } else {
+        MAX_GUEST_CONNECTIONS
+    };
     let slots = Arc::new(Semaphore::new(most));
     // Dropped at the end of the channel, which ends every connection at once.
     let mut connections = JoinSet::new();
@@ -173,7 +185,11 @@ async fn admit(
             "this sandbox has no network: CONNECT is refused for every destination",
         )));
     }
-    let (owner, role) = channel.plane.owner(channel.peer.instance.sandbox_id).await.map_err(|error| refuse(&error))?;
+    let (owner, role) = channel
+        .plane
+        .owner(channel.peer.instance.sandbox_id)
+        .await
+        .map_err(|error| refuse(&error))?;
     let actor = Actor {
         user: Some(owner),
         via: Via::Channel {
@@ -185,8 +201,15 @@ async fn admit(
         request_id,
         address: None,
     };
-    let shown = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let checked = channel.plane.tokens.check(&channel.peer.slot, shown, channel.plane.clock.now_ms());
+    let shown = head
+        .headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let checked =
+        channel
+            .plane
+            .tokens
+            .check(&channel.peer.slot, shown, channel.plane.clock.now_ms());
     if let Err(misuse) = checked {
         report(channel, &actor, &route, misuse).await;
         return Err(refuse(&Error::Refused(misuse.advice())));

@@ -84,20 +84,29 @@ fn provider(path: &str) -> Option<Route> {
         return Some(Route::Providers);
     }
     let (name, rest) = below.strip_prefix('/')?.split_once('/')?;
-    let named = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    (named && !rest.is_empty()).then(|| Route::Provider { name: name.to_owned(), rest: rest.to_owned() })
+    let named = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    (named && !rest.is_empty()).then(|| Route::Provider {
+        name: name.to_owned(),
+        rest: rest.to_owned(),
+    })
 }
 
 /// No empty or dot segment, no backslash, and no encoding of a character that could make
 /// one (`%2f`, `%5c`, `%2e`, `%25`, control characters) once somebody decodes it.
 fn is_plain(path: &str) -> bool {
-    let segments_ok =
-        path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|s| !matches!(s, "" | "." | "..")));
+    let segments_ok = path
+        .strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(|s| !matches!(s, "" | "." | "..")));
     if !segments_ok || path.contains('\\') {
         return false;
     }
     path.match_indices('%').all(|(at, _)| {
-        let code = path.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let code = path
+            .get(at + 1..at + 3)
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         code.is_some_and(|c| c > b' ' && c < 0x7f && !matches!(c, b'/' | b'\\' | b'.' | b'%'))
     })
 }
@@ -122,9 +131,21 @@ mod tests {
         );
         assert_eq!(get("/token/renew").unwrap(), "Renew");
         assert_eq!(get("/commands").unwrap(), "Commands");
-        assert!(get(&format!("/commands/{id}")).unwrap().starts_with("Command("));
-        assert!(get(&format!("/commands/{id}/signal")).unwrap().starts_with("Signal("));
-        assert!(get(&format!("/commands/{id}/stream?from=3")).unwrap().starts_with("Stream("));
+        assert!(
+            get(&format!("/commands/{id}"))
+                .unwrap()
+                .starts_with("Command(")
+        );
+        assert!(
+            get(&format!("/commands/{id}/signal"))
+                .unwrap()
+                .starts_with("Signal(")
+        );
+        assert!(
+            get(&format!("/commands/{id}/stream?from=3"))
+                .unwrap()
+                .starts_with("Stream(")
+        );
         assert!(get("/provider/v1/p/v1/models%3Alist").is_some());
     }
 
@@ -173,10 +194,19 @@ mod tests {
 
     #[test]
     fn a_runner_gets_models_and_nothing_else() {
-        let open: Vec<_> = ["/provider/v1", "/provider/v1/demo/x", "/commands", "/token/renew"]
-            .into_iter()
-            .filter(|target| route(&Method::GET, &target.parse().unwrap()).unwrap().for_runner())
-            .collect();
+        let open: Vec<_> = [
+            "/provider/v1",
+            "/provider/v1/demo/x",
+            "/commands",
+            "/token/renew",
+        ]
+        .into_iter()
+        .filter(|target| {
+            route(&Method::GET, &target.parse().unwrap())
+                .unwrap()
+                .for_runner()
+        })
+        .collect();
         assert_eq!(open, ["/provider/v1", "/provider/v1/demo/x"]);
         assert!(!Route::Connect.for_runner());
     }

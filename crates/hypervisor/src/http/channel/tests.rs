@@ -20,12 +20,17 @@ impl Wire {
         // Through the directory: the path of a test may be longer than a socket address.
         let dir = std::fs::File::open(path.parent().unwrap()).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
-        let short = format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&dir));
+        let short = format!(
+            "/proc/self/fd/{}/{name}",
+            std::os::fd::AsRawFd::as_raw_fd(&dir)
+        );
         Self(UnixStream::connect(short).await.unwrap())
     }
 
     async fn ask(&mut self, line: &str, token: Option<&str>, body: &str) -> (u16, String) {
-        let authorization = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let authorization = token
+            .map(|token| format!("Authorization: Bearer {token}\r\n"))
+            .unwrap_or_default();
         let text = format!(
             "{line} HTTP/1.1\r\nHost: localhost\r\n{authorization}Content-Length: {}\r\n\r\n{body}",
             body.len()
@@ -58,9 +63,17 @@ impl Wire {
 }
 
 async fn started(installation: &Installation, role: Role) -> (std::path::PathBuf, String) {
-    installation.app.sandboxes.start(&installation.actor(), Whose::Own, role).await.unwrap();
+    installation
+        .app
+        .sandboxes
+        .start(&installation.actor(), Whose::Own, role)
+        .await
+        .unwrap();
     let sandbox = installation.sandbox(role).await;
-    (installation.driver.channel(sandbox), installation.driver.token(sandbox))
+    (
+        installation.driver.channel(sandbox),
+        installation.driver.token(sandbox),
+    )
 }
 
 #[tokio::test]
@@ -71,16 +84,34 @@ async fn serves_models_to_whoever_shows_the_token() {
     let (status, body) = wire.ask("GET /provider/v1", Some(&token), "").await;
     assert_eq!(status, 200);
     let listing: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(listing["default"], serde_json::json!({"provider": "demo", "model": "choir-demo"}));
+    assert_eq!(
+        listing["default"],
+        serde_json::json!({"provider": "demo", "model": "choir-demo"})
+    );
     assert_eq!(listing["providers"][0]["demo"], true);
     let chat = r#"{"model":"choir-demo","messages":[{"role":"user","content":"hello"}]}"#;
-    let (status, body) = wire.ask("POST /provider/v1/demo/chat/completions", Some(&token), chat).await;
+    let (status, body) = wire
+        .ask(
+            "POST /provider/v1/demo/chat/completions",
+            Some(&token),
+            chat,
+        )
+        .await;
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("Demo provider"));
-    let (status, _) = wire.ask("POST /provider/v1/openai/chat/completions", Some(&token), chat).await;
+    let (status, _) = wire
+        .ask(
+            "POST /provider/v1/openai/chat/completions",
+            Some(&token),
+            chat,
+        )
+        .await;
     assert_eq!(status, 404);
     let (status, body) = wire.ask("POST /token/renew", Some(&token), "").await;
-    assert_eq!((status, body.as_str()), (200, r#"{"expires_in_seconds":900}"#));
+    assert_eq!(
+        (status, body.as_str()),
+        (200, r#"{"expires_in_seconds":900}"#)
+    );
 }
 
 #[tokio::test]
@@ -90,18 +121,33 @@ async fn every_request_of_a_connection_has_to_show_the_token() {
     let (_, foreign) = started(&installation, Role::Dev).await;
     let mut wire = Wire::open(&channel).await;
     assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 200);
-    for wrong in [None, Some(foreign.as_str()), Some(&token[..40]), Some("choirpat_x")] {
+    for wrong in [
+        None,
+        Some(foreign.as_str()),
+        Some(&token[..40]),
+        Some("choirpat_x"),
+    ] {
         let (status, body) = wire.ask("GET /provider/v1", wrong, "").await;
         assert_eq!(status, 401, "{wrong:?}");
         let problem: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(problem["code"], "unauthenticated");
-        assert!(problem["detail"].as_str().unwrap().contains("CHOIR_PROVIDER_GATEWAY_TOKEN"), "{body}");
+        assert!(
+            problem["detail"]
+                .as_str()
+                .unwrap()
+                .contains("CHOIR_PROVIDER_GATEWAY_TOKEN"),
+            "{body}"
+        );
     }
     // The connection still serves whoever shows it.
     assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 200);
     installation.app.clock.advance(GUEST_LIFETIME);
     assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 401);
-    assert_eq!(wire.ask("POST /token/renew", Some(&token), "").await.0, 401, "too late");
+    assert_eq!(
+        wire.ask("POST /token/renew", Some(&token), "").await.0,
+        401,
+        "too late"
+    );
 }
 
 #[tokio::test]
@@ -143,7 +189,10 @@ async fn never_serves_the_control_plane() {
     assert!(body.contains("no network"), "{body}");
     // The preface of HTTP/2 is no request here.
     let mut wire = Wire::open(&channel).await;
-    wire.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    wire.0
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
     let (status, _) = wire.answer().await;
     assert!(status == 0 || status >= 400, "{status}");
 }
@@ -154,7 +203,12 @@ async fn ends_with_its_start() {
     let (channel, token) = started(&installation, Role::Live).await;
     let mut wire = Wire::open(&channel).await;
     assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 200);
-    installation.app.sandboxes.stop(&installation.actor(), Whose::Own, Role::Live).await.unwrap();
+    installation
+        .app
+        .sandboxes
+        .stop(&installation.actor(), Whose::Own, Role::Live)
+        .await
+        .unwrap();
     assert_eq!(wire.answer().await.0, 0, "the connection was cut");
     // The next start has a token of its own, and does not take the old one.
     let (channel, next) = started(&installation, Role::Live).await;
@@ -169,7 +223,12 @@ async fn a_command_that_is_out_of_bounds_is_refused_before_anything_is_asked() {
     let installation = Installation::new("").await;
     let (channel, token) = started(&installation, Role::Live).await;
     let mut wire = Wire::open(&channel).await;
-    for (body, word) in [("{", "well formed"), (r#"{"argv":[]}"#, "argv"), (r#"{"argv":["a"],"cwd":"/etc"}"#, "cwd"), (r#"{"argv":["a"],"nope":1}"#, "nope")] {
+    for (body, word) in [
+        ("{", "well formed"),
+        (r#"{"argv":[]}"#, "argv"),
+        (r#"{"argv":["a"],"cwd":"/etc"}"#, "cwd"),
+        (r#"{"argv":["a"],"nope":1}"#, "nope"),
+    ] {
         let (status, answer) = wire.ask("POST /commands", Some(&token), body).await;
         assert_eq!(status, 400, "{answer}");
         assert!(answer.contains(word), "{answer}");

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use http::Request;
+use policy::Action;
 use runtime::Instance;
 use types::CommandId;
 
@@ -32,7 +33,9 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 async fn running(app: &App, actor: &Actor, of: &str) -> Result<Arc<Instance>, Error> {
-    app.sandboxes.running_own(actor, Scope::Commands, role(of)?).await
+    app.sandboxes
+        .running_own(actor, Action::ControlCommand, role(of)?)
+        .await
 }
 
 fn command(text: &str) -> Result<CommandId, Error> {
@@ -46,11 +49,20 @@ async fn start(
     request: Request<Body>,
 ) -> Result<Response, Error> {
     let instance = running(&app, &actor, &of).await?;
-    let response = commands::start(&Commands::new(app.sandboxes.plane(), &instance), &actor, request).await?;
+    let response = commands::start(
+        &Commands::new(app.sandboxes.plane(), &instance),
+        &actor,
+        request,
+    )
+    .await?;
     Ok(bound(response, lasting(&app, &actor, instance.ended())))
 }
 
-async fn list(State(app): State<Arc<App>>, actor: Actor, Path(of): Path<String>) -> Result<Response, Error> {
+async fn list(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+) -> Result<Response, Error> {
     let instance = running(&app, &actor, &of).await?;
     commands::list(&Commands::new(app.sandboxes.plane(), &instance), &actor).await
 }
@@ -61,7 +73,12 @@ async fn show(
     Path((of, which)): Path<(String, String)>,
 ) -> Result<Response, Error> {
     let instance = running(&app, &actor, &of).await?;
-    commands::show(&Commands::new(app.sandboxes.plane(), &instance), &actor, command(&which)?).await
+    commands::show(
+        &Commands::new(app.sandboxes.plane(), &instance),
+        &actor,
+        command(&which)?,
+    )
+    .await
 }
 
 async fn signal(
@@ -71,7 +88,13 @@ async fn signal(
     request: Request<Body>,
 ) -> Result<Response, Error> {
     let instance = running(&app, &actor, &of).await?;
-    commands::signal(&Commands::new(app.sandboxes.plane(), &instance), &actor, command(&which)?, request).await
+    commands::signal(
+        &Commands::new(app.sandboxes.plane(), &instance),
+        &actor,
+        command(&which)?,
+        request,
+    )
+    .await
 }
 
 async fn stream(
@@ -82,5 +105,12 @@ async fn stream(
 ) -> Result<Response, Error> {
     let instance = running(&app, &actor, &of).await?;
     let ended = lasting(&app, &actor, instance.ended());
-    commands::stream(&Commands::new(app.sandboxes.plane(), &instance), &actor, command(&which)?, request, ended).await
+    commands::stream(
+        &Commands::new(app.sandboxes.plane(), &instance),
+        &actor,
+        command(&which)?,
+        request,
+        ended,
+    )
+    .await
 }

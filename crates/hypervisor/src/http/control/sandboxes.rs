@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
+use policy::Action;
 use runtime::{Attachment, ControlError, Output};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -38,9 +39,21 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/me/sandboxes/{role}/logs", own, logs),
         Route::get("/admin/sandboxes", Access::Admin, list_all),
         Route::post("/admin/sandboxes/{user}/swap", Access::Admin, swap_of),
-        Route::post("/admin/sandboxes/{user}/{role}/start", Access::Admin, start_of),
-        Route::post("/admin/sandboxes/{user}/{role}/stop", Access::Admin, stop_of),
-        Route::post("/admin/sandboxes/{user}/{role}/restart", Access::Admin, restart_of),
+        Route::post(
+            "/admin/sandboxes/{user}/{role}/start",
+            Access::Admin,
+            start_of,
+        ),
+        Route::post(
+            "/admin/sandboxes/{user}/{role}/stop",
+            Access::Admin,
+            stop_of,
+        ),
+        Route::post(
+            "/admin/sandboxes/{user}/{role}/restart",
+            Access::Admin,
+            restart_of,
+        ),
     ]
 }
 
@@ -54,19 +67,37 @@ fn user(text: &str) -> Result<UserName, Error> {
 }
 
 async fn list(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, Error> {
-    Ok(Json(json!({ "sandboxes": app.sandboxes.list(&actor).await? })))
+    Ok(Json(
+        json!({ "sandboxes": app.sandboxes.list(&actor).await? }),
+    ))
 }
 
 async fn list_all(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, Error> {
-    Ok(Json(json!({ "sandboxes": app.sandboxes.list_all(&actor).await? })))
+    Ok(Json(
+        json!({ "sandboxes": app.sandboxes.list_all(&actor).await? }),
+    ))
 }
 
-async fn start(State(app): State<Arc<App>>, actor: Actor, Path(of): Path<String>) -> Result<Json<SandboxView>, Error> {
-    app.sandboxes.start(&actor, Whose::Own, role(&of)?).await.map(Json)
+async fn start(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes
+        .start(&actor, Whose::Own, role(&of)?)
+        .await
+        .map(Json)
 }
 
-async fn stop(State(app): State<Arc<App>>, actor: Actor, Path(of): Path<String>) -> Result<Json<SandboxView>, Error> {
-    app.sandboxes.stop(&actor, Whose::Own, role(&of)?).await.map(Json)
+async fn stop(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+) -> Result<Json<SandboxView>, Error> {
+    app.sandboxes
+        .stop(&actor, Whose::Own, role(&of)?)
+        .await
+        .map(Json)
 }
 
 async fn restart(
@@ -74,7 +105,10 @@ async fn restart(
     actor: Actor,
     Path(of): Path<String>,
 ) -> Result<Json<SandboxView>, Error> {
-    app.sandboxes.restart(&actor, Whose::Own, role(&of)?).await.map(Json)
+    app.sandboxes
+        .restart(&actor, Whose::Own, role(&of)?)
+        .await
+        .map(Json)
 }
 
 async fn swap(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<SwapView>, Error> {
@@ -86,7 +120,10 @@ async fn start_of(
     actor: Actor,
     Path((owner, of)): Path<(String, String)>,
 ) -> Result<Json<SandboxView>, Error> {
-    app.sandboxes.start(&actor, Whose::Of(&user(&owner)?), role(&of)?).await.map(Json)
+    app.sandboxes
+        .start(&actor, Whose::Of(&user(&owner)?), role(&of)?)
+        .await
+        .map(Json)
 }
 
 async fn stop_of(
@@ -94,7 +131,10 @@ async fn stop_of(
     actor: Actor,
     Path((owner, of)): Path<(String, String)>,
 ) -> Result<Json<SandboxView>, Error> {
-    app.sandboxes.stop(&actor, Whose::Of(&user(&owner)?), role(&of)?).await.map(Json)
+    app.sandboxes
+        .stop(&actor, Whose::Of(&user(&owner)?), role(&of)?)
+        .await
+        .map(Json)
 }
 
 async fn restart_of(
@@ -102,7 +142,10 @@ async fn restart_of(
     actor: Actor,
     Path((owner, of)): Path<(String, String)>,
 ) -> Result<Json<SandboxView>, Error> {
-    app.sandboxes.restart(&actor, Whose::Of(&user(&owner)?), role(&of)?).await.map(Json)
+    app.sandboxes
+        .restart(&actor, Whose::Of(&user(&owner)?), role(&of)?)
+        .await
+        .map(Json)
 }
 
 async fn swap_of(
@@ -110,7 +153,10 @@ async fn swap_of(
     actor: Actor,
     Path(owner): Path<String>,
 ) -> Result<Json<SwapView>, Error> {
-    app.sandboxes.swap(&actor, Whose::Of(&user(&owner)?)).await.map(Json)
+    app.sandboxes
+        .swap(&actor, Whose::Of(&user(&owner)?))
+        .await
+        .map(Json)
 }
 
 #[derive(Debug, Deserialize)]
@@ -125,19 +171,33 @@ async fn logs(
     Path(of): Path<String>,
     Query(query): Query<Follow>,
 ) -> Result<Response, Error> {
-    let instance = app.sandboxes.running_own(&actor, Scope::Sandboxes, role(&of)?).await?;
+    let instance = app
+        .sandboxes
+        .running_own(&actor, Action::ReadLogs, role(&of)?)
+        .await?;
     let log = instance.guest_log(0).await.map_err(refused)?;
-    let follow = query.follow.is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no"));
+    let follow = query
+        .follow
+        .is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no"));
     let pieces = futures_util::stream::unfold(log, move |log| piece(log, follow));
     let mut response = Body::from_stream(pieces).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     // Proxies in front would otherwise wait for more.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
     Ok(bound(response, lasting(&app, &actor, instance.ended())))
 }
 
-async fn piece(mut log: Attachment, follow: bool) -> Option<(Result<Bytes, ControlError>, Attachment)> {
+async fn piece(
+    mut log: Attachment,
+    follow: bool,
+) -> Option<(Result<Bytes, ControlError>, Attachment)> {
     let next = if follow {
         log.next().await
     } else {

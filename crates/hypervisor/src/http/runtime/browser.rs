@@ -24,7 +24,10 @@ pub(super) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
         return false;
     }
     match text(headers, &SEC_FETCH_MODE) {
-        Some(mode) => mode == "navigate" && text(headers, &SEC_FETCH_DEST).is_none_or(|dest| dest == "document"),
+        Some(mode) => {
+            mode == "navigate"
+                && text(headers, &SEC_FETCH_DEST).is_none_or(|dest| dest == "document")
+        }
         // Browsers before 2023 and people with curl: the page's media type tells.
         None => text(headers, &header::ACCEPT).is_some_and(|accept| accept.contains("text/html")),
     }
@@ -45,7 +48,10 @@ pub(super) fn is_own(method: &Method, headers: &HeaderMap, own_origin: &str) -> 
     if let Some(origin) = headers.get(header::ORIGIN) {
         return origin.as_bytes() == own_origin.as_bytes();
     }
-    !matches!(text(headers, &SEC_FETCH_SITE), Some("same-site" | "cross-site"))
+    !matches!(
+        text(headers, &SEC_FETCH_SITE),
+        Some("same-site" | "cross-site")
+    )
 }
 
 /// Whether a WebSocket is opened.
@@ -54,7 +60,11 @@ pub(super) fn is_websocket(headers: &HeaderMap) -> bool {
         .get_all(header::UPGRADE)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("websocket")))
+        .any(|value| {
+            value
+                .split(',')
+                .any(|token| token.trim().eq_ignore_ascii_case("websocket"))
+        })
 }
 
 /// The value of one of our cookies. `None` also when there are two of the name: one of them
@@ -76,7 +86,12 @@ pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str, secure: bool) -> Op
 
 /// A `Set-Cookie` for one of our cookies: host-only, HttpOnly, SameSite=Lax, and with the
 /// `__Host-` prefix over TLS so that no sibling can replace it.
-pub(super) fn set_cookie(name: &str, value: &str, lifetime: Duration, secure: bool) -> Option<HeaderValue> {
+pub(super) fn set_cookie(
+    name: &str,
+    value: &str,
+    lifetime: Duration,
+    secure: bool,
+) -> Option<HeaderValue> {
     let name = full_name(name, secure);
     let seconds = lifetime.as_secs();
     let suffix = if secure { "; Secure" } else { "" };
@@ -87,7 +102,11 @@ pub(super) fn set_cookie(name: &str, value: &str, lifetime: Duration, secure: bo
 }
 
 fn full_name(name: &str, secure: bool) -> String {
-    if secure { format!("__Host-{name}") } else { name.to_owned() }
+    if secure {
+        format!("__Host-{name}")
+    } else {
+        name.to_owned()
+    }
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -111,26 +130,62 @@ mod tests {
     #[test]
     fn a_page_in_a_tab_is_a_navigation_and_nothing_else_is() {
         let get = |pairs: &[(&'static str, &str)]| is_navigation(&Method::GET, &headers(pairs));
-        assert!(get(&[("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")]));
+        assert!(get(&[
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "document")
+        ]));
         assert!(get(&[("accept", "text/html,*/*")]));
-        assert!(!get(&[("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")]));
+        assert!(!get(&[
+            ("sec-fetch-mode", "navigate"),
+            ("sec-fetch-dest", "iframe")
+        ]));
         assert!(!get(&[("sec-fetch-mode", "cors"), ("accept", "text/html")]));
         assert!(!get(&[("accept", "*/*")]));
-        assert!(!is_navigation(&Method::POST, &headers(&[("accept", "text/html")])));
+        assert!(!is_navigation(
+            &Method::POST,
+            &headers(&[("accept", "text/html")])
+        ));
     }
 
     #[test]
     fn sibling_origins_may_link_and_no_more() {
         let own = "http://alice.localhost:9090";
-        let may = |method: Method, pairs: &[(&'static str, &str)]| is_own(&method, &headers(pairs), own);
-        assert!(may(Method::POST, &[("origin", own), ("sec-fetch-site", "same-origin")]));
+        let may =
+            |method: Method, pairs: &[(&'static str, &str)]| is_own(&method, &headers(pairs), own);
+        assert!(may(
+            Method::POST,
+            &[("origin", own), ("sec-fetch-site", "same-origin")]
+        ));
         assert!(may(Method::GET, &[("sec-fetch-site", "same-origin")]));
         assert!(may(Method::GET, &[]));
-        assert!(may(Method::GET, &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")]));
-        assert!(!may(Method::POST, &[("origin", "http://dev--alice.localhost:9090")]));
+        assert!(may(
+            Method::GET,
+            &[
+                ("sec-fetch-site", "same-site"),
+                ("sec-fetch-mode", "navigate"),
+                ("sec-fetch-dest", "document")
+            ]
+        ));
+        assert!(!may(
+            Method::POST,
+            &[("origin", "http://dev--alice.localhost:9090")]
+        ));
         assert!(!may(Method::POST, &[("origin", "null")]));
-        assert!(!may(Method::GET, &[("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")]));
-        assert!(!may(Method::POST, &[("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")]));
+        assert!(!may(
+            Method::GET,
+            &[
+                ("sec-fetch-site", "same-site"),
+                ("sec-fetch-mode", "no-cors")
+            ]
+        ));
+        assert!(!may(
+            Method::POST,
+            &[
+                ("sec-fetch-site", "cross-site"),
+                ("sec-fetch-mode", "navigate"),
+                ("sec-fetch-dest", "document")
+            ]
+        ));
     }
 
     #[test]
@@ -145,8 +200,14 @@ mod tests {
     #[test]
     fn cookies_are_host_only() {
         let plain = set_cookie("choir_runtime", "v", Duration::from_secs(60), false).unwrap();
-        assert_eq!(plain, "choir_runtime=v; Path=/; Max-Age=60; HttpOnly; SameSite=Lax");
+        assert_eq!(
+            plain,
+            "choir_runtime=v; Path=/; Max-Age=60; HttpOnly; SameSite=Lax"
+        );
         let secure = set_cookie("choir_runtime", "v", Duration::from_secs(60), true).unwrap();
-        assert_eq!(secure, "__Host-choir_runtime=v; Path=/; Max-Age=60; HttpOnly; SameSite=Lax; Secure");
+        assert_eq!(
+            secure,
+            "__Host-choir_runtime=v; Path=/; Max-Age=60; HttpOnly; SameSite=Lax; Secure"
+        );
     }
 }

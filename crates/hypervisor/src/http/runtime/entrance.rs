@@ -20,10 +20,15 @@ const STATE_LIFETIME: Duration = Duration::from_secs(15 * 60);
 impl Visit {
     /// Nobody is signed in here: a person is sent to the control origin, a program is told.
     pub(super) fn sign_in(&self, head: &Parts) -> Result<Response, Error> {
-        if browser::is_websocket(&head.headers) || !browser::is_navigation(&head.method, &head.headers) {
+        if browser::is_websocket(&head.headers)
+            || !browser::is_navigation(&head.method, &head.headers)
+        {
             return Err(Error::Unauthenticated);
         }
-        let next = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let next = head
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
         self.begin(head, paths::safe_next(next))
     }
 
@@ -43,8 +48,13 @@ impl Visit {
             .append_pair("next", next)
             .finish();
         let control = &self.app.config.origins.control;
-        let mut response = redirect(StatusCode::FOUND, &format!("{control}/auth/handover?{query}"))?;
-        if let Some(cookie) = browser::set_cookie(STATE_COOKIE, state.expose(), STATE_LIFETIME, secure) {
+        let mut response = redirect(
+            StatusCode::FOUND,
+            &format!("{control}/auth/handover?{query}"),
+        )?;
+        if let Some(cookie) =
+            browser::set_cookie(STATE_COOKIE, state.expose(), STATE_LIFETIME, secure)
+        {
             response.headers_mut().append(header::SET_COOKIE, cookie);
         }
         Ok(response)
@@ -66,17 +76,30 @@ impl Visit {
             let again = parameter("again").is_some();
             let plausible = Token::parse_kind(TokenKind::Handover, &code).is_ok();
             if !again && plausible && browser::is_cross_site(&head.headers) {
-                return Ok(pages::interstitial(&format!("/.choir/enter?code={code}&again=1")));
+                return Ok(pages::interstitial(&format!(
+                    "/.choir/enter?code={code}&again=1"
+                )));
             }
             return self.not_entered();
         };
         let actor = Actor::anonymous(self.request_id(), Some(self.client.address));
-        let agent = head.headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
-        let entered = handover::redeem(&self.app, &actor, self.origin.host(), &code, state, agent).await?;
-        let Some(entered) = entered else { return self.not_entered() };
+        let agent = head
+            .headers
+            .get(header::USER_AGENT)
+            .and_then(|value| value.to_str().ok());
+        let entered =
+            handover::redeem(&self.app, &actor, self.origin.host(), &code, state, agent).await?;
+        let Some(entered) = entered else {
+            return self.not_entered();
+        };
         let mut response = redirect(StatusCode::SEE_OTHER, paths::safe_next(&entered.next))?;
         for cookie in [
-            browser::set_cookie(SESSION_COOKIE, entered.token.expose(), entered.lifetime, secure),
+            browser::set_cookie(
+                SESSION_COOKIE,
+                entered.token.expose(),
+                entered.lifetime,
+                secure,
+            ),
             browser::set_cookie(STATE_COOKIE, "", Duration::ZERO, secure),
         ] {
             let cookie = cookie.ok_or_else(|| Error::internal("a cookie that is no header"))?;
@@ -94,6 +117,7 @@ impl Visit {
     /// As a browser writes it in `Host`.
     pub(super) fn authority(&self) -> String {
         let text = self.origin.to_string();
-        text.split_once("://").map_or(text.clone(), |(_, authority)| authority.to_owned())
+        text.split_once("://")
+            .map_or(text.clone(), |(_, authority)| authority.to_owned())
     }
 }

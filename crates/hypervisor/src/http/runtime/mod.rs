@@ -24,8 +24,8 @@ use crate::app::App;
 use crate::config::{HostMatch, Origin, RuntimeOrigins};
 use crate::error::Error;
 use paths::Owner;
-pub use sessions::RuntimeSessions;
 pub(crate) use sessions::RuntimeSession;
+pub use sessions::RuntimeSessions;
 
 /// One request on a runtime origin, before anybody is known.
 struct Visit {
@@ -47,16 +47,32 @@ pub async fn handle(app: Arc<App>, host: HostMatch, request: Request<Body>) -> R
     let visit = match host {
         HostMatch::Runtime { user, role } => {
             let origin = app.config.origins.runtime_origin(&user, role);
-            Visit { app, client, owner: Some(user), root: role, origin }
+            Visit {
+                app,
+                client,
+                owner: Some(user),
+                root: role,
+                origin,
+            }
         }
         HostMatch::SingleHost => match &app.config.origins.runtime {
             RuntimeOrigins::SingleHost { origin } => {
                 let origin = origin.clone();
-                Visit { app, client, owner: None, root: Role::Live, origin }
+                Visit {
+                    app,
+                    client,
+                    owner: None,
+                    root: Role::Live,
+                    origin,
+                }
             }
-            RuntimeOrigins::PerUser { .. } => return problem::response(&Error::MisdirectedRequest, Some(client.request_id)),
+            RuntimeOrigins::PerUser { .. } => {
+                return problem::response(&Error::MisdirectedRequest, Some(client.request_id));
+            }
         },
-        HostMatch::Control => return problem::response(&Error::MisdirectedRequest, Some(client.request_id)),
+        HostMatch::Control => {
+            return problem::response(&Error::MisdirectedRequest, Some(client.request_id));
+        }
     };
     let (head, body) = request.into_parts();
     match visit.answer(head, body).await {
@@ -68,26 +84,36 @@ pub async fn handle(app: Arc<App>, host: HostMatch, request: Request<Body>) -> R
 impl Visit {
     async fn answer(&self, head: Parts, body: Body) -> Result<Response, Error> {
         match paths::owner(self.root, head.uri.path()) {
-            Owner::Control(page) => {
-                redirect(StatusCode::FOUND, &format!("{}{page}", self.app.config.origins.control))
-            }
+            Owner::Control(page) => redirect(
+                StatusCode::FOUND,
+                &format!("{}{page}", self.app.config.origins.control),
+            ),
             Owner::Choir(rest) => self.reserved(rest, &head).await,
             Owner::DevSlash => {
-                let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+                let query = head
+                    .uri
+                    .query()
+                    .map(|query| format!("?{query}"))
+                    .unwrap_or_default();
                 redirect(StatusCode::PERMANENT_REDIRECT, &format!("/dev/{query}"))
             }
-            Owner::Sandbox { role, path, prefixed } => {
+            Owner::Sandbox {
+                role,
+                path,
+                prefixed,
+            } => {
                 if prefixed && self.app.config.origins.redirect_dev_prefix && self.owner.is_some() {
                     return self.to_dev_origin(path, head.uri.query());
                 }
-                let session = match self.session(&head.headers).await? {
-                    Some(session) => session,
-                    None => return self.sign_in(&head),
+                let Some(session) = self.session(&head.headers).await? else {
+                    return self.sign_in(&head);
                 };
                 let user = session.user.name.to_string();
                 let route = self.app.sandboxes.plane().route(session.user.id).await?;
-                let mut response =
-                    self.sandbox(&session, &route, role, prefixed, head, body).await.unwrap_or_else(|error| self.problem(&error));
+                let mut response = self
+                    .sandbox(&session, &route, role, prefixed, head, body)
+                    .await
+                    .unwrap_or_else(|error| self.problem(&error));
                 response.extensions_mut().insert(Facts {
                     user: Some(user),
                     role: Some(role),
@@ -116,11 +142,21 @@ impl Visit {
     /// The session that a request shows, if it is good here: for this host, and of the user
     /// whose origin it is. Anybody else's counts as none.
     async fn session(&self, headers: &HeaderMap) -> Result<Option<Arc<RuntimeSession>>, Error> {
-        let Some(cookie) = browser::cookie(headers, browser::SESSION_COOKIE, self.origin.is_secure()) else {
+        let Some(cookie) =
+            browser::cookie(headers, browser::SESSION_COOKIE, self.origin.is_secure())
+        else {
             return Ok(None);
         };
-        let found = self.app.runtime_sessions.find(&self.app, cookie, self.origin.host()).await?;
-        Ok(found.filter(|session| self.owner.as_ref().is_none_or(|owner| *owner == session.user.name)))
+        let found = self
+            .app
+            .runtime_sessions
+            .find(&self.app, cookie, self.origin.host())
+            .await?;
+        Ok(found.filter(|session| {
+            self.owner
+                .as_ref()
+                .is_none_or(|owner| *owner == session.user.name)
+        }))
     }
 
     fn actor(&self, session: &RuntimeSession) -> Actor {
@@ -133,10 +169,15 @@ impl Visit {
     }
 
     fn to_dev_origin(&self, path: &str, query: Option<&str>) -> Result<Response, Error> {
-        let Some(owner) = &self.owner else { return Err(Error::NotFound("page")) };
+        let Some(owner) = &self.owner else {
+            return Err(Error::NotFound("page"));
+        };
         let origin = self.app.config.origins.runtime_origin(owner, Role::Dev);
         let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-        redirect(StatusCode::TEMPORARY_REDIRECT, &format!("{origin}{path}{query}"))
+        redirect(
+            StatusCode::TEMPORARY_REDIRECT,
+            &format!("{origin}{path}{query}"),
+        )
     }
 
     fn problem(&self, error: &Error) -> Response {
@@ -152,8 +193,14 @@ impl Visit {
 fn redirect(status: StatusCode, location: &str) -> Result<Response, Error> {
     let mut response = status.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::LOCATION, HeaderValue::from_str(location).map_err(Error::internal)?);
+    headers.insert(
+        header::LOCATION,
+        HeaderValue::from_str(location).map_err(Error::internal)?,
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
     Ok(response)
 }

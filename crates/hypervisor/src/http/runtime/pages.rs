@@ -51,10 +51,23 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
     let badge = format!("<span class=\"badge badge-{role}\">{role}</span>");
     let (title, body, waiting) = match (&status.state, &status.error) {
         (SandboxState::Failed, error) => {
-            let reason = error.as_ref().map(|error| error.message.as_str()).unwrap_or("the reason is not known");
-            let hint = error.as_ref().and_then(|error| error.hint.as_deref()).unwrap_or_default();
-            let hint = if hint.is_empty() { String::new() } else { format!("<p>{}</p>", escape(hint)) };
-            let action = format!("/.choir/start?role={role}&amp;next={}", escape(&encode(next)));
+            let reason = error
+                .as_ref()
+                .map(|error| error.message.as_str())
+                .unwrap_or("the reason is not known");
+            let hint = error
+                .as_ref()
+                .and_then(|error| error.hint.as_deref())
+                .unwrap_or_default();
+            let hint = if hint.is_empty() {
+                String::new()
+            } else {
+                format!("<p>{}</p>", escape(hint))
+            };
+            let action = format!(
+                "/.choir/start?role={role}&amp;next={}",
+                escape(&encode(next))
+            );
             let body = format!(
                 "<h1>{badge} could not start</h1><div class=\"notice notice-error\" role=\"alert\"><pre>{}</pre></div>{hint}\
                  <form method=\"post\" action=\"{action}\"><button class=\"btn btn-primary\">Try again</button></form>",
@@ -73,9 +86,13 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
         }
     };
     let wait = if waiting { "yes" } else { "no" };
-    let main = format!("<main class=\"card\" data-role=\"{role}\" data-wait=\"{wait}\">{body}</main><script src=\"/.choir/wait.js\"></script>");
+    let main = format!(
+        "<main class=\"card\" data-role=\"{role}\" data-wait=\"{wait}\">{body}</main><script src=\"/.choir/wait.js\"></script>"
+    );
     let mut response = page(StatusCode::SERVICE_UNAVAILABLE, title, &main, "");
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
@@ -84,7 +101,9 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
 pub(super) fn interstitial(target: &str) -> Response {
     let target = escape(target);
     let refresh = format!("<meta http-equiv=\"refresh\" content=\"0;url={target}\">");
-    let body = format!("<main class=\"card\"><h1>Signing you in</h1><p><a href=\"{target}\">Go on</a></p></main>");
+    let body = format!(
+        "<main class=\"card\"><h1>Signing you in</h1><p><a href=\"{target}\">Go on</a></p></main>"
+    );
     page(StatusCode::OK, "signing in", &body, &refresh)
 }
 
@@ -111,8 +130,14 @@ fn asset(kind: &'static str, text: String) -> Response {
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("public, max-age=300"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 
@@ -128,11 +153,23 @@ fn page(status: StatusCode, title: &str, body: &str, head: &str) -> Response {
     let policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
                   form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(policy),
+    );
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     response
 }
 

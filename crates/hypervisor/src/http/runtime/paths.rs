@@ -41,10 +41,18 @@ pub(crate) fn owner(host_role: Role, path: &str) -> Owner<'_> {
         }
         if path.starts_with("/dev/") {
             let path = path.get("/dev".len()..).unwrap_or("/");
-            return Owner::Sandbox { role: Role::Dev, path, prefixed: true };
+            return Owner::Sandbox {
+                role: Role::Dev,
+                path,
+                prefixed: true,
+            };
         }
     }
-    Owner::Sandbox { role: host_role, path, prefixed: false }
+    Owner::Sandbox {
+        role: host_role,
+        path,
+        prefixed: false,
+    }
 }
 
 /// A path on the same origin to go to after signing in, or `/` when the text is anything
@@ -54,7 +62,11 @@ pub(crate) fn safe_next(text: &str) -> &str {
     let second = text.as_bytes().get(1);
     let local = text.starts_with('/') && !matches!(second, Some(b'/' | b'\\'));
     let plain = text.bytes().all(|b| b.is_ascii_graphic());
-    if local && plain && text.len() <= MAX { text } else { "/" }
+    if local && plain && text.len() <= MAX {
+        text
+    } else {
+        "/"
+    }
 }
 
 #[cfg(test)]
@@ -63,7 +75,11 @@ mod tests {
     use types::Role;
 
     fn sandbox(role: Role, path: &str, prefixed: bool) -> Owner<'_> {
-        Owner::Sandbox { role, path, prefixed }
+        Owner::Sandbox {
+            role,
+            path,
+            prefixed,
+        }
     }
 
     #[test]
@@ -71,7 +87,10 @@ mod tests {
         let live = |path| owner(Role::Live, path);
         assert_eq!(live("/"), sandbox(Role::Live, "/", false));
         assert_eq!(live("/auth/me"), sandbox(Role::Live, "/auth/me", false));
-        assert_eq!(live("/me/sandboxes"), sandbox(Role::Live, "/me/sandboxes", false));
+        assert_eq!(
+            live("/me/sandboxes"),
+            sandbox(Role::Live, "/me/sandboxes", false)
+        );
         assert_eq!(live("/dev"), Owner::DevSlash);
         assert_eq!(live("/dev/"), sandbox(Role::Dev, "/", true));
         assert_eq!(live("/dev/api/x"), sandbox(Role::Dev, "/api/x", true));
@@ -88,7 +107,10 @@ mod tests {
 
     #[test]
     fn the_dev_origin_has_dev_at_its_root() {
-        assert_eq!(owner(Role::Dev, "/dev/x"), sandbox(Role::Dev, "/dev/x", false));
+        assert_eq!(
+            owner(Role::Dev, "/dev/x"),
+            sandbox(Role::Dev, "/dev/x", false)
+        );
         assert_eq!(owner(Role::Dev, "/x"), sandbox(Role::Dev, "/x", false));
         assert_eq!(owner(Role::Dev, "/.choir/enter"), Owner::Choir("enter"));
     }
@@ -96,7 +118,16 @@ mod tests {
     #[test]
     fn next_never_leaves_the_origin() {
         assert_eq!(safe_next("/a?b=c&d"), "/a?b=c&d");
-        for evil in ["//evil.example", "/\\evil.example", "https://evil.example", "", "a", "/a\r\nSet-Cookie: x", "/\u{e9}", "/\t/evil"] {
+        for evil in [
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "",
+            "a",
+            "/a\r\nSet-Cookie: x",
+            "/\u{e9}",
+            "/\t/evil",
+        ] {
             assert_eq!(safe_next(evil), "/", "{evil:?}");
         }
         assert_eq!(safe_next(&format!("/{}", "a".repeat(5000))), "/");

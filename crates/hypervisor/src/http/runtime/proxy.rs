@@ -36,25 +36,42 @@ impl Visit {
         if websocket {
             let origin = head.headers.get(http::header::ORIGIN);
             if origin.is_none_or(|origin| origin.as_bytes() != own_origin.as_bytes()) {
-                return Err(Error::CrossOrigin("this WebSocket was opened by a page of another origin"));
+                return Err(Error::CrossOrigin(
+                    "this WebSocket was opened by a page of another origin",
+                ));
             }
         } else if !browser::is_own(&head.method, &head.headers, &own_origin) {
-            return Err(Error::CrossOrigin("this request was made by a page of another origin"));
+            return Err(Error::CrossOrigin(
+                "this request was made by a page of another origin",
+            ));
         }
         let Some(instance) = self.app.sandboxes.running(route.sandbox(role)) else {
-            return self.not_running(session, route, role, websocket, &head).await;
+            return self
+                .not_running(session, route, role, websocket, &head)
+                .await;
         };
         let upstream = self.app.sandboxes.plane().upstream(&instance)?;
         let rules = self.rules(session, route, role, prefixed)?;
         let plane = self.app.sandboxes.plane();
-        let forwarded = plane.forwarder.forward(Request::from_parts(head, RequestBody::new(body)), &upstream, &rules).await;
+        let forwarded = plane
+            .forwarder
+            .forward(
+                Request::from_parts(head, RequestBody::new(body)),
+                &upstream,
+                &rules,
+            )
+            .await;
         let response = forwarded.map_err(|error| refusal(&error))?;
         if websocket && plane.route(session.user.id).await?.generation != route.generation {
             // A swap was published while this one was being opened; it must not stay on
             // what has become the other role.
-            self.app.sandboxes.close_websockets(&plane.route(session.user.id).await?);
+            self.app
+                .sandboxes
+                .close_websockets(&plane.route(session.user.id).await?);
         }
-        Ok(response.map(|body| Body::new(CutBody::new(body, session.ended.clone()))).into_response())
+        Ok(response
+            .map(|body| Body::new(CutBody::new(body, session.ended.clone())))
+            .into_response())
     }
 
     fn rules(
@@ -68,7 +85,11 @@ impl Visit {
         let name = &session.user.name;
         let value = |text: String| HeaderValue::from_str(&text).map_err(Error::internal);
         Ok(HeaderRules {
-            scheme: if self.origin.is_secure() { Scheme::Https } else { Scheme::Http },
+            scheme: if self.origin.is_secure() {
+                Scheme::Https
+            } else {
+                Scheme::Http
+            },
             host: value(self.authority())?,
             client: self.client.address,
             prefix: prefixed.then_some("/dev"),
@@ -77,11 +98,21 @@ impl Visit {
                 (USER, value(name.to_string())?),
                 (GENERATION, HeaderValue::from(route.generation)),
                 (CONTROL_ORIGIN, value(origins.control.to_string())?),
-                (LIVE_ORIGIN, value(trimmed(&origins.runtime_url(name, Role::Live)))?),
-                (DEV_ORIGIN, value(trimmed(&origins.runtime_url(name, Role::Dev)))?),
+                (
+                    LIVE_ORIGIN,
+                    value(trimmed(&origins.runtime_url(name, Role::Live)))?,
+                ),
+                (
+                    DEV_ORIGIN,
+                    value(trimmed(&origins.runtime_url(name, Role::Dev)))?,
+                ),
                 (REQUEST_ID, value(self.request_id().to_string())?),
             ],
-            service_workers: if prefixed { ServiceWorkers::Refuse } else { ServiceWorkers::Allow },
+            service_workers: if prefixed {
+                ServiceWorkers::Refuse
+            } else {
+                ServiceWorkers::Allow
+            },
             counts_as_activity: true,
         })
     }

@@ -61,7 +61,9 @@ impl RuntimeSessions {
         cookie: &str,
         host: &str,
     ) -> Result<Option<Arc<RuntimeSession>>, Error> {
-        let Ok(token) = Token::parse_kind(TokenKind::Runtime, cookie) else { return Ok(None) };
+        let Ok(token) = Token::parse_kind(TokenKind::Runtime, cookie) else {
+            return Ok(None);
+        };
         let hash = token.hash();
         let now = app.clock.now_ms();
         if let Some(known) = self.known(&hash)
@@ -78,7 +80,9 @@ impl RuntimeSessions {
             }
             return Ok(None);
         };
-        let ended = seen.get(&hash).map_or_else(CancellationToken::new, |known| known.ended.clone());
+        let ended = seen
+            .get(&hash)
+            .map_or_else(CancellationToken::new, |known| known.ended.clone());
         let session = Arc::new(RuntimeSession {
             id: row.id,
             host: row.host.clone(),
@@ -107,7 +111,11 @@ impl RuntimeSessions {
     }
 
     fn known(&self, hash: &TokenHash) -> Option<Arc<RuntimeSession>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(hash)
+            .cloned()
     }
 }
 
@@ -119,7 +127,10 @@ pub(super) struct CutBody<B> {
 
 impl<B> CutBody<B> {
     pub(super) fn new(inner: B, ended: CancellationToken) -> Self {
-        Self { inner, ended: Box::pin(ended.cancelled_owned()) }
+        Self {
+            inner,
+            ended: Box::pin(ended.cancelled_owned()),
+        }
     }
 }
 

@@ -25,9 +25,15 @@ impl Visit {
         if websocket || !browser::is_navigation(&head.method, &head.headers) {
             return Err(Error::SandboxNotRunning);
         }
-        self.app.sandboxes.wake(&self.actor(session), route, role).await?;
+        self.app
+            .sandboxes
+            .wake(&self.actor(session), route, role)
+            .await?;
         let status = self.app.sandboxes.status(route.sandbox(role));
-        let next = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        let next = head
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
         Ok(pages::wait(role, &status, paths::safe_next(next)))
     }
 
@@ -45,7 +51,9 @@ impl Visit {
             "generation": route.generation,
         }))
         .into_response();
-        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         Ok(response)
     }
 
@@ -61,7 +69,8 @@ impl Visit {
         let route = self.app.sandboxes.plane().route(session.user.id).await?;
         let sandbox = route.sandbox(role);
         if self.app.sandboxes.status(sandbox).state == SandboxState::Failed {
-            let entry = Entry::allowed("sandbox.clear_failure", sandbox.to_string()).with("role", role.to_string());
+            let entry = Entry::allowed("sandbox.clear_failure", sandbox.to_string())
+                .with("role", role.to_string());
             self.app.audit.record(&self.actor(&session), entry).await?;
             self.app.sandboxes.clear_failure(sandbox).await;
         }
@@ -71,9 +80,13 @@ impl Visit {
 
     async fn own_session(&self, head: &Parts) -> Result<std::sync::Arc<RuntimeSession>, Error> {
         if !browser::is_own(&head.method, &head.headers, &self.origin.to_string()) {
-            return Err(Error::CrossOrigin("this request was made by a page of another origin"));
+            return Err(Error::CrossOrigin(
+                "this request was made by a page of another origin",
+            ));
         }
-        self.session(&head.headers).await?.ok_or(Error::Unauthenticated)
+        self.session(&head.headers)
+            .await?
+            .ok_or(Error::Unauthenticated)
     }
 
     fn role_of(&self, query: &str) -> Result<Role, Error> {

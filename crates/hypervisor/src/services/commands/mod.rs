@@ -51,16 +51,25 @@ impl<'a> Commands<'a> {
     /// # Errors
     /// A field out of its bounds, a denial, too many commands, a ledger that cannot take
     /// the record, a supervisor that refuses.
-    pub(crate) async fn start(&self, actor: &Actor, request: CommandRequest) -> Result<Begun, Error> {
+    pub(crate) async fn start(
+        &self,
+        actor: &Actor,
+        request: CommandRequest,
+    ) -> Result<Begun, Error> {
         let id = CommandId::generate();
         let limits = &self.plane.config.sandbox.limits;
         let mut spec = runner_spec(&request, limits, id)?;
         // Terminals are the owner's own hands: they get the gateway without asking.
-        let granted = request.terminal.is_some() || request.capabilities.iter().any(|c| c == PROVIDER_CALL);
+        let granted =
+            request.terminal.is_some() || request.capabilities.iter().any(|c| c == PROVIDER_CALL);
         self.make_room().await?;
         self.decide(actor, &request, id, granted).await?;
         let (owner, role) = self.plane.owner(self.instance.sandbox_id).await?;
-        let identity = Identity { sandbox: self.instance.sandbox_id, user: owner.id, role };
+        let identity = Identity {
+            sandbox: self.instance.sandbox_id,
+            user: owner.id,
+            role,
+        };
         spec.env = of_runner(&self.plane.config, identity);
         for (name, value) in request.env {
             spec.env.retain(|(have, _)| *have != name);
@@ -77,7 +86,10 @@ impl<'a> Commands<'a> {
         };
         self.spawn(spec, granted).await?;
         self.plane.metrics.command();
-        Ok(Begun { lasting: view.detach || view.terminal, view })
+        Ok(Begun {
+            lasting: view.detach || view.terminal,
+            view,
+        })
     }
 
     async fn decide(
@@ -88,11 +100,24 @@ impl<'a> Commands<'a> {
         granted: bool,
     ) -> Result<(), Error> {
         let (owner, _) = self.plane.owner(self.instance.sandbox_id).await?;
-        let capabilities = if granted { vec![PROVIDER_CALL.to_owned()] } else { Vec::new() };
-        let action = Action::RunCommand { capabilities: capabilities.clone() };
+        let capabilities = if granted {
+            vec![PROVIDER_CALL.to_owned()]
+        } else {
+            Vec::new()
+        };
+        let action = Action::RunCommand {
+            capabilities: capabilities.clone(),
+        };
         let decided = authorize::on_sandbox(actor, action, self.instance.sandbox_id, owner.id);
         // The program only: arguments may hold what people should not have put there.
-        let program: String = request.argv.first().map(String::as_str).unwrap_or_default().chars().take(MAX_PROGRAM).collect();
+        let program: String = request
+            .argv
+            .first()
+            .map(String::as_str)
+            .unwrap_or_default()
+            .chars()
+            .take(MAX_PROGRAM)
+            .collect();
         let entry = match &decided {
             Ok(_) => Entry::allowed("command.run", id.to_string()),
             Err(error) => Entry::denied("command.run", id.to_string(), error.to_string()),
@@ -101,7 +126,10 @@ impl<'a> Commands<'a> {
             .about(owner.name.to_string())
             .with("sandbox", self.instance.sandbox_id.to_string())
             .with("program", program)
-            .with("arguments", request.argv.len().saturating_sub(1).to_string())
+            .with(
+                "arguments",
+                request.argv.len().saturating_sub(1).to_string(),
+            )
             .with("capabilities", capabilities.join(" "));
         if request.terminal.is_some() {
             entry = entry.with("terminal", "true");
@@ -127,9 +155,14 @@ impl<'a> Commands<'a> {
         spec.relay_env = of_runner_gateway(&self.plane.config, token.expose());
         let spawned = self.instance.spawn(spec).await.map_err(refused)?;
         let Some(listener) = spawned.channel else {
-            return Err(Error::BadGateway("the supervisor gave no channel for the command".to_owned()));
+            return Err(Error::BadGateway(
+                "the supervisor gave no channel for the command".to_owned(),
+            ));
         };
-        let slot = self.plane.tokens.runner(self.instance.sandbox_id, token.hash());
+        let slot = self
+            .plane
+            .tokens
+            .runner(self.instance.sandbox_id, token.hash());
         let ended = self.instance.ended().child_token();
         let peer = channel::Peer {
             instance: Arc::clone(self.instance),
@@ -146,15 +179,21 @@ impl<'a> Commands<'a> {
     async fn make_room(&self) -> Result<(), Error> {
         let most = self.plane.config.sandbox.limits.commands;
         let runners = self.instance.runners().await.map_err(refused)?;
-        let (running, mut exited): (Vec<_>, Vec<_>) =
-            runners.into_iter().partition(|runner| runner.view.state == CommandState::Running);
+        let (running, mut exited): (Vec<_>, Vec<_>) = runners
+            .into_iter()
+            .partition(|runner| runner.view.state == CommandState::Running);
         if running.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
-            return Err(Error::Unavailable(format!("{most} commands run in this sandbox already; wait for one or stop one")));
+            return Err(Error::Unavailable(format!(
+                "{most} commands run in this sandbox already; wait for one or stop one"
+            )));
         }
         exited.sort_by_key(|runner| runner.started_unix_ms);
         let excess = exited.len().saturating_sub(MAX_EXITED);
         for runner in exited.iter().take(excess) {
-            self.instance.forget(runner.view.id).await.map_err(refused)?;
+            self.instance
+                .forget(runner.view.id)
+                .await
+                .map_err(refused)?;
         }
         Ok(())
     }
@@ -165,7 +204,12 @@ impl<'a> Commands<'a> {
     /// The actor may not, or the supervisor cannot be reached.
     pub(crate) async fn list(&self, actor: &Actor) -> Result<Vec<CommandView>, Error> {
         self.may_control(actor).await?;
-        Ok(self.runners().await?.into_iter().map(|runner| runner.view).collect())
+        Ok(self
+            .runners()
+            .await?
+            .into_iter()
+            .map(|runner| runner.view)
+            .collect())
     }
 
     /// One command.
@@ -174,14 +218,22 @@ impl<'a> Commands<'a> {
     /// There is none, the actor may not, or the supervisor cannot be reached.
     pub(crate) async fn show(&self, actor: &Actor, id: CommandId) -> Result<CommandView, Error> {
         let listed = self.list(actor).await?;
-        listed.into_iter().find(|view| view.id == id).ok_or(Error::NotFound("command"))
+        listed
+            .into_iter()
+            .find(|view| view.id == id)
+            .ok_or(Error::NotFound("command"))
     }
 
     /// Signals a command's whole tree.
     ///
     /// # Errors
     /// There is none, the actor may not, or the ledger cannot take the record.
-    pub(crate) async fn signal(&self, actor: &Actor, id: CommandId, signal: Signal) -> Result<(), Error> {
+    pub(crate) async fn signal(
+        &self,
+        actor: &Actor,
+        id: CommandId,
+        signal: Signal,
+    ) -> Result<(), Error> {
         self.may_control(actor).await?;
         let name = match signal {
             Signal::Int => "int",
@@ -199,7 +251,12 @@ impl<'a> Commands<'a> {
     ///
     /// # Errors
     /// There is none, the actor may not, or the supervisor cannot be reached.
-    pub(crate) async fn attach(&self, actor: &Actor, id: CommandId, from: u64) -> Result<Attachment, Error> {
+    pub(crate) async fn attach(
+        &self,
+        actor: &Actor,
+        id: CommandId,
+        from: u64,
+    ) -> Result<Attachment, Error> {
         self.may_control(actor).await?;
         self.instance.attach(id, from).await.map_err(refused)
     }
@@ -215,7 +272,13 @@ impl<'a> Commands<'a> {
 
     async fn may_control(&self, actor: &Actor) -> Result<(), Error> {
         let (owner, _) = self.plane.owner(self.instance.sandbox_id).await?;
-        authorize::on_sandbox(actor, Action::ControlCommand, self.instance.sandbox_id, owner.id).map(drop)
+        authorize::on_sandbox(
+            actor,
+            Action::ControlCommand,
+            self.instance.sandbox_id,
+            owner.id,
+        )
+        .map(drop)
     }
 }
 
@@ -223,7 +286,9 @@ impl<'a> Commands<'a> {
 async fn end_with_runner(instance: Arc<Instance>, id: CommandId, ended: CancellationToken) {
     let gone = async {
         // From the far end of its output: only the exit is of interest.
-        let Ok(mut attachment) = instance.attach(id, u64::MAX).await else { return };
+        let Ok(mut attachment) = instance.attach(id, u64::MAX).await else {
+            return;
+        };
         while let Ok(Some(output)) = attachment.next().await {
             if matches!(output, Output::Exited(_)) {
                 return;
@@ -239,7 +304,11 @@ async fn end_with_runner(instance: Arc<Instance>, id: CommandId, ended: Cancella
 /// A supervisor's refusal in the words of the caller's problem.
 pub(crate) fn refused(error: ControlError) -> Error {
     match error {
-        ControlError::Refused(Refusal { code, message, hint }) => match code.as_str() {
+        ControlError::Refused(Refusal {
+            code,
+            message,
+            hint,
+        }) => match code.as_str() {
             "not_found" => Error::NotFound("command"),
             "bad_request" => Error::bad_request(message),
             "too_many" | "limit" => Error::Unavailable(message),

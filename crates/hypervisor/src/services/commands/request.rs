@@ -34,21 +34,37 @@ const MAX_CAPABILITIES: usize = 8;
 ///
 /// # Errors
 /// The first field that is out of its bounds, by name.
-pub(crate) fn runner_spec(request: &CommandRequest, limits: &Limits, id: CommandId) -> Result<RunnerSpec, Error> {
+pub(crate) fn runner_spec(
+    request: &CommandRequest,
+    limits: &Limits,
+    id: CommandId,
+) -> Result<RunnerSpec, Error> {
     check_argv(&request.argv)?;
     check_env(&request.env)?;
-    if request.stdin.as_ref().is_some_and(|text| text.len() > MAX_STDIN_BYTES) {
-        return Err(Error::TooLarge(format!("stdin has at most {MAX_STDIN_BYTES} bytes")));
+    if request
+        .stdin
+        .as_ref()
+        .is_some_and(|text| text.len() > MAX_STDIN_BYTES)
+    {
+        return Err(Error::TooLarge(format!(
+            "stdin has at most {MAX_STDIN_BYTES} bytes"
+        )));
     }
     if let Some(size) = request.terminal
-        && ![size.cols, size.rows].iter().all(|cells| (1..=MAX_CELLS).contains(cells))
+        && ![size.cols, size.rows]
+            .iter()
+            .all(|cells| (1..=MAX_CELLS).contains(cells))
     {
-        return Err(Error::bad_request(format!("a terminal has 1 to {MAX_CELLS} columns and rows")));
+        return Err(Error::bad_request(format!(
+            "a terminal has 1 to {MAX_CELLS} columns and rows"
+        )));
     }
     if let Some(label) = &request.label
         && (label.chars().count() > MAX_LABEL || label.chars().any(char::is_control))
     {
-        return Err(Error::bad_request(format!("label has at most {MAX_LABEL} characters, none of them control characters")));
+        return Err(Error::bad_request(format!(
+            "label has at most {MAX_LABEL} characters, none of them control characters"
+        )));
     }
     check_capabilities(&request.capabilities)?;
     Ok(RunnerSpec {
@@ -85,7 +101,10 @@ fn check_argv(argv: &[String]) -> Result<(), Error> {
 }
 
 fn check_env(env: &[(String, String)]) -> Result<(), Error> {
-    let bytes: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes: usize = env
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     if env.len() > MAX_VARIABLES || bytes > MAX_VARIABLE_BYTES {
         return Err(Error::TooLarge(format!(
             "env has at most {MAX_VARIABLES} variables and {MAX_VARIABLE_BYTES} bytes"
@@ -93,12 +112,19 @@ fn check_env(env: &[(String, String)]) -> Result<(), Error> {
     }
     for (name, value) in env {
         let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        if !starts || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') || value.contains('\0') {
-            return Err(Error::bad_request("env has a name that is no variable name, or a NUL byte in a value"));
+        if !starts
+            || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            || value.contains('\0')
+        {
+            return Err(Error::bad_request(
+                "env has a name that is no variable name, or a NUL byte in a value",
+            ));
         }
         // What a program reads there has to come from the hypervisor.
         if name.starts_with("CHOIR_") || name == "CODEX_SANDBOX_NETWORK_DISABLED" {
-            return Err(Error::bad_request(format!("env cannot set {name}; the hypervisor does")));
+            return Err(Error::bad_request(format!(
+                "env cannot set {name}; the hypervisor does"
+            )));
         }
     }
     Ok(())
@@ -106,14 +132,23 @@ fn check_env(env: &[(String, String)]) -> Result<(), Error> {
 
 fn check_capabilities(capabilities: &[String]) -> Result<(), Error> {
     if capabilities.len() > MAX_CAPABILITIES {
-        return Err(Error::TooLarge(format!("at most {MAX_CAPABILITIES} capabilities")));
+        return Err(Error::TooLarge(format!(
+            "at most {MAX_CAPABILITIES} capabilities"
+        )));
     }
-    match capabilities.iter().find(|capability| *capability != PROVIDER_CALL) {
+    match capabilities
+        .iter()
+        .find(|capability| *capability != PROVIDER_CALL)
+    {
         None => Ok(()),
         Some(other) if other.len() <= MAX_LABEL && other.chars().all(|c| c.is_ascii_graphic()) => {
-            Err(Error::bad_request(format!("there is no capability {other}; there is {PROVIDER_CALL}")))
+            Err(Error::bad_request(format!(
+                "there is no capability {other}; there is {PROVIDER_CALL}"
+            )))
         }
-        Some(_) => Err(Error::bad_request(format!("there is no such capability; there is {PROVIDER_CALL}"))),
+        Some(_) => Err(Error::bad_request(format!(
+            "there is no such capability; there is {PROVIDER_CALL}"
+        ))),
     }
 }
 
@@ -121,12 +156,22 @@ fn check_capabilities(capabilities: &[String]) -> Result<(), Error> {
 /// runner enters it inside its own walls, so it leads nowhere that is not the sandbox's.
 fn working_directory(cwd: &str) -> Result<String, Error> {
     if cwd.len() > MAX_PATH || cwd.contains('\0') {
-        return Err(Error::bad_request(format!("cwd has at most {MAX_PATH} bytes and no NUL byte")));
+        return Err(Error::bad_request(format!(
+            "cwd has at most {MAX_PATH} bytes and no NUL byte"
+        )));
     }
-    let path = if cwd.starts_with('/') { cwd.to_owned() } else { format!("{WORKSPACE}/{cwd}") };
-    let beneath = path.strip_prefix(WORKSPACE).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let path = if cwd.starts_with('/') {
+        cwd.to_owned()
+    } else {
+        format!("{WORKSPACE}/{cwd}")
+    };
+    let beneath = path
+        .strip_prefix(WORKSPACE)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     if !beneath || path.split('/').any(|segment| segment == "..") {
-        return Err(Error::bad_request("cwd is not a directory beneath /workspace"));
+        return Err(Error::bad_request(
+            "cwd is not a directory beneath /workspace",
+        ));
     }
     Ok(path)
 }
@@ -138,9 +183,24 @@ fn bounded(request: &CommandRequest, limits: &Limits) -> Result<CommandLimits, E
     let lasting = request.detach || request.terminal.is_some();
     let asked = request.limits;
     Ok(CommandLimits {
-        wall_ms: Some(within("wall_ms", asked.wall_ms, if lasting { most_wall } else { usual_wall }, most_wall)?),
-        output_bytes: Some(within("output_bytes", asked.output_bytes, limits.output_bytes, limits.output_bytes)?),
-        processes: Some(within("processes", asked.processes, limits.processes, limits.processes)?),
+        wall_ms: Some(within(
+            "wall_ms",
+            asked.wall_ms,
+            if lasting { most_wall } else { usual_wall },
+            most_wall,
+        )?),
+        output_bytes: Some(within(
+            "output_bytes",
+            asked.output_bytes,
+            limits.output_bytes,
+            limits.output_bytes,
+        )?),
+        processes: Some(within(
+            "processes",
+            asked.processes,
+            limits.processes,
+            limits.processes,
+        )?),
     })
 }
 
@@ -166,7 +226,8 @@ mod tests {
     fn ask(json: &str) -> Result<runtime::spec::RunnerSpec, String> {
         let request: CommandRequest = serde_json::from_str(json).unwrap();
         let config = Config::build(RawConfig::read(None, Vec::new()).unwrap()).unwrap();
-        runner_spec(&request, &config.sandbox.limits, CommandId::generate()).map_err(|error| error.to_string())
+        runner_spec(&request, &config.sandbox.limits, CommandId::generate())
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -181,10 +242,28 @@ mod tests {
 
     #[test]
     fn a_working_directory_stays_beneath_the_workspace() {
-        assert_eq!(ask(r#"{"argv":["ls"],"cwd":"a/b"}"#).unwrap().cwd.unwrap(), "/workspace/a/b");
-        assert_eq!(ask(r#"{"argv":["ls"],"cwd":"/workspace"}"#).unwrap().cwd.unwrap(), "/workspace");
-        for cwd in ["/etc", "/workspacex", "..", "a/../../b", "/workspace/../etc"] {
-            assert!(ask(&format!(r#"{{"argv":["ls"],"cwd":"{cwd}"}}"#)).is_err(), "{cwd}");
+        assert_eq!(
+            ask(r#"{"argv":["ls"],"cwd":"a/b"}"#).unwrap().cwd.unwrap(),
+            "/workspace/a/b"
+        );
+        assert_eq!(
+            ask(r#"{"argv":["ls"],"cwd":"/workspace"}"#)
+                .unwrap()
+                .cwd
+                .unwrap(),
+            "/workspace"
+        );
+        for cwd in [
+            "/etc",
+            "/workspacex",
+            "..",
+            "a/../../b",
+            "/workspace/../etc",
+        ] {
+            assert!(
+                ask(&format!(r#"{{"argv":["ls"],"cwd":"{cwd}"}}"#)).is_err(),
+                "{cwd}"
+            );
         }
     }
 
@@ -197,12 +276,30 @@ mod tests {
         refused(r#"{"argv":[]}"#, "argv");
         refused(r#"{"argv":["a\u0000b"]}"#, "NUL");
         refused(r#"{"argv":["a"],"env":[["1A","x"]]}"#, "env");
-        refused(r#"{"argv":["a"],"env":[["CHOIR_SANDBOX_ROLE","live"]]}"#, "CHOIR_SANDBOX_ROLE");
-        refused(r#"{"argv":["a"],"terminal":{"cols":0,"rows":24}}"#, "terminal");
+        refused(
+            r#"{"argv":["a"],"env":[["CHOIR_SANDBOX_ROLE","live"]]}"#,
+            "CHOIR_SANDBOX_ROLE",
+        );
+        refused(
+            r#"{"argv":["a"],"terminal":{"cols":0,"rows":24}}"#,
+            "terminal",
+        );
         refused(r#"{"argv":["a"],"capabilities":["root"]}"#, "provider:call");
         refused(r#"{"argv":["a"],"limits":{"wall_ms":0}}"#, "wall_ms");
-        refused(r#"{"argv":["a"],"limits":{"processes":1000000}}"#, "processes");
-        refused(&format!(r#"{{"argv":["a"],"label":"{}"}}"#, "x".repeat(65)), "label");
-        refused(&format!(r#"{{"argv":["a"],"stdin":"{}"}}"#, "x".repeat((1 << 20) + 1)), "stdin");
+        refused(
+            r#"{"argv":["a"],"limits":{"processes":1000000}}"#,
+            "processes",
+        );
+        refused(
+            &format!(r#"{{"argv":["a"],"label":"{}"}}"#, "x".repeat(65)),
+            "label",
+        );
+        refused(
+            &format!(
+                r#"{{"argv":["a"],"stdin":"{}"}}"#,
+                "x".repeat((1 << 20) + 1)
+            ),
+            "stdin",
+        );
     }
 }

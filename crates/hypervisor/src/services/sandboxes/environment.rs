@@ -61,19 +61,30 @@ fn shared(config: &Config, identity: Identity) -> Variables {
         // There is no network but loopback; Codex and its like ask for this variable.
         ("CODEX_SANDBOX_NETWORK_DISABLED", "1".to_owned()),
     ];
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn gateway<'a>(config: &'a Config, origin: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
-    let base = ("CHOIR_PROVIDER_GATEWAY_BASE_URL".to_owned(), format!("{origin}/provider/v1"));
-    let stock = stock_sdks(config)
-        .map(move |(vendor, provider)| (format!("{vendor}_BASE_URL"), format!("{origin}/provider/v1/{provider}")));
+    let base = (
+        "CHOIR_PROVIDER_GATEWAY_BASE_URL".to_owned(),
+        format!("{origin}/provider/v1"),
+    );
+    let stock = stock_sdks(config).map(move |(vendor, provider)| {
+        (
+            format!("{vendor}_BASE_URL"),
+            format!("{origin}/provider/v1/{provider}"),
+        )
+    });
     std::iter::once(base).chain(stock)
 }
 
 fn tokens<'a>(config: &'a Config, token: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
     let ours = ("CHOIR_PROVIDER_GATEWAY_TOKEN".to_owned(), token.to_owned());
-    let stock = stock_sdks(config).map(move |(vendor, _)| (format!("{vendor}_API_KEY"), token.to_owned()));
+    let stock =
+        stock_sdks(config).map(move |(vendor, _)| (format!("{vendor}_API_KEY"), token.to_owned()));
     std::iter::once(ours).chain(stock)
 }
 
@@ -81,7 +92,10 @@ fn tokens<'a>(config: &'a Config, token: &'a str) -> impl Iterator<Item = (Strin
 /// speaks its format. Empty unless `sandbox.sdk_env` is on.
 fn stock_sdks(config: &Config) -> impl Iterator<Item = (&'static str, &str)> {
     let first = |anthropic: bool| {
-        config.providers.iter().find(move |provider| (provider.kind == ProviderKind::Anthropic) == anthropic)
+        config
+            .providers
+            .iter()
+            .find(move |provider| (provider.kind == ProviderKind::Anthropic) == anthropic)
     };
     let vendors = [("OPENAI", first(false)), ("ANTHROPIC", first(true))];
     let on = config.sandbox.sdk_env;
@@ -98,7 +112,11 @@ mod tests {
     use types::{Role, SandboxId, UserId, keyless};
 
     fn identity() -> Identity {
-        Identity { sandbox: SandboxId::generate(), user: UserId::generate(), role: Role::Dev }
+        Identity {
+            sandbox: SandboxId::generate(),
+            user: UserId::generate(),
+            role: Role::Dev,
+        }
     }
 
     fn config(sdk_env: bool) -> Config {
@@ -115,28 +133,54 @@ mod tests {
         assert_eq!(
             names,
             [
-                "CHOIR_PROVIDER_GATEWAY_BASE_URL", "CHOIR_PROVIDER_GATEWAY_TOKEN", "CHOIR_SANDBOX_ID",
-                "CHOIR_SANDBOX_ROLE", "CHOIR_SANDBOX_USER_ID", "CODEX_SANDBOX_NETWORK_DISABLED",
-                "DATABASE_URL", "HOME", "LANG", "PATH", "RUST_LOG", "SHELL", "SQLX_OFFLINE", "TERM", "USER",
+                "CHOIR_PROVIDER_GATEWAY_BASE_URL",
+                "CHOIR_PROVIDER_GATEWAY_TOKEN",
+                "CHOIR_SANDBOX_ID",
+                "CHOIR_SANDBOX_ROLE",
+                "CHOIR_SANDBOX_USER_ID",
+                "CODEX_SANDBOX_NETWORK_DISABLED",
+                "DATABASE_URL",
+                "HOME",
+                "LANG",
+                "PATH",
+                "RUST_LOG",
+                "SHELL",
+                "SQLX_OFFLINE",
+                "TERM",
+                "USER",
             ]
         );
-        assert!(env.iter().all(|(name, value)| keyless::credential(name, value).is_none()));
+        assert!(
+            env.iter()
+                .all(|(name, value)| keyless::credential(name, value).is_none())
+        );
     }
 
     #[test]
     fn a_runner_has_a_token_only_with_the_grant() {
         let plain = of_runner(&config(true), identity());
-        assert!(plain.iter().all(|(name, value)| !name.contains("TOKEN") && !name.contains("KEY") && !value.contains("choirgw_")));
+        assert!(plain.iter().all(|(name, value)| !name.contains("TOKEN")
+            && !name.contains("KEY")
+            && !value.contains("choirgw_")));
         let granted = of_runner_gateway(&config(false), "choirgw_x");
-        assert!(granted.contains(&("CHOIR_PROVIDER_GATEWAY_BASE_URL".into(), "http://127.0.0.1:{port}/provider/v1".into())));
+        assert!(granted.contains(&(
+            "CHOIR_PROVIDER_GATEWAY_BASE_URL".into(),
+            "http://127.0.0.1:{port}/provider/v1".into()
+        )));
         assert!(granted.contains(&("CHOIR_PROVIDER_GATEWAY_TOKEN".into(), "choirgw_x".into())));
     }
 
     #[test]
     fn stock_sdks_are_pointed_at_the_gateway_only_when_asked() {
         let env = of_guest(&config(true), identity(), "choirgw_x");
-        assert!(env.contains(&("OPENAI_BASE_URL".into(), "http://127.0.0.1:9090/provider/v1/demo".into())));
+        assert!(env.contains(&(
+            "OPENAI_BASE_URL".into(),
+            "http://127.0.0.1:9090/provider/v1/demo".into()
+        )));
         assert!(env.contains(&("OPENAI_API_KEY".into(), "choirgw_x".into())));
-        assert!(!env.iter().any(|(name, _)| name.starts_with("ANTHROPIC")), "no provider speaks its format");
+        assert!(
+            !env.iter().any(|(name, _)| name.starts_with("ANTHROPIC")),
+            "no provider speaks its format"
+        );
     }
 }

@@ -14,18 +14,19 @@ use std::time::{Duration, Instant};
 
 use crypto::Random;
 use gateway::websocket::CloseNotice;
+use policy::Action;
 use runtime::{Fleet, FleetOptions, Instance, NamespaceDriver, SandboxRuntime, StartError, Status};
 use types::{Role, SandboxId, SandboxState, SandboxView, SwapView, UserId, UserName};
 
-use crate::actor::{Actor, Scope, User};
+use crate::actor::{Actor, User};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
-use crate::services::health;
 use crate::services::provider::Providers;
+use crate::services::{authorize, health};
 use crate::store::{RouteRow, Store};
 pub(crate) use environment::{Identity, of_runner, of_runner_gateway};
 pub(crate) use plane::Plane;
@@ -68,7 +69,10 @@ impl Sandboxes {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Error> {
         let supervisor = plane::Binaries::find(config)?.supervisor;
-        let driver = Arc::new(NamespaceDriver::new(supervisor, config.data_dir.join("run")));
+        let driver = Arc::new(NamespaceDriver::new(
+            supervisor,
+            config.data_dir.join("run"),
+        ));
         Self::with_driver(config, store, audit, clock, metrics, driver)
     }
 
@@ -81,7 +85,8 @@ impl Sandboxes {
         metrics: &Arc<Metrics>,
         driver: Arc<dyn SandboxRuntime>,
     ) -> Result<Self, Error> {
-        let providers = Providers::new(config, clock.clone(), Arc::clone(metrics)).map_err(Error::internal)?;
+        let providers =
+            Providers::new(config, clock.clone(), Arc::clone(metrics)).map_err(Error::internal)?;
         let plane = Arc::new(Plane {
             config: Arc::new(config.clone()),
             store: store.clone(),
@@ -111,9 +116,10 @@ impl Sandboxes {
     /// # Errors
     /// The actor may not, or the database failed.
     pub async fn list(&self, actor: &Actor) -> Result<Vec<SandboxView>, Error> {
-        let user = actor.allow(Scope::Sandboxes)?;
-        let route = self.plane.route(user.id).await?;
-        Ok(self.views(&route, &user.name))
+        let (owner, route) = self
+            .authorize(actor, Whose::Own, Role::Live, Action::ViewSandbox)
+            .await?;
+        Ok(self.views(&route, &owner.name))
     }
 
     /// Everybody's sandboxes, by user.
@@ -135,10 +141,18 @@ impl Sandboxes {
     ///
     /// # Errors
     /// The actor may not; it could not be started; the ledger cannot take the record.
-    pub async fn start(&self, actor: &Actor, whose: Whose<'_>, role: Role) -> Result<SandboxView, Error> {
-        let (owner, route) = self.authorize(actor, whose).await?;
+    pub async fn start(
+        &self,
+        actor: &Actor,
+        whose: Whose<'_>,
+        role: Role,
+    ) -> Result<SandboxView, Error> {
+        let (owner, route) = self
+            .authorize(actor, whose, role, Action::StartSandbox)
+            .await?;
         let sandbox = route.sandbox(role);
-        self.record(actor, "sandbox.start", sandbox, &owner, role).await?;
+        self.record(actor, "sandbox.start", sandbox, &owner, role)
+            .await?;
         self.begin(sandbox).await?;
         Ok(self.view(&route, &owner.name, role))
     }
@@ -147,10 +161,18 @@ impl Sandboxes {
     ///
     /// # Errors
     /// The actor may not; the ledger cannot take the record.
-    pub async fn stop(&self, actor: &Actor, whose: Whose<'_>, role: Role) -> Result<SandboxView, Error> {
-        let (owner, route) = self.authorize(actor, whose).await?;
+    pub async fn stop(
+        &self,
+        actor: &Actor,
+        whose: Whose<'_>,
+        role: Role,
+    ) -> Result<SandboxView, Error> {
+        let (owner, route) = self
+            .authorize(actor, whose, role, Action::StopSandbox)
+            .await?;
         let sandbox = route.sandbox(role);
-        self.record(actor, "sandbox.stop", sandbox, &owner, role).await?;
+        self.record(actor, "sandbox.stop", sandbox, &owner, role)
+            .await?;
         self.fleet.stop(sandbox).await;
         Ok(self.view(&route, &owner.name, role))
     }
@@ -159,10 +181,18 @@ impl Sandboxes {
     ///
     /// # Errors
     /// As for [`Self::start`].
-    pub async fn restart(&self, actor: &Actor, whose: Whose<'_>, role: Role) -> Result<SandboxView, Error> {
-        let (owner, route) = self.authorize(actor, whose).await?;
+    pub async fn restart(
+        &self,
+        actor: &Actor,
+        whose: Whose<'_>,
+        role: Role,
+    ) -> Result<SandboxView, Error> {
+        let (owner, route) = self
+            .authorize(actor, whose, role, Action::RestartSandbox)
+            .await?;
         let sandbox = route.sandbox(role);
-        self.record(actor, "sandbox.restart", sandbox, &owner, role).await?;
+        self.record(actor, "sandbox.restart", sandbox, &owner, role)
+            .await?;
         self.fleet.stop(sandbox).await;
         self.begin(sandbox).await?;
         Ok(self.view(&route, &owner.name, role))
@@ -175,7 +205,9 @@ impl Sandboxes {
     /// ledger cannot take the record. Then nothing has changed.
     pub async fn swap(&self, actor: &Actor, whose: Whose<'_>) -> Result<SwapView, Error> {
         let began = Instant::now();
-        let (owner, route) = self.authorize(actor, whose).await?;
+        let (owner, route) = self
+            .authorize(actor, whose, Role::Dev, Action::SwapSandboxes)
+            .await?;
         let swapped = self.try_swap(actor, &owner, &route).await;
         self.plane.metrics.swap(swapped.is_ok());
         let route = swapped?;
@@ -187,19 +219,33 @@ impl Sandboxes {
         })
     }
 
-    async fn try_swap(&self, actor: &Actor, owner: &User, seen: &RouteRow) -> Result<RouteRow, Error> {
+    async fn try_swap(
+        &self,
+        actor: &Actor,
+        owner: &User,
+        seen: &RouteRow,
+    ) -> Result<RouteRow, Error> {
         if let Err(unhealthy) = self.prove(seen.dev).await {
             let entry = Entry::denied("sandbox.swap", seen.dev.to_string(), unhealthy.to_string());
-            self.plane.audit.record(actor, entry.about(owner.name.to_string())).await?;
+            self.plane
+                .audit
+                .record(actor, entry.about(owner.name.to_string()))
+                .await?;
             return Err(Error::UnhealthyTarget(unhealthy.to_string()));
         }
         let entry = Entry::allowed("sandbox.swap", seen.dev.to_string())
             .about(owner.name.to_string())
             .with("generation", (seen.generation + 1).to_string());
         self.plane.audit.record(actor, entry).await?;
-        let swapped = self.plane.store.swap_route(seen, self.plane.clock.now_ms()).await?;
+        let swapped = self
+            .plane
+            .store
+            .swap_route(seen, self.plane.clock.now_ms())
+            .await?;
         let Some(route) = swapped else {
-            return Err(Error::conflict("somebody else swapped at the same moment; look and try again"));
+            return Err(Error::conflict(
+                "somebody else swapped at the same moment; look and try again",
+            ));
         };
         // On the disk; from here on every new request is routed by it.
         self.plane.routes.publish(route);
@@ -226,10 +272,10 @@ impl Sandboxes {
     }
 
     fn close_with(&self, route: &RouteRow, notice: &CloseNotice, window: Duration) {
-        let mut seed = [0_u8; 8];
-        // Without randomness the moments are spread all the same, only predictably.
-        let _ = self.plane.random.fill(&mut seed);
         for role in Role::ALL {
+            let mut seed = [0_u8; 8];
+            // Without randomness the moments are spread all the same, only predictably.
+            let _ = self.plane.random.fill(&mut seed);
             let upstream = self
                 .fleet
                 .running(route.sandbox(role))
@@ -241,8 +287,14 @@ impl Sandboxes {
     }
 
     async fn prove(&self, target: SandboxId) -> Result<(), health::Unhealthy> {
-        let instance = self.fleet.running(target).ok_or(health::Unhealthy::NotRunning)?;
-        let unreachable = |error: Error| health::Unhealthy::Unreachable { what: "the sandbox", why: error.to_string() };
+        let instance = self
+            .fleet
+            .running(target)
+            .ok_or(health::Unhealthy::NotRunning)?;
+        let unreachable = |error: Error| health::Unhealthy::Unreachable {
+            what: "the sandbox",
+            why: error.to_string(),
+        };
         let upstream = self.plane.upstream(&instance).map_err(unreachable)?;
         let socket = plane::app_socket(&instance).map_err(unreachable)?;
         health::ready_for_swap(&self.plane.forwarder, &upstream, &socket).await
@@ -252,10 +304,15 @@ impl Sandboxes {
     ///
     /// # Errors
     /// The actor may not, or it does not run: neither wakes a sandbox (arch §4).
-    pub async fn running_own(&self, actor: &Actor, scope: Scope, role: Role) -> Result<Arc<Instance>, Error> {
-        let user = actor.allow(scope)?;
-        let route = self.plane.route(user.id).await?;
-        self.running(route.sandbox(role)).ok_or(Error::SandboxNotRunning)
+    pub(crate) async fn running_own(
+        &self,
+        actor: &Actor,
+        action: Action,
+        role: Role,
+    ) -> Result<Arc<Instance>, Error> {
+        let (_, route) = self.authorize(actor, Whose::Own, role, action).await?;
+        self.running(route.sandbox(role))
+            .ok_or(Error::SandboxNotRunning)
     }
 
     /// The running start of a sandbox.
@@ -275,12 +332,18 @@ impl Sandboxes {
     ///
     /// # Errors
     /// The ledger cannot take the record.
-    pub(crate) async fn wake(self: &Arc<Self>, actor: &Actor, route: &RouteRow, role: Role) -> Result<(), Error> {
+    pub(crate) async fn wake(
+        self: &Arc<Self>,
+        actor: &Actor,
+        route: &RouteRow,
+        role: Role,
+    ) -> Result<(), Error> {
         let sandbox = route.sandbox(role);
         if self.fleet.status(sandbox).state != SandboxState::Stopped {
             return Ok(());
         }
-        let entry = Entry::allowed("sandbox.wake", sandbox.to_string()).with("role", role.to_string());
+        let entry =
+            Entry::allowed("sandbox.wake", sandbox.to_string()).with("role", role.to_string());
         self.plane.audit.record(actor, entry).await?;
         let sandboxes = Arc::clone(self);
         tokio::spawn(async move {
@@ -316,16 +379,34 @@ impl Sandboxes {
         started.map_err(|StartError { message, hint, .. }| Error::SandboxFailed { message, hint })
     }
 
-    async fn authorize(&self, actor: &Actor, whose: Whose<'_>) -> Result<(User, RouteRow), Error> {
+    /// Whose sandbox it is, once the policy has agreed.
+    async fn authorize(
+        &self,
+        actor: &Actor,
+        whose: Whose<'_>,
+        role: Role,
+        action: Action,
+    ) -> Result<(User, RouteRow), Error> {
         let owner = match whose {
-            Whose::Own => actor.allow(Scope::Sandboxes)?.clone(),
+            Whose::Own => actor.user()?.clone(),
             Whose::Of(name) => {
+                // Before the look-up: whether a user exists is for admins to know.
                 actor.require_admin()?;
-                let row = self.plane.store.user_by_name(name).await?.ok_or(Error::NotFound("user"))?;
-                User { id: row.id, name: row.name, is_admin: row.is_admin }
+                let row = self
+                    .plane
+                    .store
+                    .user_by_name(name)
+                    .await?
+                    .ok_or(Error::NotFound("user"))?;
+                User {
+                    id: row.id,
+                    name: row.name,
+                    is_admin: row.is_admin,
+                }
             }
         };
         let route = self.plane.route(owner.id).await?;
+        authorize::on_sandbox(actor, action, route.sandbox(role), owner.id)?;
         Ok((owner, route))
     }
 
@@ -344,7 +425,10 @@ impl Sandboxes {
     }
 
     fn views(&self, route: &RouteRow, owner: &UserName) -> Vec<SandboxView> {
-        Role::ALL.into_iter().map(|role| self.view(route, owner, role)).collect()
+        Role::ALL
+            .into_iter()
+            .map(|role| self.view(route, owner, role))
+            .collect()
     }
 
     fn view(&self, route: &RouteRow, owner: &UserName, role: Role) -> SandboxView {
@@ -375,7 +459,11 @@ impl Sandboxes {
             .filter_map(|instance| plane.upstreams.get(instance.start_id))
             .map(|upstream| upstream.activity().open_websockets())
             .sum();
-        plane.metrics.observe(websockets, |state| self.fleet.count(state), plane.began.elapsed());
+        plane.metrics.observe(
+            websockets,
+            |state| self.fleet.count(state),
+            plane.began.elapsed(),
+        );
     }
 }
 

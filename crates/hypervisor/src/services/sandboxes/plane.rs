@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use crypto::{OsRandom, Random, Token, TokenHash};
 use gateway::{AppSocket, Forwarder, Limits, Upstream, Upstreams};
-use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, Rlimits, SandboxSpec, WORKSPACE};
+use runtime::spec::{
+    Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, Rlimits, SandboxSpec, WORKSPACE,
+};
 use runtime::{BoxFuture, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use types::{Role, SandboxId, StartId, UserId};
@@ -70,7 +72,10 @@ impl Binaries {
                 dir
             }
         };
-        Ok(Self { supervisor: dir.join("supervisor"), sandbox: dir.join("sandbox") })
+        Ok(Self {
+            supervisor: dir.join("supervisor"),
+            sandbox: dir.join("sandbox"),
+        })
     }
 }
 
@@ -89,7 +94,11 @@ impl Plane {
         if let Some(route) = self.routes.of_user(user) {
             return Ok(route);
         }
-        let route = self.store.route(user).await?.ok_or(Error::NotFound("sandbox"))?;
+        let route = self
+            .store
+            .route(user)
+            .await?
+            .ok_or(Error::NotFound("sandbox"))?;
         self.routes.publish(route);
         Ok(route)
     }
@@ -104,7 +113,9 @@ impl Plane {
         }
         let socket = app_socket(instance)?;
         let (start, ended) = (instance.start_id, instance.ended().clone());
-        Ok(self.upstreams.get_or_insert(start, || Upstream::app(start, socket, ended, Limits::app())))
+        Ok(self
+            .upstreams
+            .get_or_insert(start, || Upstream::app(start, socket, ended, Limits::app())))
     }
 
     /// Who acts through a channel of this sandbox: its owner, and the role it has now.
@@ -115,17 +126,36 @@ impl Plane {
         let route = match self.routes.of_sandbox(sandbox) {
             Some(route) => route,
             None => {
-                let row = self.store.sandbox(sandbox).await?.ok_or(Error::NotFound("sandbox"))?;
+                let row = self
+                    .store
+                    .sandbox(sandbox)
+                    .await?
+                    .ok_or(Error::NotFound("sandbox"))?;
                 self.route(row.user_id).await?
             }
         };
-        let user = self.store.user(route.user_id).await?.ok_or(Error::NotFound("user"))?;
+        let user = self
+            .store
+            .user(route.user_id)
+            .await?
+            .ok_or(Error::NotFound("user"))?;
         let role = route.role_of(sandbox).ok_or(Error::NotFound("sandbox"))?;
-        Ok((User { id: user.id, name: user.name, is_admin: user.is_admin }, role))
+        Ok((
+            User {
+                id: user.id,
+                name: user.name,
+                is_admin: user.is_admin,
+            },
+            role,
+        ))
     }
 
     async fn prepare(&self, sandbox: SandboxId, start: StartId) -> Result<StartRequest, Error> {
-        let row = self.store.sandbox(sandbox).await?.ok_or(Error::NotFound("sandbox"))?;
+        let row = self
+            .store
+            .sandbox(sandbox)
+            .await?
+            .ok_or(Error::NotFound("sandbox"))?;
         let (owner, role) = self.owner(sandbox).await?;
         let entry = Entry::allowed("sandbox.begin", sandbox.to_string())
             .about(owner.name.to_string())
@@ -133,9 +163,15 @@ impl Plane {
             .with("role", role.to_string());
         self.audit.record(&Actor::internal(), entry).await?;
         let token = Tokens::mint(&self.random).map_err(Error::internal)?;
-        let record = HostRecord { token_hash: token.hash() };
+        let record = HostRecord {
+            token_hash: token.hash(),
+        };
         let host_record = serde_json::to_string(&record).map_err(Error::internal)?;
-        let identity = Identity { sandbox, user: owner.id, role };
+        let identity = Identity {
+            sandbox,
+            user: owner.id,
+            role,
+        };
         let host_ids = rustix::process::geteuid().is_root().then_some(HostIds {
             uid: row.host_uid,
             gid: row.host_uid,
@@ -155,11 +191,16 @@ impl Plane {
     ) -> Result<SandboxSpec, Error> {
         let config = &self.config.sandbox;
         let data_dir = &self.config.data_dir;
-        let own = data_dir.join("sandboxes").join(identity.sandbox.to_string());
+        let own = data_dir
+            .join("sandboxes")
+            .join(identity.sandbox.to_string());
         let extra_mounts = config
             .mounts
             .iter()
-            .map(|mount| Bind { source: mount.source.clone(), target: mount.target.clone() })
+            .map(|mount| Bind {
+                source: mount.source.clone(),
+                target: mount.target.clone(),
+            })
             .collect();
         Ok(SandboxSpec {
             sandbox_id: identity.sandbox,
@@ -183,7 +224,8 @@ impl Plane {
             rlimits: Rlimits {
                 open_files: config.limits.open_files,
                 // Guest and runners are one user of one user namespace, and counted together.
-                processes: u64::from(config.limits.processes) + u64::from(config.limits.guest_processes),
+                processes: u64::from(config.limits.processes)
+                    + u64::from(config.limits.guest_processes),
                 ..Rlimits::default()
             },
             accept_missing: Vec::new(),
@@ -194,7 +236,9 @@ impl Plane {
     fn nonce(&self) -> Result<Nonce, Error> {
         let mut bytes = [0_u8; 32];
         self.random.fill(&mut bytes).map_err(Error::internal)?;
-        Ok(Nonce::new(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok(Nonce::new(
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        ))
     }
 }
 
@@ -203,7 +247,11 @@ impl Plane {
 /// # Errors
 /// No descriptor is left.
 pub(crate) fn app_socket(instance: &Instance) -> Result<AppSocket, Error> {
-    instance.app_dir().try_clone_to_owned().map(AppSocket::new).map_err(Error::internal)
+    instance
+        .app_dir()
+        .try_clone_to_owned()
+        .map(AppSocket::new)
+        .map_err(Error::internal)
 }
 
 /// Answers the fleet's questions.
@@ -229,18 +277,33 @@ impl Host for Asked {
 
     fn serve_channel(&self, instance: Arc<Instance>, listener: UnixListener) {
         // A record that cannot be read leaves a channel on which no token is valid.
-        let hash = serde_json::from_str::<HostRecord>(instance.host_record())
-            .map_or_else(|_| TokenHash::from_bytes([0; 32]), |record| record.token_hash);
-        let slot = self.0.tokens.guest(instance.sandbox_id, hash, self.0.clock.now_ms());
+        let hash = serde_json::from_str::<HostRecord>(instance.host_record()).map_or_else(
+            |_| TokenHash::from_bytes([0; 32]),
+            |record| record.token_hash,
+        );
+        let slot = self
+            .0
+            .tokens
+            .guest(instance.sandbox_id, hash, self.0.clock.now_ms());
         let ended = instance.ended().clone();
-        let peer = channel::Peer { instance, command: None, slot, ended };
+        let peer = channel::Peer {
+            instance,
+            command: None,
+            slot,
+            ended,
+        };
         channel::serve(Arc::clone(&self.0), peer, listener);
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
-            let upstream = self.0.upstream(&instance).map_err(|error| error.to_string())?;
-            health::health(&self.0.forwarder, &upstream).await.map_err(|error| error.to_string())
+            let upstream = self
+                .0
+                .upstream(&instance)
+                .map_err(|error| error.to_string())?;
+            health::health(&self.0.forwarder, &upstream)
+                .await
+                .map_err(|error| error.to_string())
         })
     }
 }

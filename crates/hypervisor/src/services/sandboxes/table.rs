@@ -24,7 +24,12 @@ struct Inner {
 impl RouteTable {
     /// The user's route, if it was published before.
     pub(crate) fn of_user(&self, user: UserId) -> Option<RouteRow> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_user.get(&user).copied()
+        self.inner
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_user
+            .get(&user)
+            .copied()
     }
 
     /// The route that a sandbox stands in.
@@ -43,7 +48,10 @@ impl RouteTable {
     /// a slow reader must not undo a swap.
     pub(crate) fn publish(&self, route: RouteRow) {
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        let newer = inner.by_user.get(&route.user_id).is_some_and(|have| have.generation > route.generation);
+        let newer = inner
+            .by_user
+            .get(&route.user_id)
+            .is_some_and(|have| have.generation > route.generation);
         if !newer {
             inner.owners.insert(route.live, route.user_id);
             inner.owners.insert(route.dev, route.user_id);
@@ -62,12 +70,25 @@ mod tests {
     fn an_older_route_never_replaces_a_newer_one() {
         let table = RouteTable::default();
         let (live, dev) = (SandboxId::generate(), SandboxId::generate());
-        let before = RouteRow { user_id: UserId::generate(), live, dev, generation: 0 };
-        let after = RouteRow { live: dev, dev: live, generation: 1, ..before };
+        let before = RouteRow {
+            user_id: UserId::generate(),
+            live,
+            dev,
+            generation: 0,
+        };
+        let after = RouteRow {
+            live: dev,
+            dev: live,
+            generation: 1,
+            ..before
+        };
         table.publish(before);
         table.publish(after);
         table.publish(before);
         assert_eq!(table.of_user(before.user_id), Some(after));
-        assert_eq!(table.of_sandbox(live).and_then(|route| route.role_of(live)), Some(Role::Dev));
+        assert_eq!(
+            table.of_sandbox(live).and_then(|route| route.role_of(live)),
+            Some(Role::Dev)
+        );
     }
 }

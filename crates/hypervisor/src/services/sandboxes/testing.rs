@@ -14,9 +14,9 @@ use axum::routing::{any, get};
 use base64::Engine as _;
 use crypto::{Token, TokenKind};
 use http::{HeaderMap, Request, StatusCode};
-use rustix::fs::{Mode, OFlags};
 use runtime::spec::Nonce;
 use runtime::{Adopted, BoxFuture, Control, SandboxRuntime, StartError, StartRequest, Started};
+use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -65,8 +65,16 @@ impl Installation {
         );
         inner.sandboxes = Arc::new(sandboxes.unwrap());
         let user = add_user(&app, "alice").await;
-        let session = add_session(&app, &user, SessionKind::Control, None, "localhost").await.0;
-        Self { app, driver, user, session, _dir: dir }
+        let session = add_session(&app, &user, SessionKind::Control, None, "localhost")
+            .await
+            .0;
+        Self {
+            app,
+            driver,
+            user,
+            session,
+            _dir: dir,
+        }
     }
 
     /// The user on the control origin.
@@ -81,7 +89,13 @@ impl Installation {
 
     /// The sandbox that has a role now.
     pub(crate) async fn sandbox(&self, role: Role) -> SandboxId {
-        self.app.sandboxes.plane().route(self.user.id).await.unwrap().sandbox(role)
+        self.app
+            .sandboxes
+            .plane()
+            .route(self.user.id)
+            .await
+            .unwrap()
+            .sandbox(role)
     }
 }
 
@@ -105,10 +119,22 @@ pub(crate) async fn add_user(app: &App, name: &str) -> User {
         },
         codes: Vec::new(),
         entitlement: Entitlement::Open,
-        session: session(id, SessionKind::Control, None, "elsewhere", TokenKind::Session, app).0,
+        session: session(
+            id,
+            SessionKind::Control,
+            None,
+            "elsewhere",
+            TokenKind::Session,
+            app,
+        )
+        .0,
     };
     assert!(app.store.register(&registration).await.unwrap());
-    User { id, name: name.parse().unwrap(), is_admin: false }
+    User {
+        id,
+        name: name.parse().unwrap(),
+        is_admin: false,
+    }
 }
 
 /// A session and its token.
@@ -119,7 +145,11 @@ pub(crate) async fn add_session(
     parent: Option<SessionId>,
     host: &str,
 ) -> (SessionId, Token) {
-    let token_kind = if kind == SessionKind::Runtime { TokenKind::Runtime } else { TokenKind::Session };
+    let token_kind = if kind == SessionKind::Runtime {
+        TokenKind::Runtime
+    } else {
+        TokenKind::Session
+    };
     let (session, token) = session(user.id, kind, parent, host, token_kind, app);
     app.store.add_session(&session).await.unwrap();
     (session.id, token)
@@ -167,7 +197,10 @@ struct Guest {
 
 impl FakeDriver {
     fn new(dir: PathBuf) -> Self {
-        Self { dir, guests: Mutex::new(HashMap::new()) }
+        Self {
+            dir,
+            guests: Mutex::new(HashMap::new()),
+        }
     }
 
     /// The gateway token of the present start, as the guest has it.
@@ -182,7 +215,11 @@ impl FakeDriver {
 
     /// How often it was started.
     pub(crate) fn starts(&self, sandbox: SandboxId) -> usize {
-        self.guests.lock().unwrap().get(&sandbox).map_or(0, |guest| guest.starts)
+        self.guests
+            .lock()
+            .unwrap()
+            .get(&sandbox)
+            .map_or(0, |guest| guest.starts)
     }
 
     /// Stops the guest from answering while its process goes on.
@@ -195,8 +232,14 @@ impl FakeDriver {
         let dir = self.dir.join(spec.start_id.as_uuid().simple().to_string());
         std::fs::create_dir_all(&dir).unwrap();
         // Socket addresses are short; the directory of a test may not be.
-        let handle = rustix::fs::open(&dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        let at = |name: &str| format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&handle));
+        let handle =
+            rustix::fs::open(&dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let at = |name: &str| {
+            format!(
+                "/proc/self/fd/{}/{name}",
+                std::os::fd::AsRawFd::as_raw_fd(&handle)
+            )
+        };
         let channel = StdUnixListener::bind(at("channel.sock")).unwrap();
         let app = StdUnixListener::bind(at("app.sock")).unwrap();
         app.set_nonblocking(true).unwrap();
@@ -204,10 +247,24 @@ impl FakeDriver {
         let router = guest_router(spec.sandbox_id);
         let server = tokio::spawn(async move { axum::serve(app, router).await.unwrap() });
         let (end, ended) = oneshot::channel();
-        let token = spec.guest.env.iter().find(|(name, _)| name == "CHOIR_PROVIDER_GATEWAY_TOKEN").unwrap().1.clone();
+        let token = spec
+            .guest
+            .env
+            .iter()
+            .find(|(name, _)| name == "CHOIR_PROVIDER_GATEWAY_TOKEN")
+            .unwrap()
+            .1
+            .clone();
         let mut guests = self.guests.lock().unwrap();
         let starts = guests.get(&spec.sandbox_id).map_or(0, |guest| guest.starts) + 1;
-        let guest = Guest { start: spec.start_id, token, channel: dir.join("channel.sock"), end: Some(end), server, starts };
+        let guest = Guest {
+            start: spec.start_id,
+            token,
+            channel: dir.join("channel.sock"),
+            end: Some(end),
+            server,
+            starts,
+        };
         guests.insert(spec.sandbox_id, guest);
         Started {
             control: Control::new(dir, Nonce::new("0".repeat(32))),
@@ -252,7 +309,12 @@ async fn echo(State(id): State<SandboxId>, request: Request<Body>) -> Response {
     let headers: HashMap<String, String> = request
         .headers()
         .iter()
-        .map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()))
+        .map(|(name, value)| {
+            (
+                name.to_string(),
+                value.to_str().unwrap_or_default().to_owned(),
+            )
+        })
         .collect();
     axum::Json(serde_json::json!({
         "sandbox": id, "method": request.method().as_str(), "target": request.uri().to_string(), "headers": headers,
@@ -262,8 +324,12 @@ async fn echo(State(id): State<SandboxId>, request: Request<Body>) -> Response {
 
 /// Upgrades by hand and keeps the connection open until its end.
 async fn websocket(headers: HeaderMap, mut request: Request<Body>) -> Response {
-    let Some(key) = headers.get("sec-websocket-key") else { return StatusCode::BAD_REQUEST.into_response() };
-    base64::engine::general_purpose::STANDARD.decode(key).unwrap();
+    let Some(key) = headers.get("sec-websocket-key") else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    base64::engine::general_purpose::STANDARD
+        .decode(key)
+        .unwrap();
     let accept = derive_accept_key(key.as_bytes());
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -272,6 +338,10 @@ async fn websocket(headers: HeaderMap, mut request: Request<Body>) -> Response {
         let mut sink = tokio::io::sink();
         let _ = tokio::io::copy(&mut io, &mut sink).await;
     });
-    let headers = [("connection", "upgrade".to_owned()), ("upgrade", "websocket".to_owned()), ("sec-websocket-accept", accept)];
+    let headers = [
+        ("connection", "upgrade".to_owned()),
+        ("upgrade", "websocket".to_owned()),
+        ("sec-websocket-accept", accept),
+    ];
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }

@@ -50,11 +50,21 @@ impl Misuse {
     /// What to do about it, for whoever wrote the program inside.
     pub(crate) const fn advice(self) -> &'static str {
         match self {
-            Self::Missing => "send the gateway token of this channel with every request: `Authorization: Bearer $CHOIR_PROVIDER_GATEWAY_TOKEN`",
-            Self::Malformed => "this is not a gateway token; send the whole value of CHOIR_PROVIDER_GATEWAY_TOKEN as the bearer token",
-            Self::Foreign(_) => "this gateway token belongs to another channel; send the CHOIR_PROVIDER_GATEWAY_TOKEN of this process's own environment",
-            Self::Expired => "this gateway token has expired because it was not renewed with POST /token/renew; restart the sandbox to get a new one",
-            Self::Unknown => "this gateway token is not valid any more; restart the sandbox to get a new one",
+            Self::Missing => {
+                "send the gateway token of this channel with every request: `Authorization: Bearer $CHOIR_PROVIDER_GATEWAY_TOKEN`"
+            }
+            Self::Malformed => {
+                "this is not a gateway token; send the whole value of CHOIR_PROVIDER_GATEWAY_TOKEN as the bearer token"
+            }
+            Self::Foreign(_) => {
+                "this gateway token belongs to another channel; send the CHOIR_PROVIDER_GATEWAY_TOKEN of this process's own environment"
+            }
+            Self::Expired => {
+                "this gateway token has expired because it was not renewed with POST /token/renew; restart the sandbox to get a new one"
+            }
+            Self::Unknown => {
+                "this gateway token is not valid any more; restart the sandbox to get a new one"
+            }
         }
     }
 }
@@ -75,7 +85,10 @@ impl fmt::Debug for Slot {
 impl Slot {
     /// Extends the life of a guest's token, which the caller has just shown.
     pub(crate) fn renew(&self, now: i64) {
-        self.expires_at.fetch_max(now.saturating_add(millis(GUEST_LIFETIME)), Ordering::Relaxed);
+        self.expires_at.fetch_max(
+            now.saturating_add(millis(GUEST_LIFETIME)),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -110,29 +123,47 @@ impl Tokens {
     }
 
     fn admit(&self, sandbox: SandboxId, hash: TokenHash, expires_at: i64) -> Arc<Slot> {
-        self.live.write().unwrap_or_else(PoisonError::into_inner).insert(hash, sandbox);
-        Arc::new(Slot { hash, expires_at: AtomicI64::new(expires_at) })
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(hash, sandbox);
+        Arc::new(Slot {
+            hash,
+            expires_at: AtomicI64::new(expires_at),
+        })
     }
 
     /// Ends a token at once.
     pub(crate) fn revoke(&self, slot: &Slot) {
-        self.live.write().unwrap_or_else(PoisonError::into_inner).remove(&slot.hash);
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&slot.hash);
         slot.expires_at.store(i64::MIN, Ordering::Relaxed);
     }
 
     /// Checks what a request on the channel of `slot` shows in `Authorization`.
-    pub(crate) fn check(&self, slot: &Slot, authorization: Option<&str>, now: i64) -> Result<(), Misuse> {
+    pub(crate) fn check(
+        &self,
+        slot: &Slot,
+        authorization: Option<&str>,
+        now: i64,
+    ) -> Result<(), Misuse> {
         let text = authorization.and_then(bearer).ok_or(Misuse::Missing)?;
         if text.len() > MAX_TEXT {
             return Err(Misuse::Malformed);
         }
-        let shown = Token::parse_kind(TokenKind::Gateway, text).map_err(|_| Misuse::Malformed)?.hash();
+        let shown = Token::parse_kind(TokenKind::Gateway, text)
+            .map_err(|_| Misuse::Malformed)?
+            .hash();
         if shown == slot.hash {
             let valid = slot.expires_at.load(Ordering::Relaxed) > now;
             return if valid { Ok(()) } else { Err(Misuse::Expired) };
         }
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
-        Err(live.get(&shown).map_or(Misuse::Unknown, |owner| Misuse::Foreign(*owner)))
+        Err(live
+            .get(&shown)
+            .map_or(Misuse::Unknown, |owner| Misuse::Foreign(*owner)))
     }
 }
 
@@ -154,15 +185,27 @@ mod tests {
         let tokens = Tokens::default();
         let random = OsRandom::new();
         let (a, b) = (SandboxId::generate(), SandboxId::generate());
-        let (token_a, token_b) = (Tokens::mint(&random).unwrap(), Tokens::mint(&random).unwrap());
-        let (slot_a, slot_b) = (tokens.guest(a, token_a.hash(), 0), tokens.runner(b, token_b.hash()));
+        let (token_a, token_b) = (
+            Tokens::mint(&random).unwrap(),
+            Tokens::mint(&random).unwrap(),
+        );
+        let (slot_a, slot_b) = (
+            tokens.guest(a, token_a.hash(), 0),
+            tokens.runner(b, token_b.hash()),
+        );
         let header = |token: &Token| format!("Bearer {}", token.expose());
         let check = |slot, header: &str, now| tokens.check(slot, Some(header), now);
 
         assert_eq!(check(&slot_a, &header(&token_a), 1), Ok(()));
         assert_eq!(check(&slot_b, &header(&token_b), i64::MAX - 1), Ok(()));
-        assert_eq!(check(&slot_a, &header(&token_b), 1), Err(Misuse::Foreign(b)));
-        assert_eq!(check(&slot_b, &header(&token_a), 1), Err(Misuse::Foreign(a)));
+        assert_eq!(
+            check(&slot_a, &header(&token_b), 1),
+            Err(Misuse::Foreign(b))
+        );
+        assert_eq!(
+            check(&slot_b, &header(&token_a), 1),
+            Err(Misuse::Foreign(a))
+        );
 
         let end = millis(GUEST_LIFETIME);
         assert_eq!(check(&slot_a, &header(&token_a), end), Err(Misuse::Expired));
@@ -181,13 +224,25 @@ mod tests {
         let token = Tokens::mint(&random).unwrap();
         let slot = tokens.guest(SandboxId::generate(), token.hash(), 0);
         assert_eq!(tokens.check(&slot, None, 0), Err(Misuse::Missing));
-        assert_eq!(tokens.check(&slot, Some("Basic abc"), 0), Err(Misuse::Missing));
-        assert_eq!(tokens.check(&slot, Some("Bearer "), 0), Err(Misuse::Missing));
+        assert_eq!(
+            tokens.check(&slot, Some("Basic abc"), 0),
+            Err(Misuse::Missing)
+        );
+        assert_eq!(
+            tokens.check(&slot, Some("Bearer "), 0),
+            Err(Misuse::Missing)
+        );
         let cut = format!("Bearer {}", &token.expose()[..40]);
         assert_eq!(tokens.check(&slot, Some(&cut), 0), Err(Misuse::Malformed));
         let api = Token::generate(TokenKind::Api, &random).unwrap();
-        assert_eq!(tokens.check(&slot, Some(&format!("Bearer {}", api.expose())), 0), Err(Misuse::Malformed));
+        assert_eq!(
+            tokens.check(&slot, Some(&format!("Bearer {}", api.expose())), 0),
+            Err(Misuse::Malformed)
+        );
         let made_up = Tokens::mint(&random).unwrap();
-        assert_eq!(tokens.check(&slot, Some(&format!("Bearer {}", made_up.expose())), 0), Err(Misuse::Unknown));
+        assert_eq!(
+            tokens.check(&slot, Some(&format!("Bearer {}", made_up.expose())), 0),
+            Err(Misuse::Unknown)
+        );
     }
 }
