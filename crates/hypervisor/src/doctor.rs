@@ -26,18 +26,38 @@ pub fn examine(config: &Config) -> Findings {
     for program in ["supervisor", "sandbox"] {
         checks.push(binary(config, program));
     }
-    checks.extend(config.providers.iter().filter(|one| one.kind != ProviderKind::Demo).map(|one| {
-        let readable = one.key_file.as_ref().is_none_or(|file| std::fs::File::open(file).is_ok());
-        let detail = match &one.key_file {
-            Some(file) if readable => format!("its key file {} can be read", file.display()),
-            Some(file) => format!("its key file {} cannot be read", file.display()),
-            None => "it has no key file".to_owned(),
-        };
-        let remedy = "give this user read access to the file";
-        check(&format!("provider {}", one.name), readable, false, detail, remedy)
-    }));
+    checks.extend(
+        config
+            .providers
+            .iter()
+            .filter(|one| one.kind != ProviderKind::Demo)
+            .map(|one| {
+                let readable = one
+                    .key_file
+                    .as_ref()
+                    .is_none_or(|file| std::fs::File::open(file).is_ok());
+                let detail = match &one.key_file {
+                    Some(file) if readable => {
+                        format!("its key file {} can be read", file.display())
+                    }
+                    Some(file) => format!("its key file {} cannot be read", file.display()),
+                    None => "it has no key file".to_owned(),
+                };
+                let remedy = "give this user read access to the file";
+                check(
+                    &format!("provider {}", one.name),
+                    readable,
+                    false,
+                    detail,
+                    remedy,
+                )
+            }),
+    );
     checks.extend(runtime::probe());
-    Findings { ok: checks.iter().all(|check| check.ok || !check.mandatory), checks }
+    Findings {
+        ok: checks.iter().all(|check| check.ok || !check.mandatory),
+        checks,
+    }
 }
 
 /// The findings for people.
@@ -60,33 +80,65 @@ pub fn describe(findings: &Findings) -> String {
 
 fn check(name: &str, ok: bool, mandatory: bool, detail: String, remedy: &str) -> Check {
     let remedy = (!ok).then(|| remedy.to_owned());
-    Check { name: name.to_owned(), ok, mandatory, detail, remedy }
+    Check {
+        name: name.to_owned(),
+        ok,
+        mandatory,
+        detail,
+        remedy,
+    }
 }
 
 fn data_dir(path: &Path) -> Check {
     let (ok, detail) = match DataDir::lock(path) {
         Ok(_) => (true, format!("{} can be used", path.display())),
-        Err(DataDirError::Locked { .. }) => (true, format!("{} is used by a running hypervisor", path.display())),
+        Err(DataDirError::Locked { .. }) => (
+            true,
+            format!("{} is used by a running hypervisor", path.display()),
+        ),
         Err(error @ DataDirError::Unusable { .. }) => {
-            let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            let why = std::error::Error::source(&error)
+                .map(ToString::to_string)
+                .unwrap_or_default();
             (false, format!("{} cannot be used: {why}", path.display()))
         }
     };
-    check("data directory", ok, true, detail, "let this user write there, or set data_dir")
+    check(
+        "data directory",
+        ok,
+        true,
+        detail,
+        "let this user write there, or set data_dir",
+    )
 }
 
 fn port(config: &Config) -> Check {
     let address = config.listen.address;
     match TcpListener::bind(address) {
-        Ok(_) => check("public listener", true, true, format!("{address} is free"), ""),
+        Ok(_) => check(
+            "public listener",
+            true,
+            true,
+            format!("{address} is free"),
+            "",
+        ),
         Err(error) => {
-            let running = matches!(DataDir::lock(&config.data_dir), Err(DataDirError::Locked { .. }));
+            let running = matches!(
+                DataDir::lock(&config.data_dir),
+                Err(DataDirError::Locked { .. })
+            );
             let detail = if running {
                 format!("{address} is in use, and a hypervisor runs on this data directory")
             } else {
                 format!("{address} cannot be used: {error}")
             };
-            check("public listener", running, true, detail, "stop what uses the port, or set listen.address")
+            check(
+                "public listener",
+                running,
+                true,
+                detail,
+                "stop what uses the port, or set listen.address",
+            )
         }
     }
 }
@@ -94,12 +146,31 @@ fn port(config: &Config) -> Check {
 fn binary(config: &Config, program: &str) -> Check {
     let path = binaries_dir(config).join(program);
     let ok = path.is_file();
-    let detail = format!("{} {}", path.display(), if ok { "is there" } else { "is not there" });
-    check(&format!("program {program}"), ok, true, detail, "install it next to the hypervisor, or set sandbox.binaries_dir")
+    let detail = format!(
+        "{} {}",
+        path.display(),
+        if ok { "is there" } else { "is not there" }
+    );
+    check(
+        &format!("program {program}"),
+        ok,
+        true,
+        detail,
+        "install it next to the hypervisor, or set sandbox.binaries_dir",
+    )
 }
 
 /// Where the other programs lie: next to this one, unless the configuration says otherwise.
 fn binaries_dir(config: &Config) -> PathBuf {
-    let beside = || std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
-    config.sandbox.binaries_dir.clone().or_else(beside).unwrap_or_default()
+    let beside = || {
+        std::env::current_exe()
+            .ok()
+            .and_then(|exe| exe.parent().map(Path::to_owned))
+    };
+    config
+        .sandbox
+        .binaries_dir
+        .clone()
+        .or_else(beside)
+        .unwrap_or_default()
 }

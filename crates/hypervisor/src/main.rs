@@ -65,8 +65,18 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match act(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            // The chain on one line; nothing is left to do when even that cannot be written.
+            let _ = writeln!(std::io::stderr(), "hypervisor: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut raw = RawConfig::read(arguments.config.as_deref(), std::env::vars())?;
     if let Some(dir) = arguments.data_dir {
         raw.data_dir = Some(dir);
@@ -77,14 +87,28 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.command {
         None => serve(raw, arguments.stop_on_exit)?,
         Some(Command::CheckConfig) => {
-            Config::build(raw)?;
+            let config = Config::build(raw)?;
+            config
+                .listen
+                .tls
+                .as_ref()
+                .map(Listener::check_tls)
+                .transpose()?;
             print("the configuration is valid\n")?;
         }
         Some(Command::Doctor { json }) => {
             let findings = doctor::examine(&Config::build(raw)?);
-            let text = if json { serde_json::to_string_pretty(&findings)? } else { doctor::describe(&findings) };
+            let text = if json {
+                serde_json::to_string_pretty(&findings)?
+            } else {
+                doctor::describe(&findings)
+            };
             print(&format!("{}\n", text.trim_end()))?;
-            return Ok(if findings.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if findings.ok {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         Some(Command::Routes { json }) => {
             let routes = control::listing();
@@ -92,14 +116,19 @@ fn main() -> anyhow::Result<ExitCode> {
                 print(&format!("{}\n", serde_json::to_string_pretty(&routes)?))?;
             } else {
                 for route in routes {
-                    print(&format!("{:<7} {:<48} {}\n", route.method, route.path, route.access))?;
+                    print(&format!(
+                        "{:<7} {:<48} {}\n",
+                        route.method, route.path, route.access
+                    ))?;
                 }
             }
         }
         Some(Command::Stop { .. }) => {
             let config = Config::build(raw)?;
             telemetry::begin(&config.log);
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?;
             runtime.block_on(stop_all(config))?;
         }
     }
@@ -115,12 +144,15 @@ fn print(text: &str) -> std::io::Result<()> {
 fn serve(mut raw: RawConfig, stop_on_exit: bool) -> anyhow::Result<()> {
     // Bound before the configuration is complete: with port 0 the origins need the real one.
     let address = Config::build(raw.clone())?.listen.address;
-    let socket = TcpListener::bind(address)
-        .with_context(|| format!("cannot listen on {address}: is another program using the port?"))?;
+    let socket = TcpListener::bind(address).with_context(|| {
+        format!("cannot listen on {address}: is another program using the port?")
+    })?;
     raw.listen.address = Some(socket.local_addr()?.to_string());
     let config = Config::build(raw)?;
     telemetry::begin(&config.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(run(config, socket, stop_on_exit))
 }
 
@@ -138,7 +170,9 @@ async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow:
     let router = control::router(&app);
     let served = tokio::spawn(listener.serve(Arc::clone(&app), router));
     if let Some(link) = &link {
-        print("set-up: nobody administers this installation yet; the link below makes the first administrator, once\n")?;
+        print(
+            "set-up: nobody administers this installation yet; the link below makes the first administrator, once\n",
+        )?;
         print(&format!("ready: {link}\n"))?;
     } else {
         print(&format!("ready: {}/\n", app.config.origins.control))?;

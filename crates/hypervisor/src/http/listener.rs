@@ -99,6 +99,14 @@ impl Listener {
         })
     }
 
+    /// Whether certificate and key can be used, for `check-config`.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the two do not fit together.
+    pub fn check_tls(files: &TlsFiles) -> Result<(), ListenError> {
+        acceptor(files).map(drop)
+    }
+
     /// Serves until `app.draining` is cancelled, then lets connections finish for a while.
     pub async fn serve(self, app: Arc<App>, control: axum::Router) {
         let graceful = GracefulShutdown::new();
@@ -122,7 +130,7 @@ impl Listener {
                                 serve_connection(app, control, peer, stream, watcher).await
                             }
                             Ok(Err(error)) => {
-                                tracing::debug!(%peer, %error, "TLS handshake failed")
+                                tracing::debug!(%peer, %error, "TLS handshake failed");
                             }
                             Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
                         }
@@ -233,7 +241,7 @@ fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ListenError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map(|builder| builder.with_no_client_auth())
+        .map(rustls::ConfigBuilder::with_no_client_auth)
         .and_then(|builder| builder.with_single_cert(chain, key))
         .map_err(|source| ListenError::Tls {
             what: "the pair of cert_file and key_file",

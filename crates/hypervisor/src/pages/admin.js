@@ -105,7 +105,9 @@ function users() {
 
 function actor(record) {
   const who = record.actor ?? {};
-  return who.name ?? who.kind ?? '';
+  const name = who.name ?? who.kind ?? '';
+  const subject = record.subject?.name;
+  return subject && subject !== name ? `${name} (for ${subject})` : name;
 }
 
 function audit() {
@@ -140,7 +142,7 @@ function audit() {
     busy(check, here.message, async () => {
       const report = await get('/admin/audit/verify');
       if (report.ok) toast(`${report.records} records verified.`);
-      else fill(here.message, h('div', { class: 'notice notice-error', role: 'alert' }, h('p', {}, `The log was changed: ${report.fault}`)));
+      else fill(here.message, h('div', { class: 'notice notice-error', role: 'alert' }, h('p', {}, `The log is not whole: record ${report.fault.seq} is the first that is not as it was written (${report.fault.kind}).`)));
     }),
   );
   return here.element;

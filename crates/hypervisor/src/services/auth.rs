@@ -10,8 +10,8 @@ use super::audit::Entry;
 use super::ceremonies::{Ceremony, Purpose};
 use super::passkeys::{Challenge, Created, SIGN_IN_REFUSED};
 use super::rate::Attempt;
-use super::sessions::{self, Made};
 use super::recovery;
+use super::sessions::{self, Made};
 use crate::actor::{Actor, User, Via};
 use crate::app::App;
 use crate::config::{HostMatch, Registration};
@@ -19,8 +19,9 @@ use crate::error::Error;
 use crate::store::{self, Entitlement, NewUser, SessionKind};
 
 /// The one answer to a registration that nothing lets happen.
-const NOT_ENTITLED: Error =
-    Error::Refused("this link is not valid any more: it was used, withdrawn, or has expired; ask an administrator for a new one");
+const NOT_ENTITLED: Error = Error::Refused(
+    "this link is not valid any more: it was used, withdrawn, or has expired; ask an administrator for a new one",
+);
 
 /// Who wants to register.
 #[derive(Debug, Deserialize)]
@@ -86,33 +87,58 @@ pub async fn setup_link(app: &App) -> Result<Option<String>, Error> {
     let token = Token::generate(TokenKind::Setup, &app.random).map_err(Error::internal)?;
     let now = app.clock.now_ms();
     let expires_at = now.saturating_add(crate::clock::millis(app.config.auth.invite_lifetime));
-    app.audit.record(&Actor::internal(), Entry::allowed("setup_link.create", "first admin")).await?;
-    app.store.replace_setup_link(&token.hash().to_string(), now, expires_at).await?;
-    Ok(Some(format!("{}/register?setup={}", app.config.origins.control, token.expose())))
+    app.audit
+        .record(
+            &Actor::internal(),
+            Entry::allowed("setup_link.create", "first admin"),
+        )
+        .await?;
+    app.store
+        .replace_setup_link(&token.hash().to_string(), now, expires_at)
+        .await?;
+    Ok(Some(format!(
+        "{}/register?setup={}",
+        app.config.origins.control,
+        token.expose()
+    )))
 }
 
 /// Says whether what a link carries can still be used.
 ///
 /// # Errors
 /// Too many attempts, or the database failed.
-pub async fn check_entitlement(app: &App, invite: Option<&str>, setup: Option<&str>) -> Result<Entitled, Error> {
+pub async fn check_entitlement(
+    app: &App,
+    invite: Option<&str>,
+    setup: Option<&str>,
+) -> Result<Entitled, Error> {
     let Ok(entitlement) = entitlement(app, invite, setup) else {
-        return Ok(Entitled { valid: false, makes_admin: false });
+        return Ok(Entitled {
+            valid: false,
+            makes_admin: false,
+        });
     };
     let found = app.store.entitled(&entitlement, app.clock.now_ms()).await?;
-    Ok(Entitled { valid: found.is_some(), makes_admin: found.unwrap_or(false) })
+    Ok(Entitled {
+        valid: found.is_some(),
+        makes_admin: found.unwrap_or(false),
+    })
 }
 
 fn entitlement(app: &App, invite: Option<&str>, setup: Option<&str>) -> Result<Entitlement, Error> {
-    let hash = |kind, text| Token::parse_kind(kind, text).map(|token| token.hash().to_string()).map_err(|_| NOT_ENTITLED);
+    let hash = |kind, text| {
+        Token::parse_kind(kind, text)
+            .map(|token| token.hash().to_string())
+            .map_err(|_| NOT_ENTITLED)
+    };
     match (setup, invite) {
         (Some(setup), _) => hash(TokenKind::Setup, setup).map(Entitlement::Setup),
         (None, Some(invite)) => hash(TokenKind::Invite, invite).map(Entitlement::Invite),
         (None, None) => match app.config.auth.registration {
             Registration::Open => Ok(Entitlement::Open),
-            Registration::Closed => {
-                Err(Error::Refused("registration is by invitation here; ask an administrator for a link"))
-            }
+            Registration::Closed => Err(Error::Refused(
+                "registration is by invitation here; ask an administrator for a link",
+            )),
         },
     }
 }
@@ -126,16 +152,23 @@ pub async fn register_start(
     actor: &Actor,
     request: &RegisterStart,
 ) -> Result<Challenge, Error> {
-    let name: UserName = request
-        .name
-        .trim()
-        .to_ascii_lowercase()
-        .parse()
-        .map_err(|error: types::UserNameError| Error::bad_request(error.to_string()))?;
+    let name: UserName = request.name.trim().to_ascii_lowercase().parse().map_err(
+        |error: types::UserNameError| Error::bad_request(format!("{error}; choose another name")),
+    )?;
     app.rate.account(Attempt::Register, name.as_str())?;
     let entitlement = entitlement(app, request.invite.as_deref(), request.setup.as_deref())?;
-    if app.store.entitled(&entitlement, app.clock.now_ms()).await?.is_none() {
-        app.audit.record(actor, Entry::denied("auth.register", name.as_str(), "the link is not valid")).await?;
+    if app
+        .store
+        .entitled(&entitlement, app.clock.now_ms())
+        .await?
+        .is_none()
+    {
+        app.audit
+            .record(
+                actor,
+                Entry::denied("auth.register", name.as_str(), "the link is not valid"),
+            )
+            .await?;
         return Err(NOT_ENTITLED);
     }
     // Only whoever may register learns which names are taken.
@@ -144,8 +177,15 @@ pub async fn register_start(
     }
     let user = UserId::generate();
     let (options, state) = app.relying_party.begin_creation(user, &name, &[])?;
-    let purpose = Purpose::Register { user, name, entitlement };
-    let ceremony = app.ceremonies.begin(Ceremony::Create { purpose, state: Box::new(state) });
+    let purpose = Purpose::Register {
+        user,
+        name,
+        entitlement,
+    };
+    let ceremony = app.ceremonies.begin(Ceremony::Create {
+        purpose,
+        state: Box::new(state),
+    });
     Ok(Challenge { ceremony, options })
 }
 
@@ -173,15 +213,27 @@ pub async fn register_finish(
     created: &Created,
     user_agent: Option<&str>,
 ) -> Result<Registered, Error> {
-    let Ceremony::Create { purpose: Purpose::Register { user, name, entitlement }, state } =
-        app.ceremonies.take(created.ceremony)?
+    let Ceremony::Create {
+        purpose:
+            Purpose::Register {
+                user,
+                name,
+                entitlement,
+            },
+        state,
+    } = app.ceremonies.take(created.ceremony)?
     else {
         return Err(Error::bad_request("this ceremony is for something else"));
     };
-    let passkey =
-        app.relying_party.finish_creation(&created.credential, &state, created.passkey_name.as_deref())?;
+    let passkey = app.relying_party.finish_creation(
+        &created.credential,
+        &state,
+        created.passkey_name.as_deref(),
+    )?;
     let now = app.clock.now_ms();
-    let Some(is_admin) = app.store.entitled(&entitlement, now).await? else { return Err(NOT_ENTITLED) };
+    let Some(is_admin) = app.store.entitled(&entitlement, now).await? else {
+        return Err(NOT_ENTITLED);
+    };
     let (codes, hashed) = recovery::new_codes(app).await?;
     let made = sessions::make(app, actor, user, SessionKind::Control, user_agent)?;
     let registration = store::Registration {
@@ -207,7 +259,15 @@ pub async fn register_finish(
     if !app.store.register(&registration).await? {
         return Err(NOT_ENTITLED);
     }
-    Ok(Registered { user: User { id: user, name, is_admin }, made, codes })
+    Ok(Registered {
+        user: User {
+            id: user,
+            name,
+            is_admin,
+        },
+        made,
+        codes,
+    })
 }
 
 /// Begins a sign-in. The answer has the same form whether or not the account exists.
@@ -227,7 +287,10 @@ pub async fn login_start(app: &App, request: &LoginStart) -> Result<Challenge, E
         }
     };
     let (options, ceremony) = app.relying_party.begin_sign_in(app, name.as_ref()).await?;
-    Ok(Challenge { ceremony: app.ceremonies.begin(ceremony), options })
+    Ok(Challenge {
+        ceremony: app.ceremonies.begin(ceremony),
+        options,
+    })
 }
 
 /// Ends a sign-in. A session that was presented with it ends: a new one takes its place,
@@ -242,29 +305,49 @@ pub async fn login_finish(
     user_agent: Option<&str>,
 ) -> Result<(User, Made), Error> {
     let checked = match app.ceremonies.take(finish.ceremony) {
-        Ok(ceremony) => app.relying_party.finish_sign_in(app, ceremony, &finish.credential).await,
+        Ok(ceremony) => {
+            app.relying_party
+                .finish_sign_in(app, ceremony, &finish.credential)
+                .await
+        }
         Err(error) => Err(error),
     };
     let row = match checked {
         Ok(row) => row,
         Err(error @ Error::Refused(_)) => {
-            app.audit.record(actor, Entry::denied("auth.login", "-", "the passkey was refused")).await?;
+            app.audit
+                .record(
+                    actor,
+                    Entry::denied("auth.login", "-", "the passkey was refused"),
+                )
+                .await?;
             return Err(error);
         }
         Err(error) => return Err(error),
     };
-    let Some(user) = app.store.user(row.user_id).await? else { return Err(SIGN_IN_REFUSED) };
+    let Some(user) = app.store.user(row.user_id).await? else {
+        return Err(SIGN_IN_REFUSED);
+    };
     app.rate.account(Attempt::Login, user.name.as_str())?;
     let made = sessions::make(app, actor, user.id, SessionKind::Control, user_agent)?;
     let entry = Entry::allowed("auth.login", made.session.id.to_string())
         .about_user(user.id, &user.name)
         .with("passkey", row.id.to_string());
     app.audit.record(actor, entry).await?;
-    app.store.touch_passkey(row.id, &row.credential, app.clock.now_ms()).await?;
+    app.store
+        .touch_passkey(row.id, &row.credential, app.clock.now_ms())
+        .await?;
     if let (Some(before), Via::Session(id) | Via::RecoverySession(id)) = (&actor.user, &actor.via) {
         app.store.remove_session(before.id, *id).await?;
         app.sessions_ended(before.id);
     }
     app.store.add_session(&made.session).await?;
-    Ok((User { id: user.id, name: user.name, is_admin: user.is_admin }, made))
+    Ok((
+        User {
+            id: user.id,
+            name: user.name,
+            is_admin: user.is_admin,
+        },
+        made,
+    ))
 }

@@ -93,7 +93,10 @@ impl Ceremonies {
     /// None under way.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        Self { clock, pending: Mutex::default() }
+        Self {
+            clock,
+            pending: Mutex::default(),
+        }
     }
 
     /// Keeps a ceremony and names it.
@@ -122,12 +125,64 @@ impl Ceremonies {
         let now = self.clock.now_ms();
         match self.lock().by_id.remove(&id) {
             Some((ends, ceremony)) if ends > now => Ok(ceremony),
-            _ => Err(Error::conflict("this took too long or was done already; begin again")),
+            _ => Err(Error::conflict(
+                "this took too long or was done already; begin again",
+            )),
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
         // Both collections are valid after every statement.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use webauthn_rs::prelude::{Url, WebauthnBuilder};
+
+    use super::{CEREMONY_LIFETIME, Ceremonies, Ceremony, MAX_CEREMONIES, Named};
+    use crate::clock::Clock;
+
+    fn sign_in() -> Ceremony {
+        let url = Url::parse("http://localhost:9090").unwrap();
+        let webauthn = WebauthnBuilder::new("localhost", &url)
+            .unwrap()
+            .build()
+            .unwrap();
+        let (_, state) = webauthn.start_discoverable_authentication().unwrap();
+        Ceremony::SignIn {
+            named: Named::Nobody,
+            state: Box::new(state),
+        }
+    }
+
+    #[test]
+    fn a_ceremony_is_taken_out_once_and_not_after_its_end() {
+        let clock = Clock::fixed(0);
+        let ceremonies = Ceremonies::new(clock.clone());
+        let (one, two) = (ceremonies.begin(sign_in()), ceremonies.begin(sign_in()));
+        assert!(ceremonies.take(one).is_ok());
+        assert!(ceremonies.take(one).is_err());
+        clock.advance(CEREMONY_LIFETIME);
+        assert!(ceremonies.take(two).is_err());
+    }
+
+    #[test]
+    fn the_oldest_gives_way_and_memory_stays_bounded() {
+        let clock = Clock::fixed(0);
+        let ceremonies = Ceremonies::new(clock.clone());
+        let ceremony = sign_in();
+        let first = ceremonies.begin(ceremony.clone());
+        let last = (0..MAX_CEREMONIES)
+            .map(|_| ceremonies.begin(ceremony.clone()))
+            .last()
+            .unwrap();
+        assert!(ceremonies.take(first).is_err());
+        assert!(ceremonies.take(last).is_ok());
+        clock.advance(CEREMONY_LIFETIME);
+        ceremonies.begin(ceremony);
+        assert_eq!(ceremonies.lock().by_id.len(), 1);
+        assert_eq!(ceremonies.lock().order.len(), 1);
     }
 }

@@ -95,14 +95,21 @@ impl RelyingParty {
     /// # Errors
     /// The control origin cannot be one.
     pub fn new(origins: &Origins, stand_in_key: String) -> Result<Self, Error> {
-        let url = origins.control.to_string().parse().map_err(Error::internal)?;
+        let url = origins
+            .control
+            .to_string()
+            .parse()
+            .map_err(Error::internal)?;
         let webauthn = WebauthnBuilder::new(origins.control.host(), &url)
             .map_err(Error::internal)?
             .rp_name("ChoirOS")
             .timeout(CEREMONY_LIFETIME)
             .build()
             .map_err(Error::internal)?;
-        Ok(Self { webauthn, stand_in_key })
+        Ok(Self {
+            webauthn,
+            stand_in_key,
+        })
     }
 
     /// Begins to make a passkey. Authenticators are asked to keep it themselves where they
@@ -120,13 +127,17 @@ impl RelyingParty {
             .collect();
         let (options, state) = self
             .webauthn
-            .start_passkey_registration(*user.as_uuid(), name.as_str(), name.as_str(), Some(exclude))
+            .start_passkey_registration(
+                *user.as_uuid(),
+                name.as_str(),
+                name.as_str(),
+                Some(exclude),
+            )
             .map_err(Error::internal)?;
         let mut options = serde_json::to_value(&options).map_err(Error::internal)?;
-        if let Some(selection) = options.pointer_mut("/publicKey/authenticatorSelection") {
-            if let Some(selection) = selection.as_object_mut() {
-                selection.insert("residentKey".to_owned(), json!("preferred"));
-            }
+        let selection = options.pointer_mut("/publicKey/authenticatorSelection");
+        if let Some(selection) = selection.and_then(Value::as_object_mut) {
+            selection.insert("residentKey".to_owned(), json!("preferred"));
         }
         Ok((options, state))
     }
@@ -138,10 +149,13 @@ impl RelyingParty {
         state: &PasskeyRegistration,
         name: Option<&str>,
     ) -> Result<NewPasskey, Error> {
-        let passkey = self.webauthn.finish_passkey_registration(credential, state).map_err(|error| {
-            tracing::info!(%error, "a new passkey was refused");
-            Error::bad_request("the browser's answer does not fit this page; try again here")
-        })?;
+        let passkey = self
+            .webauthn
+            .finish_passkey_registration(credential, state)
+            .map_err(|error| {
+                tracing::info!(%error, "a new passkey was refused");
+                Error::bad_request("the browser's answer does not fit this page; try again here")
+            })?;
         Ok(NewPasskey {
             id: PasskeyId::generate(),
             name: passkey_name(name)?,
@@ -157,27 +171,48 @@ impl RelyingParty {
         app: &App,
         name: Option<&UserName>,
     ) -> Result<(Value, Ceremony), Error> {
-        let (mut request, state) = self.webauthn.start_discoverable_authentication().map_err(Error::internal)?;
+        let (mut request, state) = self
+            .webauthn
+            .start_discoverable_authentication()
+            .map_err(Error::internal)?;
         request.mediation = None;
         let mut options = serde_json::to_value(&request).map_err(Error::internal)?;
         let mut named = Named::Nobody;
         if let Some(name) = name {
             let user = app.store.user_by_name(name).await?;
-            let rows = app.store.passkeys(user.as_ref().map_or(UserId::from_uuid(Uuid::nil()), |user| user.id)).await?;
+            let rows = app
+                .store
+                .passkeys(
+                    user.as_ref()
+                        .map_or(UserId::from_uuid(Uuid::nil()), |user| user.id),
+                )
+                .await?;
             let real = rows
                 .iter()
                 .filter_map(|row| serde_json::from_str::<Passkey>(&row.credential).ok())
                 .map(|passkey| passkey.cred_id().to_vec())
                 .collect::<Vec<_>>();
-            let ids = if user.is_some() { real } else { vec![self.stand_in(name)] };
+            let ids = if user.is_some() {
+                real
+            } else {
+                vec![self.stand_in(name)]
+            };
             named = user.map_or(Named::Stranger, |user| Named::Account(user.id));
-            let allowed: Vec<Value> =
-                ids.iter().map(|id| json!({"type": "public-key", "id": URL_SAFE_NO_PAD.encode(id)})).collect();
+            let allowed: Vec<Value> = ids
+                .iter()
+                .map(|id| json!({"type": "public-key", "id": URL_SAFE_NO_PAD.encode(id)}))
+                .collect();
             if let Some(public_key) = options.get_mut("publicKey").and_then(Value::as_object_mut) {
                 public_key.insert("allowCredentials".to_owned(), Value::Array(allowed));
             }
         }
-        Ok((options, Ceremony::SignIn { named, state: Box::new(state) }))
+        Ok((
+            options,
+            Ceremony::SignIn {
+                named,
+                state: Box::new(state),
+            },
+        ))
     }
 
     /// Checks a sign-in, and says whose passkey it was.
@@ -187,13 +222,16 @@ impl RelyingParty {
         ceremony: Ceremony,
         credential: &PublicKeyCredential,
     ) -> Result<PasskeyRow, Error> {
-        let Ceremony::SignIn { named, state } = ceremony else { return Err(SIGN_IN_REFUSED) };
+        let Ceremony::SignIn { named, state } = ceremony else {
+            return Err(SIGN_IN_REFUSED);
+        };
         let credential_id = URL_SAFE_NO_PAD.encode(credential.get_credential_id());
         let Some(mut row) = app.store.passkey_by_credential(&credential_id).await? else {
             return Err(SIGN_IN_REFUSED);
         };
-        let handle_fits =
-            credential.get_user_unique_id().is_none_or(|handle| handle == row.user_id.as_uuid().as_bytes());
+        let handle_fits = credential
+            .get_user_unique_id()
+            .is_none_or(|handle| handle == row.user_id.as_uuid().as_bytes());
         let name_fits = match named {
             Named::Nobody => true,
             Named::Account(user) => user == row.user_id,
@@ -202,10 +240,15 @@ impl RelyingParty {
         if !handle_fits || !name_fits {
             return Err(SIGN_IN_REFUSED);
         }
-        let mut passkey: Passkey = serde_json::from_str(&row.credential).map_err(Error::internal)?;
+        let mut passkey: Passkey =
+            serde_json::from_str(&row.credential).map_err(Error::internal)?;
         let result = self
             .webauthn
-            .finish_discoverable_authentication_v2(credential, *state, &DiscoverableKey::from(&passkey))
+            .finish_discoverable_authentication_v2(
+                credential,
+                *state,
+                DiscoverableKey::from(&passkey),
+            )
             .map_err(|error| {
                 tracing::info!(%error, "a sign-in was refused");
                 SIGN_IN_REFUSED
@@ -225,7 +268,10 @@ impl RelyingParty {
                 .finish()
         };
         let choice = usize::from(block(0).as_bytes().first().copied().unwrap_or_default());
-        let length = STAND_IN_LENGTHS.get(choice % STAND_IN_LENGTHS.len()).copied().unwrap_or(32);
+        let length = STAND_IN_LENGTHS
+            .get(choice % STAND_IN_LENGTHS.len())
+            .copied()
+            .unwrap_or(32);
         let mut id = [*block(1).as_bytes(), *block(2).as_bytes()].concat();
         id.truncate(length);
         id
@@ -238,7 +284,13 @@ impl RelyingParty {
 /// Not signed in, or not allowed.
 pub async fn list(app: &App, actor: &Actor) -> Result<Vec<PasskeyView>, Error> {
     let user = actor.allow(Scope::Account)?;
-    Ok(app.store.passkeys(user.id).await?.into_iter().map(PasskeyView::from).collect())
+    Ok(app
+        .store
+        .passkeys(user.id)
+        .await?
+        .into_iter()
+        .map(PasskeyView::from)
+        .collect())
 }
 
 /// Begins to add a passkey to the caller's account.
@@ -249,11 +301,21 @@ pub async fn add_start(app: &App, actor: &Actor) -> Result<Challenge, Error> {
     let (user, _) = actor.require_session()?;
     let existing = app.store.passkeys(user.id).await?;
     if existing.len() >= MAX_PASSKEYS {
-        return Err(Error::conflict(format!("an account has at most {MAX_PASSKEYS} passkeys; revoke one first")));
+        return Err(Error::conflict(format!(
+            "an account has at most {MAX_PASSKEYS} passkeys; revoke one first"
+        )));
     }
-    let (options, state) = app.relying_party.begin_creation(user.id, &user.name, &existing)?;
-    let ceremony = Ceremony::Create { purpose: Purpose::Add { user: user.id }, state: Box::new(state) };
-    Ok(Challenge { ceremony: app.ceremonies.begin(ceremony), options })
+    let (options, state) = app
+        .relying_party
+        .begin_creation(user.id, &user.name, &existing)?;
+    let ceremony = Ceremony::Create {
+        purpose: Purpose::Add { user: user.id },
+        state: Box::new(state),
+    };
+    Ok(Challenge {
+        ceremony: app.ceremonies.begin(ceremony),
+        options,
+    })
 }
 
 /// Ends adding a passkey.
@@ -263,19 +325,31 @@ pub async fn add_start(app: &App, actor: &Actor) -> Result<Challenge, Error> {
 pub async fn add_finish(app: &App, actor: &Actor, created: &Created) -> Result<PasskeyView, Error> {
     let (user, _) = actor.require_session()?;
     let ceremony = app.ceremonies.take(created.ceremony)?;
-    let Ceremony::Create { purpose: Purpose::Add { user: owner }, state } = ceremony else {
+    let Ceremony::Create {
+        purpose: Purpose::Add { user: owner },
+        state,
+    } = ceremony
+    else {
         return Err(Error::bad_request("this ceremony is for something else"));
     };
     if owner != user.id {
         return Err(Error::bad_request("this ceremony is for somebody else"));
     }
-    let passkey =
-        app.relying_party.finish_creation(&created.credential, &state, created.passkey_name.as_deref())?;
+    let passkey = app.relying_party.finish_creation(
+        &created.credential,
+        &state,
+        created.passkey_name.as_deref(),
+    )?;
     let now = app.clock.now_ms();
     let entry = Entry::allowed("passkey.add", passkey.id.to_string()).with("name", &passkey.name);
     app.audit.record(actor, entry).await?;
     app.store.add_passkey(user.id, &passkey, now).await?;
-    Ok(PasskeyView { id: passkey.id, name: passkey.name, created_at: rfc3339(now), last_used_at: None })
+    Ok(PasskeyView {
+        id: passkey.id,
+        name: passkey.name,
+        created_at: rfc3339(now),
+        last_used_at: None,
+    })
 }
 
 /// Renames a passkey.
@@ -287,7 +361,11 @@ pub async fn rename(app: &App, actor: &Actor, id: PasskeyId, name: &str) -> Resu
     let name = passkey_name(Some(name))?;
     let entry = Entry::allowed("passkey.rename", id.to_string()).with("name", &name);
     app.audit.record(actor, entry).await?;
-    if app.store.rename_passkey(user.id, id, &name).await? { Ok(()) } else { Err(Error::NotFound("passkey")) }
+    if app.store.rename_passkey(user.id, id, &name).await? {
+        Ok(())
+    } else {
+        Err(Error::NotFound("passkey"))
+    }
 }
 
 /// Revokes a passkey; the last one stays.
@@ -301,10 +379,18 @@ pub async fn revoke(app: &App, actor: &Actor, id: PasskeyId) -> Result<(), Error
         return Err(Error::NotFound("passkey"));
     }
     if rows.len() == 1 {
-        return Err(Error::conflict("this is your last passkey; add another one before you revoke it"));
+        return Err(Error::conflict(
+            "this is your last passkey; add another one before you revoke it",
+        ));
     }
-    app.audit.record(actor, Entry::allowed("passkey.revoke", id.to_string())).await?;
-    if app.store.remove_passkey(user.id, id).await? { Ok(()) } else { Err(Error::NotFound("passkey")) }
+    app.audit
+        .record(actor, Entry::allowed("passkey.revoke", id.to_string()))
+        .await?;
+    if app.store.remove_passkey(user.id, id).await? {
+        Ok(())
+    } else {
+        Err(Error::NotFound("passkey"))
+    }
 }
 
 /// A name for a passkey, cleaned; a plain one when none was given.
@@ -314,7 +400,9 @@ fn passkey_name(name: Option<&str>) -> Result<String, Error> {
         return Ok("Passkey".to_owned());
     }
     if name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(Error::bad_request(format!("a passkey's name has at most {MAX_NAME} printable characters")));
+        return Err(Error::bad_request(format!(
+            "a passkey's name has at most {MAX_NAME} printable characters"
+        )));
     }
     Ok(name.to_owned())
 }

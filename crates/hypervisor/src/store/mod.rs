@@ -8,6 +8,8 @@ mod recovery;
 mod routes;
 mod sandboxes;
 mod sessions;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod users;
 

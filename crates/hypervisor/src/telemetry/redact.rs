@@ -2,17 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Beginnings of secrets: our own tokens, and the keys of providers.
-const SHAPES: &[&str] = &[
-    "choirgw_",
-    "choirpat_",
-    "choirses_",
-    "choirrun_",
-    "choirinv_",
-    "choirset_",
-    "choirdev_",
-    "choirhnd_",
-    "choirrec_",
+/// Beginnings of keys that are not ours; `crypto` knows our own tokens.
+const FOREIGN: &[&str] = &[
     "sk-",
     "sk_live_",
     "xai-",
@@ -33,61 +24,123 @@ const MIN_SECRET: usize = 12;
 /// What stands in the place of a secret.
 const MASK: &str = "[redacted]";
 
+/// A recovery code has four groups of four characters.
+const CODE_GROUPS: usize = 4;
+const CODE_GROUP: usize = 4;
+
 /// Replaces everything after the beginning of a secret, so that the log still says which
-/// kind it was.
+/// kind it was, and whole recovery codes.
 #[must_use]
 pub fn redact(text: &str) -> Cow<'_, str> {
+    let own = crypto::redact_tokens(text);
+    let foreign = redact_words(&own);
+    match (own, foreign) {
+        (own, None) => own,
+        (_, Some(text)) => Cow::Owned(text),
+    }
+}
+
+/// Goes over the words of a text; `None` when all of them may stay.
+fn redact_words(text: &str) -> Option<String> {
     let mut out = String::new();
-    let mut rest = text;
-    while let Some((at, shape)) = first_shape(rest) {
-        let (before, from) = rest.split_at(at);
-        let after = from.get(shape.len()..).unwrap_or_default();
-        let length = after.bytes().take_while(|b| is_secret_byte(*b)).count();
-        let (secret, tail) = after.split_at(length);
-        out.push_str(before);
-        out.push_str(shape);
-        out.push_str(if length >= MIN_SECRET { MASK } else { secret });
-        rest = tail;
+    let mut kept = 0;
+    let mut at = 0;
+    for word in text.split_inclusive(|c: char| !is_word(c)) {
+        let start = at;
+        at += word.len();
+        let bare = word.trim_end_matches(|c: char| !is_word(c));
+        let Some(prefix) = secret_prefix(bare) else {
+            continue;
+        };
+        out.push_str(text.get(kept..start).unwrap_or_default());
+        out.push_str(prefix);
+        out.push_str(MASK);
+        kept = start + bare.len();
     }
-    if out.is_empty() {
-        return Cow::Borrowed(text);
+    if kept == 0 {
+        return None;
     }
-    out.push_str(rest);
-    Cow::Owned(out)
+    out.push_str(text.get(kept..).unwrap_or_default());
+    Some(out)
 }
 
-fn first_shape(text: &str) -> Option<(usize, &'static str)> {
-    SHAPES
+const fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
+}
+
+/// What of a word may stay, when the word is a secret.
+fn secret_prefix(word: &str) -> Option<&str> {
+    if is_recovery_code(word) {
+        return Some("");
+    }
+    FOREIGN
         .iter()
-        .filter_map(|shape| text.find(shape).map(|at| (at, *shape)))
-        .min()
+        .filter_map(|prefix| {
+            let at = word.find(prefix)?;
+            let end = at + prefix.len();
+            // A key may be glued to what stands before it, but not to the middle of a word.
+            let begins = word
+                .get(..at)?
+                .chars()
+                .next_back()
+                .is_none_or(|c| !c.is_ascii_alphanumeric());
+            (begins && word.len() >= end + MIN_SECRET)
+                .then(|| word.get(..end))
+                .flatten()
+        })
+        .next()
 }
 
-const fn is_secret_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+fn is_recovery_code(word: &str) -> bool {
+    let mut groups = word.split('-');
+    let fits = groups.by_ref().take(CODE_GROUPS).filter(|group| {
+        group.len() == CODE_GROUP
+            && group
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
+    });
+    fits.count() == CODE_GROUPS && groups.next().is_none()
 }
 
 #[cfg(test)]
 mod tests {
     use super::redact;
+    use crypto::{OsRandom, RecoveryCode, Token, TokenKind};
     use proptest::prelude::*;
 
     #[test]
-    fn masks_every_secret_and_says_its_kind() {
-        let token = "a1".repeat(24);
-        let line =
-            format!("{{\"error\":\"bad choirgw_{token}\",\"b\":\"choirpat_{token}\"}} sk-{token}");
-        let shown = redact(&line);
-        assert!(!shown.contains(&token));
-        assert_eq!(
-            shown,
-            "{\"error\":\"bad choirgw_[redacted]\",\"b\":\"choirpat_[redacted]\"} sk-[redacted]"
-        );
+    fn masks_every_kind_of_token_and_says_which_it_was() {
+        for kind in TokenKind::ALL {
+            let token = Token::generate(kind, &OsRandom::new()).unwrap();
+            let line = format!("{{\"error\":\"bad {}\"}}", token.expose());
+            assert_eq!(
+                redact(&line),
+                format!("{{\"error\":\"bad {}[redacted]\"}}", kind.prefix())
+            );
+        }
     }
 
     #[test]
-    fn leaves_words_alone() {
-        for line in ["a task-list", "choirgw_ is the prefix", "", "sk-8"] {
+    fn masks_keys_of_providers_and_recovery_codes() {
+        let key = "a1".repeat(12);
+        assert_eq!(
+            redact(&format!("key=sk-{key}, next")),
+            "key=sk-[redacted], next"
+        );
+        let code = RecoveryCode::generate(&OsRandom::new()).unwrap();
+        assert_eq!(redact(&format!("({})", code.expose())), "([redacted])");
+    }
+
+    #[test]
+    fn leaves_words_and_ids_alone() {
+        for line in [
+            "a task-list-with-many-words",
+            "choirgw_ is the prefix",
+            "",
+            "sk-8",
+            "019ac1d2-7e3f-7abc-8def-0123456789ab",
+            "risk-assessment-of-everything",
+        ] {
             assert_eq!(redact(line), line);
         }
     }
@@ -95,8 +148,8 @@ mod tests {
     proptest! {
         #[test]
         fn never_loses_other_text(before in "[^a-zA-Z0-9_-]{0,20}", after in "[^a-zA-Z0-9_-]{0,20}") {
-            let line = format!("{before}choirses_{}{after}", "x".repeat(40));
-            prop_assert_eq!(redact(&line), format!("{before}choirses_[redacted]{after}"));
+            let line = format!("{before}sk-{}{after}", "x".repeat(40));
+            prop_assert_eq!(redact(&line), format!("{before}sk-[redacted]{after}"));
         }
 
         #[test]

@@ -1,0 +1,295 @@
+//! The store's promises.
+
+use types::{InviteId, PasskeyId, SandboxId, SessionId, UserId};
+use uuid::Uuid;
+
+use super::*;
+
+const NOW: i64 = 1_000_000;
+
+async fn store() -> (Store, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("hypervisor.db"))
+        .await
+        .unwrap();
+    (store, dir)
+}
+
+fn session(user: UserId, kind: SessionKind, parent: Option<SessionId>) -> NewSession {
+    let id = SessionId::generate();
+    NewSession {
+        id,
+        user_id: user,
+        kind,
+        parent,
+        token_hash: id.to_string(),
+        host: "localhost".to_owned(),
+        user_agent: String::new(),
+        address: String::new(),
+        now: NOW,
+        expires_at: NOW + 1000,
+    }
+}
+
+fn passkey() -> NewPasskey {
+    let id = PasskeyId::generate();
+    NewPasskey {
+        id,
+        name: "Laptop".to_owned(),
+        credential_id: id.to_string(),
+        credential: "{}".to_owned(),
+    }
+}
+
+fn registration(name: &str, entitlement: Entitlement) -> Registration {
+    let user = UserId::generate();
+    Registration {
+        user: NewUser {
+            id: user,
+            name: name.parse().unwrap(),
+            is_admin: false,
+            live: SandboxId::generate(),
+            dev: SandboxId::generate(),
+            host_uid_base: 5000,
+            now: NOW,
+        },
+        passkey: passkey(),
+        codes: vec![NewRecoveryCode {
+            id: Uuid::now_v7(),
+            code_hash: "x".to_owned(),
+        }],
+        session: session(user, SessionKind::Control, None),
+        entitlement,
+    }
+}
+
+#[tokio::test]
+async fn a_registration_makes_two_sandboxes_with_uids_of_their_own() {
+    let (store, _dir) = store().await;
+    for name in ["alice", "bob"] {
+        assert!(
+            store
+                .register(&registration(name, Entitlement::Open))
+                .await
+                .unwrap()
+        );
+    }
+    let uids: Vec<u32> = store
+        .sandboxes()
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.host_uid)
+        .collect();
+    assert_eq!(uids, [5000, 5001, 5002, 5003]);
+    assert_eq!(store.routes().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn an_invitation_makes_one_account_and_a_refused_registration_leaves_nothing() {
+    let (store, _dir) = store().await;
+    let first = registration("alice", Entitlement::Open);
+    store.register(&first).await.unwrap();
+    let invite = NewInvite {
+        id: InviteId::generate(),
+        token_hash: "hash".to_owned(),
+        note: String::new(),
+        makes_admin: true,
+        created_by: first.user.id,
+        now: NOW,
+        expires_at: NOW + 1000,
+    };
+    store.add_invite(&invite).await.unwrap();
+    let entitlement = Entitlement::Invite("hash".to_owned());
+    assert_eq!(store.entitled(&entitlement, NOW).await.unwrap(), Some(true));
+    assert_eq!(
+        store.entitled(&entitlement, NOW + 1000).await.unwrap(),
+        None
+    );
+    assert!(
+        store
+            .register(&registration("bob", entitlement.clone()))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .register(&registration("carol", entitlement))
+            .await
+            .unwrap()
+    );
+    assert!(
+        store
+            .user_by_name(&"carol".parse().unwrap())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    let taken = store
+        .register(&registration("bob", Entitlement::Open))
+        .await;
+    assert!(matches!(taken, Err(StoreError::Duplicate { what: "user" })));
+    assert!(!store.remove_invite(invite.id).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_swap_happens_once_per_generation() {
+    let (store, _dir) = store().await;
+    let alice = registration("alice", Entitlement::Open);
+    store.register(&alice).await.unwrap();
+    let seen = store.route(alice.user.id).await.unwrap().unwrap();
+    let swapped = store.swap_route(&seen, NOW).await.unwrap().unwrap();
+    assert_eq!(
+        (swapped.live, swapped.dev, swapped.generation),
+        (seen.dev, seen.live, 1)
+    );
+    assert_eq!(store.swap_route(&seen, NOW).await.unwrap(), None);
+    let back = store.swap_route(&swapped, NOW).await.unwrap().unwrap();
+    assert_eq!((back.live, back.generation), (seen.live, 2));
+}
+
+#[tokio::test]
+async fn a_recovery_code_works_once_and_ends_everything_else() {
+    let (store, _dir) = store().await;
+    let alice = registration("alice", Entitlement::Open);
+    store.register(&alice).await.unwrap();
+    let (user, code) = (alice.user.id, alice.codes[0].id);
+    let recovery = session(user, SessionKind::Recovery, None);
+    assert!(store.recover(user, code, &recovery).await.unwrap());
+    assert!(
+        !store
+            .recover(user, code, &session(user, SessionKind::Recovery, None))
+            .await
+            .unwrap()
+    );
+    let left = store.sessions(user, NOW).await.unwrap();
+    assert_eq!(
+        left.iter().map(|row| row.id).collect::<Vec<_>>(),
+        [recovery.id]
+    );
+    let new = passkey();
+    let full = session(user, SessionKind::Control, None);
+    assert!(
+        store
+            .finish_recovery(recovery.id, &new, &[alice.passkey.id], &full)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .finish_recovery(
+                recovery.id,
+                &passkey(),
+                &[],
+                &session(user, SessionKind::Control, None)
+            )
+            .await
+            .unwrap()
+    );
+    let passkeys = store.passkeys(user).await.unwrap();
+    assert_eq!(
+        passkeys.iter().map(|row| row.id).collect::<Vec<_>>(),
+        [new.id]
+    );
+}
+
+#[tokio::test]
+async fn a_runtime_session_ends_with_the_session_it_came_from() {
+    let (store, _dir) = store().await;
+    let alice = registration("alice", Entitlement::Open);
+    store.register(&alice).await.unwrap();
+    let runtime = session(alice.user.id, SessionKind::Runtime, Some(alice.session.id));
+    store.add_session(&runtime).await.unwrap();
+    assert!(store.session_lives(runtime.id, NOW).await.unwrap());
+    assert!(
+        store
+            .remove_session(alice.user.id, alice.session.id)
+            .await
+            .unwrap()
+    );
+    assert!(!store.session_lives(runtime.id, NOW).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_handover_code_is_redeemed_once_by_the_browser_and_host_it_was_made_for() {
+    let (store, _dir) = store().await;
+    let alice = registration("alice", Entitlement::Open);
+    store.register(&alice).await.unwrap();
+    let code = |hash: &str| NewHandover {
+        code_hash: hash.to_owned(),
+        session: alice.session.id,
+        user: alice.user.id,
+        host: "alice.localhost".to_owned(),
+        binding_hash: "browser".to_owned(),
+        return_to: "/".to_owned(),
+        now: NOW,
+        expires_at: NOW + 1000,
+    };
+    for hash in ["a", "b", "c", "d"] {
+        store.add_handover(&code(hash)).await.unwrap();
+    }
+    let take = |hash: &'static str, host: &'static str, binding: &'static str, now| {
+        store.take_handover(hash, host, binding, now)
+    };
+    assert!(
+        take("a", "alice.localhost", "browser", NOW)
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        take("a", "alice.localhost", "browser", NOW)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        take("b", "bob.localhost", "browser", NOW)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        take("b", "alice.localhost", "browser", NOW)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        take("c", "alice.localhost", "another", NOW)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        take("d", "alice.localhost", "browser", NOW + 1000)
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn what_was_written_survives_a_reopening() {
+    let (store, dir) = store().await;
+    store
+        .register(&registration("alice", Entitlement::Open))
+        .await
+        .unwrap();
+    let key = store
+        .installation_value("key", || "one".to_owned())
+        .await
+        .unwrap();
+    store.close().await;
+    let store = Store::open(&dir.path().join("hypervisor.db"))
+        .await
+        .unwrap();
+    assert_eq!(store.users().await.unwrap().len(), 1);
+    assert_eq!(
+        store
+            .installation_value("key", || "two".to_owned())
+            .await
+            .unwrap(),
+        key
+    );
+}
