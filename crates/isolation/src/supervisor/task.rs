@@ -80,6 +80,9 @@ impl Task {
         now: Instant,
         wall: Option<Duration>,
     ) -> Self {
+        // Should the other side ever stop reading, orders to it fail instead of blocking
+        // everybody. The call cannot fail on a socket.
+        let _ = rustix::io::ioctl_fionbio(&control, true);
         Self {
             log: Log::new(log_bytes),
             exit: None,

@@ -340,3 +340,14 @@ fn a_terminal_can_be_let_go_of_and_opened_again() {
     let outcome = sandbox.run(terminal(&["/bin/sh", "-c", script]));
     assert_eq!(outcome.stdout, "before\r\nafter\r\n");
 }
+
+#[test]
+fn descriptors_can_be_opened_by_name() {
+    let sandbox = Sandbox::start(IDLE);
+    let script = "echo one > /dev/stdout; echo two > /dev/fd/1; echo three > >(cat); cat <(echo four); wait; echo five >/dev/stderr";
+    let outcome = sandbox.run(runner(&["/bin/bash", "-c", script]));
+    for word in ["one", "two", "three", "four"] {
+        assert!(outcome.stdout.contains(word), "{outcome:?}");
+    }
+    assert_eq!(outcome.stderr, "five\n");
+}
