@@ -23,10 +23,15 @@ fn main() -> io::Result<()> {
     files.sort();
 
     let mut table = String::from("static FILES: &[File] = &[\n");
-    for (name, path) in &files {
+    // Copied, so that a build of the desktop at the same time pulls nothing away.
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let copies = out.join("desktop");
+    fs::create_dir_all(&copies)?;
+    for (number, (name, path)) in files.iter().enumerate() {
         let bytes = fs::read(path)?;
         let etag = fnv1a(&bytes);
-        let path = path.canonicalize()?;
+        let path = copies.join(number.to_string());
+        fs::write(&path, &bytes)?;
         writeln!(
             table,
             "    File {{ path: {name:?}, etag: \"\\\"{etag:016x}-{:x}\\\"\", bytes: include_bytes!({:?}) }},",
@@ -36,7 +41,7 @@ fn main() -> io::Result<()> {
         .map_err(io::Error::other)?;
     }
     table.push_str("];\n");
-    fs::write(Path::new(&variable("OUT_DIR")?).join("desktop.rs"), table)
+    fs::write(out.join("desktop.rs"), table)
 }
 
 fn variable(name: &str) -> io::Result<String> {

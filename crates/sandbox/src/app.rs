@@ -1,10 +1,12 @@
 //! What the parts of the guest runtime share.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use types::CommandId;
 
 use crate::agent::Conductor;
 use crate::channel::Channel;
@@ -16,6 +18,8 @@ use crate::store::EventStore;
 pub const MAX_WEBSOCKETS: usize = 128;
 /// File operations that run at a time; each takes a thread.
 pub const MAX_FILE_OPERATIONS: usize = 8;
+/// File bodies received at a time; each is held in memory, up to 16 MiB.
+pub const MAX_UPLOADS: usize = 8;
 
 /// The state of the guest runtime; clones share it.
 #[derive(Debug, Clone)]
@@ -34,6 +38,10 @@ pub struct App {
     pub websockets: Arc<Semaphore>,
     /// Places for file operations.
     pub file_operations: Arc<Semaphore>,
+    /// Places for bodies of files that are being received.
+    pub uploads: Arc<Semaphore>,
+    /// Terminals whose end was not recorded yet. The router bounds how many there are.
+    open_terminals: Arc<Mutex<HashSet<CommandId>>>,
     /// When the process started.
     pub started: Instant,
     /// Cancelled when the process is to end.
@@ -66,9 +74,17 @@ impl App {
             identity: Arc::new(identity),
             websockets: Arc::new(Semaphore::new(MAX_WEBSOCKETS)),
             file_operations,
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+            open_terminals: Arc::default(),
             started: Instant::now(),
             cancelled,
         }
+    }
+
+    pub(crate) fn terminals(&self) -> MutexGuard<'_, HashSet<CommandId>> {
+        self.open_terminals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

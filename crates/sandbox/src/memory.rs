@@ -29,6 +29,14 @@ const CANDIDATES: i64 = 200;
 const HALF_LIFE_DAYS: f64 = 30.0;
 /// What remains of a match's weight however old it is: age never hides the only answer.
 const FLOOR: f64 = 0.25;
+/// Words that say nothing about what is looked for, left out where others remain.
+const STOP_WORDS: &[&str] = &[
+    "a", "about", "all", "an", "and", "any", "are", "as", "at", "be", "by", "can", "do", "does",
+    "for", "from", "has", "have", "how", "i", "if", "in", "into", "is", "it", "its", "me", "my",
+    "no", "not", "of", "on", "or", "please", "so", "that", "the", "their", "them", "then", "there",
+    "this", "to", "use", "was", "we", "what", "when", "where", "which", "who", "why", "will",
+    "with", "you", "your",
+];
 const MILLISECONDS_PER_DAY: f64 = 86_400_000.0;
 
 /// Something remembered.
@@ -218,12 +226,15 @@ fn weight(now: Timestamp, created_ms: i64) -> f64 {
 /// An FTS5 expression for any of the words of a text. Every word is a quoted string of
 /// letters and digits, so nothing in the text has a meaning as an operator or a column.
 fn match_expression(text: &str) -> Option<String> {
+    let text = text.to_lowercase();
+    let all = || {
+        text.split(|c: char| !c.is_alphanumeric())
+            .filter(|word| !word.is_empty())
+    };
+    let telling = all().any(|word| !STOP_WORDS.contains(&word));
     let mut words: Vec<String> = Vec::new();
-    for word in text
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-    {
-        let quoted = format!("\"{}\"", word.to_lowercase());
+    for word in all().filter(|word| !telling || !STOP_WORDS.contains(word)) {
+        let quoted = format!("\"{word}\"");
         if words.len() < MAX_WORDS && !words.contains(&quoted) {
             words.push(quoted);
         }

@@ -137,3 +137,88 @@ async fn until_idle(moved: &AtomicU64) {
         before = now;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UnixListener};
+    use tokio_util::sync::CancellationToken;
+
+    use super::{MAX_CONNECTIONS, Relay};
+
+    /// An echo that counts how many connections it has at most at a time.
+    fn echo(listener: UnixListener) -> Arc<AtomicUsize> {
+        let most = Arc::new(AtomicUsize::new(0));
+        let (open, seen) = (Arc::new(AtomicUsize::new(0)), most.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                seen.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let open = open.clone();
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.into_split();
+                    tokio::io::copy(&mut read, &mut write).await.unwrap();
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        most
+    }
+
+    async fn greet(stream: &mut TcpStream) {
+        stream.write_all(b"hello").await.unwrap();
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"hello");
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_bound_wait_for_a_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("channel.sock");
+        let most = echo(UnixListener::bind(&socket).unwrap());
+        let relay = Relay::bind("127.0.0.1:0".parse().unwrap(), &socket)
+            .await
+            .unwrap();
+        let address = relay.local_addr().unwrap();
+        let cancelled = CancellationToken::new();
+        let running = tokio::spawn(relay.run(cancelled.clone()));
+        let mut streams = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            greet(&mut stream).await;
+            streams.push(stream);
+        }
+        let mut waiting = TcpStream::connect(address).await.unwrap();
+        waiting.write_all(b"he").await.unwrap();
+        // What a client said before it closed its side still arrives, and is answered.
+        let mut first = streams.remove(0);
+        first.write_all(b"last words").await.unwrap();
+        first.shutdown().await.unwrap();
+        let mut answer = String::new();
+        first.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "last words");
+        waiting.write_all(b"llo").await.unwrap();
+        let mut answer = [0; 5];
+        waiting.read_exact(&mut answer).await.unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), MAX_CONNECTIONS);
+        // Told to end, it cuts every connection.
+        cancelled.cancel();
+        running.await.unwrap();
+        assert_eq!(waiting.read(&mut answer).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn a_missing_channel_closes_the_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let relay = Relay::bind("127.0.0.1:0".parse().unwrap(), &dir.path().join("none"))
+            .await
+            .unwrap();
+        let address = relay.local_addr().unwrap();
+        tokio::spawn(relay.run(CancellationToken::new()));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert_eq!(stream.read(&mut [0; 8]).await.unwrap_or(0), 0);
+    }
+}

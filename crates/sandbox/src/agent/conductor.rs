@@ -112,8 +112,12 @@ impl Conductor {
             .await?
             .into_iter()
             .map(|id| {
-                let data = json!({"status": RunStatus::Failed.as_str(), "error": "interrupted by a restart"});
-                NewEvent::of_run(id, "run.finished", data)
+                run::finished(
+                    id,
+                    RunStatus::Failed,
+                    None,
+                    Some("interrupted by a restart"),
+                )
             })
             .collect();
         if !events.is_empty() {
@@ -169,14 +173,24 @@ impl Conductor {
             cancelled,
             stopping: self.cancelled.clone(),
         };
-        let working = self.working.clone();
+        let (working, store) = (self.working.clone(), self.store.clone());
         self.tasks.spawn(async move {
-            run::work(agent, task.prompt).await;
+            // A task of its own: even a fault of ours gives the place back and ends the run.
+            let work = tokio::spawn(run::work(agent, task.prompt));
+            let end = work.await.unwrap_or_else(|error| {
+                tracing::error!(%error, %run_id, "a run met a fault");
+                let error = "the run met a fault of the sandbox; its log has the details";
+                run::finished(run_id, RunStatus::Failed, None, Some(error))
+            });
+            // Before the end is told: who hears of it may start the next one at once.
             working
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&run_id);
             drop(place);
+            if let Err(error) = store.append(end).await {
+                tracing::error!(%error, %run_id, "the end of a run was not recorded");
+            }
         });
         Ok(run_id)
     }

@@ -63,8 +63,8 @@ impl End {
     }
 }
 
-/// Works until the run has ended; its last event says how.
-pub(crate) async fn work(agent: Agent, prompt: String) {
+/// Works until the run has ended; the answer is its last event, still to be recorded.
+pub(crate) async fn work(agent: Agent, prompt: String) -> NewEvent {
     let deadline = Instant::now() + agent.bounds.time;
     let end = tokio::select! {
         biased;
@@ -89,18 +89,30 @@ pub(crate) async fn work(agent: Agent, prompt: String) {
     // What was dropped above took its model stream and its command's stream with it; the
     // command is killed by name as well, should the hypervisor not notice at once.
     let _late = tokio::time::timeout(CANCEL_GRACE, agent.tools.kill_running()).await;
-    let mut data = json!({"status": end.status.as_str()});
+    finished(
+        agent.run_id,
+        end.status,
+        end.answer.as_deref(),
+        end.error.as_deref(),
+    )
+}
+
+/// The last event of a run.
+pub(crate) fn finished(
+    run_id: RunId,
+    status: RunStatus,
+    answer: Option<&str>,
+    error: Option<&str>,
+) -> NewEvent {
+    let mut data = json!({"status": status.as_str()});
     if let Some(fields) = data.as_object_mut() {
-        if let Some(answer) = end.answer {
-            fields.insert("answer".to_owned(), answer.into());
-        }
-        if let Some(error) = end.error {
-            fields.insert("error".to_owned(), error.into());
+        for (name, text) in [("answer", answer), ("error", error)] {
+            if let Some(text) = text {
+                fields.insert(name.to_owned(), text.into());
+            }
         }
     }
-    if let Err(error) = agent.record("run.finished", data).await {
-        tracing::error!(%error, run_id = %agent.run_id, "the end of a run was not recorded");
-    }
+    NewEvent::of_run(run_id, "run.finished", data)
 }
 
 async fn converse(agent: &Agent, prompt: String) -> Result<End, StoreError> {

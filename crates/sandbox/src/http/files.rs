@@ -1,18 +1,30 @@
 //! The files API. Paths are relative to the workspace.
 
+use std::time::Duration;
+
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_DISPOSITION, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH};
+use http::header::{
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH,
+};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio_util::io::ReaderStream;
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{ApiError, JsonBody, Params, body};
 use crate::app::{App, blocking};
 use crate::files::{Entry, FileError, MAX_CONTENT, Precondition};
 use crate::store::NewEvent;
+
+/// Bytes of a file that are read at once.
+const READ_BUFFER: usize = 64 * 1024;
+/// How long a file's content may take to arrive.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Which file or directory.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -99,13 +111,13 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let workspace = app.workspace.clone();
-    let (bytes, etag) = blocking(&app.file_operations, move || {
-        workspace.read(&path, MAX_CONTENT)
+    let opened = blocking(&app.file_operations, move || {
+        workspace.open_file(&path, MAX_CONTENT)
     })
     .await?;
-    let tag = HeaderValue::try_from(&etag)
+    let tag = HeaderValue::try_from(&opened.etag)
         .map_err(|_| ApiError::from(FileError::Path("it has no version")))?;
-    if super::matches(&headers, &etag) {
+    if super::matches(&headers, &opened.etag) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag)]).into_response());
     }
     // Never a page of the runtime origin, whatever is in it.
@@ -114,9 +126,13 @@ pub async fn read(
     let headers = [
         (CONTENT_TYPE, kind),
         (CONTENT_DISPOSITION, disposition),
+        (CONTENT_LENGTH, HeaderValue::from(opened.size)),
         (ETAG, tag),
     ];
-    Ok((headers, bytes).into_response())
+    // A file that shrinks meanwhile breaks the answer off, one that grows is cut.
+    let content = tokio::fs::File::from_std(opened.file).take(opened.size);
+    let body = Body::from_stream(ReaderStream::with_capacity(content, READ_BUFFER));
+    Ok((headers, body).into_response())
 }
 
 /// Replaces a file's content atomically, or creates the file in an existing directory.
@@ -141,7 +157,10 @@ pub async fn write(
     request: Request,
 ) -> Result<Response, ApiError> {
     let precondition = precondition(request.headers())?;
-    let content = body(request, &()).await?;
+    let _place = app.uploads.acquire().await;
+    let content = tokio::time::timeout(UPLOAD_TIMEOUT, body(request, &()))
+        .await
+        .map_err(|_| ApiError::bad_request("the content took too long to arrive"))??;
     let workspace = app.workspace.clone();
     let target = path.clone();
     let written = blocking(&app.file_operations, move || {

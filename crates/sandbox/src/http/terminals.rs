@@ -23,7 +23,7 @@ use super::problem::{ApiError, JsonBody, Params, id};
 use super::upgrade::{Socket, bounds, upgrade};
 use crate::app::App;
 use crate::channel::TerminalSocket;
-use crate::store::NewEvent;
+use crate::store::{NewEvent, StoreError};
 
 /// Largest message in either direction; large pastes come as several.
 const MAX_MESSAGE: usize = 256 * 1024;
@@ -75,6 +75,10 @@ pub struct TerminalView {
     pub argv: Vec<String>,
     /// What it is, for people.
     pub label: Option<String>,
+    /// Always true; commands share this shape.
+    pub terminal: bool,
+    /// Whether it outlives its caller.
+    pub detach: bool,
     /// `running` or `exited`.
     #[schema(value_type = String)]
     pub state: CommandState,
@@ -108,6 +112,8 @@ impl From<CommandView> for TerminalView {
             id: view.id,
             argv: view.argv,
             label: view.label,
+            terminal: view.terminal,
+            detach: view.detach,
             state: view.state,
             exit,
         }
@@ -143,6 +149,7 @@ pub async fn open(
     app.store
         .append(NewEvent::new("terminal.opened", json!({"id": view.id})))
         .await?;
+    app.terminals().insert(view.id);
     Ok((StatusCode::CREATED, Json(Opened { id: view.id })).into_response())
 }
 
@@ -180,9 +187,7 @@ pub async fn close(
 ) -> Result<StatusCode, ApiError> {
     let terminal: CommandId = id(&text, "terminal")?;
     app.channel.kill_command(terminal).await?;
-    app.store
-        .append(NewEvent::new("terminal.closed", json!({"id": terminal})))
-        .await?;
+    closed(&app, terminal).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -261,11 +266,19 @@ async fn bridge(app: &App, terminal: CommandId, client: Socket, upstream: Termin
         exited = input => exited,
     };
     if exited {
-        let event = NewEvent::new("terminal.closed", json!({"id": terminal}));
-        if let Err(error) = app.store.append(event).await {
+        if let Err(error) = closed(app, terminal).await {
             tracing::warn!(%error, "the end of a terminal was not recorded");
         }
     }
+}
+
+/// Records the end of a terminal, once however many watch it.
+async fn closed(app: &App, terminal: CommandId) -> Result<(), StoreError> {
+    if !app.terminals().remove(&terminal) {
+        return Ok(());
+    }
+    let event = NewEvent::new("terminal.closed", json!({"id": terminal}));
+    app.store.append(event).await.map(drop)
 }
 
 fn ends(message: &Message) -> bool {

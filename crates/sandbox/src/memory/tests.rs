@@ -123,9 +123,10 @@ async fn memories_are_bounded() {
 #[test]
 fn a_query_is_words_and_nothing_else() {
     let expression = match_expression("Foo AND \"bar\" NEAR(x) text:* -- foo").unwrap();
+    assert_eq!(expression, r#""foo" OR "bar" OR "near" OR "x" OR "text""#);
     assert_eq!(
-        expression,
-        r#""foo" OR "and" OR "bar" OR "near" OR "x" OR "text""#
+        match_expression("What is it?").unwrap(),
+        r#""what" OR "is" OR "it""#
     );
     assert_eq!(match_expression("\"* ()"), None);
 }

@@ -32,7 +32,7 @@ pub const MAX_PAGE: u32 = 1000;
 /// Writes that may wait for the writer; further ones wait for room.
 const WRITE_QUEUE: usize = 256;
 /// Events kept for subscribers that read slowly; beyond it they read from the store.
-const LIVE_QUEUE: usize = 1024;
+const LIVE_QUEUE: usize = 256;
 /// Connections that read.
 const READERS: u32 = 3;
 /// How long a connection waits for SQLite's lock, which only a checkpoint holds for long.

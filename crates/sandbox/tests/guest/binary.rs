@@ -4,10 +4,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use sandbox::channel::{Channel, keep_token};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::double::{Double, Script};
 use crate::harness::{Client, PATIENCE, token};
@@ -231,4 +233,19 @@ async fn prints_its_openapi_document_without_any_configuration() {
         .unwrap();
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(output.status.success() && document["openapi"].is_string());
+}
+
+#[tokio::test]
+async fn the_token_is_renewed_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("channel.sock");
+    let channel = Channel::new(&socket, &token().into(), "/provider/v1");
+    let cancelled = CancellationToken::new();
+    // It begins while nobody listens, as during a restart of the hypervisor.
+    let every = Duration::from_millis(5);
+    let renewing = tokio::spawn(keep_token(channel, every, cancelled.clone()));
+    let double = Double::start(&socket, dir.path(), &token(), "openai");
+    double.until("renewals", |state| state.renewals >= 3).await;
+    cancelled.cancel();
+    renewing.await.unwrap();
 }

@@ -22,6 +22,8 @@ const MAX_COMMAND: usize = 64 * 1024;
 /// Bytes of a command's output that are relayed to those who watch; the transcript keeps
 /// beginning and end, a terminal shows everything.
 const MAX_RELAYED: usize = 256 * 1024;
+/// Bytes of one relayed piece.
+const MAX_FRAGMENT: usize = 16 * 1024;
 /// What the router gets beyond the command's own time to report its end.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -93,12 +95,15 @@ impl Tools {
                         .decode(data)
                         .map_err(|error| ChannelError::Answer(error.to_string()))?;
                     output.push(&bytes);
-                    if relayed < MAX_RELAYED {
-                        relayed += bytes.len();
+                    for piece in bytes.chunks(MAX_FRAGMENT) {
+                        if relayed >= MAX_RELAYED {
+                            break;
+                        }
+                        relayed += piece.len();
                         self.store.relay(Fragment::Output {
                             run_id: self.run_id,
                             call_id: call_id.to_owned(),
-                            text: printable(&String::from_utf8_lossy(&bytes)),
+                            text: printable(&String::from_utf8_lossy(piece)),
                         });
                     }
                 }

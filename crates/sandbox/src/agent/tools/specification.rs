@@ -46,7 +46,8 @@ fn build() -> Vec<ToolSpecification> {
         ),
         tool(
             "read_file",
-            "Reads a text file, or some of its lines.",
+            "Reads a text file, or some of its lines. A long answer is cut in the middle; read a long \
+             file in parts.",
             &["path"],
             json!({
                 "path": path,
