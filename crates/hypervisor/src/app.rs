@@ -67,8 +67,9 @@ impl App {
         let audit = Audit::open(&config.data_dir.join("audit"), clock.clone())?;
         let random = OsRandom::new();
         let made = Token::generate(TokenKind::Setup, &random).map_err(Error::internal)?;
-        let stand_in_key =
-            store.installation_value("stand_in_key", || made.hash().to_string()).await?;
+        let stand_in_key = store
+            .installation_value("stand_in_key", || made.hash().to_string())
+            .await?;
         let relying_party = RelyingParty::new(&config.origins, stand_in_key)?;
         let code_hashing = CodeHashing::new(&random)?;
         let rate = RateLimits::new(&config.auth);

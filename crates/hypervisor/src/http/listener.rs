@@ -127,7 +127,7 @@ impl Listener {
                     Some(tls) => {
                         match tokio::time::timeout(FIRST_REQUEST_WITHIN, tls.accept(stream)).await {
                             Ok(Ok(stream)) => {
-                                serve_connection(app, control, peer, stream, watcher).await
+                                serve_connection(app, control, peer, stream, watcher).await;
                             }
                             Ok(Err(error)) => {
                                 tracing::debug!(%peer, %error, "TLS handshake failed");
@@ -238,15 +238,17 @@ fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, ListenError> {
         what: "key_file",
         source: Box::new(source),
     })?;
+    let unusable = |source| ListenError::Tls {
+        what: "the pair of cert_file and key_file",
+        source: Box::new(source),
+    };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map(rustls::ConfigBuilder::with_no_client_auth)
-        .and_then(|builder| builder.with_single_cert(chain, key))
-        .map_err(|source| ListenError::Tls {
-            what: "the pair of cert_file and key_file",
-            source: Box::new(source),
-        })?;
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(unusable)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

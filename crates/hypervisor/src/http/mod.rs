@@ -78,7 +78,8 @@ pub async fn dispatch(
         .cloned()
         .unwrap_or_default();
     let owner = facts.owner.unwrap_or("hypervisor");
-    app.metrics.request(owner, facts.role, response.status(), began.elapsed());
+    app.metrics
+        .request(owner, facts.role, response.status(), began.elapsed());
     tracing::info!(
         %request_id,
         %method,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ledger::{Filter, Health, Ledger, Options, Record, Report};
 use tokio::sync::watch;
-use types::{UserId, UserName};
+use types::{Role, SandboxId, UserId, UserName};
 
 use crate::actor::{Actor, Via};
 use crate::clock::Clock;
@@ -44,6 +44,8 @@ pub struct Entry {
     pub reason: Option<String>,
     /// The user it is about, when that is not the actor.
     pub subject: Option<(UserId, UserName)>,
+    /// The sandbox it is about, and its role, when that is not the channel's.
+    pub sandbox: Option<(SandboxId, Option<Role>)>,
     /// Further small facts.
     pub details: Vec<(&'static str, String)>,
 }
@@ -58,6 +60,7 @@ impl Entry {
             outcome: Outcome::Allowed,
             reason: None,
             subject: None,
+            sandbox: None,
             details: Vec::new(),
         }
     }
@@ -103,6 +106,13 @@ impl Entry {
         self
     }
 
+    /// Says which sandbox it is about.
+    #[must_use]
+    pub const fn in_sandbox(mut self, id: SandboxId, role: Option<Role>) -> Self {
+        self.sandbox = Some((id, role));
+        self
+    }
+
     /// Adds a small fact.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
@@ -130,9 +140,16 @@ impl Audit {
         let on_commit = move |head: ledger::Head| {
             commits.send_replace(head.seq);
         };
-        let options = Options { on_commit: Some(Box::new(on_commit)), ..Options::default() };
+        let options = Options {
+            on_commit: Some(Box::new(on_commit)),
+            ..Options::default()
+        };
         let ledger = Ledger::open(dir, options).map_err(Error::internal)?;
-        Ok(Self { ledger, clock, head })
+        Ok(Self {
+            ledger,
+            clock,
+            head,
+        })
     }
 
     /// Whether the ledger takes records.
@@ -164,7 +181,9 @@ impl Audit {
         } else if let Some(user) = &actor.user {
             record = record.for_user(ledger::User::new(user.id, &user.name));
         }
-        if let Via::Channel { sandbox, role, .. } = &actor.via {
+        if let Some((sandbox, role)) = entry.sandbox {
+            record = record.in_sandbox(sandbox, role);
+        } else if let Via::Channel { sandbox, role, .. } = &actor.via {
             record = record.in_sandbox(*sandbox, Some(*role));
         }
         if let Some(reason) = &entry.reason {
@@ -173,7 +192,10 @@ impl Audit {
         if let Some(address) = actor.address {
             record = record.detail("address", address.to_string());
         }
-        Ok(entry.details.into_iter().fold(record, |record, (key, value)| record.detail(key, value)))
+        Ok(entry
+            .details
+            .into_iter()
+            .fold(record, |record, (key, value)| record.detail(key, value)))
     }
 
     /// The last records, oldest first; at most 10,000.
@@ -183,14 +205,21 @@ impl Audit {
     pub async fn tail(&self, actor: &Actor, count: usize) -> Result<Vec<ledger::Entry>, Error> {
         actor.require_admin()?;
         let reader = self.ledger.reader();
-        blocking(move || reader.tail(count, &Filter::default())).await?.map_err(Error::internal)
+        blocking(move || reader.tail(count, &Filter::default()))
+            .await?
+            .map_err(Error::internal)
     }
 
     /// Records from a number on, oldest first, up to `most` of them.
     ///
     /// # Errors
     /// Not an admin, or the files cannot be read.
-    pub async fn since(&self, actor: &Actor, seq: u64, most: usize) -> Result<Vec<ledger::Entry>, Error> {
+    pub async fn since(
+        &self,
+        actor: &Actor,
+        seq: u64,
+        most: usize,
+    ) -> Result<Vec<ledger::Entry>, Error> {
         actor.require_admin()?;
         let reader = self.ledger.reader();
         blocking(move || reader.from(seq)?.take(most).collect::<Result<Vec<_>, _>>())
@@ -210,15 +239,22 @@ impl Audit {
     /// Not an admin, or the files cannot be read.
     pub async fn verify(&self, actor: &Actor) -> Result<Report, Error> {
         actor.require_admin()?;
-        self.record(actor, Entry::allowed("audit.verify", "log")).await?;
+        self.record(actor, Entry::allowed("audit.verify", "log"))
+            .await?;
         let dir = self.ledger.dir().to_owned();
-        blocking(move || ledger::verify(&dir)).await?.map_err(Error::internal)
+        blocking(move || ledger::verify(&dir))
+            .await?
+            .map_err(Error::internal)
     }
 }
 
 /// Reading files does not belong on an async worker.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(Error::internal)
 }
 
 /// Who, and through what, in the ledger's words.
@@ -232,12 +268,22 @@ fn describe(actor: &Actor) -> (ledger::Actor, ledger::Channel) {
             (user, ledger::Channel::Session { id: *id })
         }
         Via::ApiToken { id, .. } => (user, ledger::Channel::Token { id: *id }),
-        Via::Channel { sandbox, start, command, .. } => {
+        Via::Channel {
+            sandbox,
+            start,
+            command,
+            ..
+        } => {
             let who = match command {
-                None => ledger::Actor::Sandbox { id: *sandbox, start: *start },
-                Some(command) => {
-                    ledger::Actor::Runner { sandbox: *sandbox, start: *start, command: *command }
-                }
+                None => ledger::Actor::Sandbox {
+                    id: *sandbox,
+                    start: *start,
+                },
+                Some(command) => ledger::Actor::Runner {
+                    sandbox: *sandbox,
+                    start: *start,
+                    command: *command,
+                },
             };
             (who, ledger::Channel::Socket)
         }

@@ -82,18 +82,30 @@ fn view(row: InviteRow, now: i64) -> InviteView {
 pub async fn list(app: &App, actor: &Actor) -> Result<Vec<InviteView>, Error> {
     actor.require_admin()?;
     let now = app.clock.now_ms();
-    Ok(app.store.invites().await?.into_iter().map(|row| view(row, now)).collect())
+    Ok(app
+        .store
+        .invites()
+        .await?
+        .into_iter()
+        .map(|row| view(row, now))
+        .collect())
 }
 
 /// Makes an invitation and returns its link, which is shown this once.
 ///
 /// # Errors
 /// Not an admin, or a note that cannot be.
-pub async fn create(app: &App, actor: &Actor, request: &InviteRequest) -> Result<(String, InviteView), Error> {
+pub async fn create(
+    app: &App,
+    actor: &Actor,
+    request: &InviteRequest,
+) -> Result<(String, InviteView), Error> {
     let user = actor.require_admin()?;
     let note = request.note.trim();
     if note.chars().count() > MAX_NOTE || note.chars().any(char::is_control) {
-        return Err(Error::bad_request(format!("a note has at most {MAX_NOTE} printable characters")));
+        return Err(Error::bad_request(format!(
+            "a note has at most {MAX_NOTE} printable characters"
+        )));
     }
     let token = Token::generate(TokenKind::Invite, &app.random).map_err(Error::internal)?;
     let now = app.clock.now_ms();
@@ -111,7 +123,11 @@ pub async fn create(app: &App, actor: &Actor, request: &InviteRequest) -> Result
         .with("admin", request.makes_admin.to_string());
     app.audit.record(actor, entry).await?;
     app.store.add_invite(&invite).await?;
-    let url = format!("{}/register?invite={}", app.config.origins.control, token.expose());
+    let url = format!(
+        "{}/register?invite={}",
+        app.config.origins.control,
+        token.expose()
+    );
     let shown = InviteView {
         id: invite.id,
         note: invite.note,
@@ -131,8 +147,14 @@ pub async fn create(app: &App, actor: &Actor, request: &InviteRequest) -> Result
 /// Not an admin, or there is none of this id.
 pub async fn withdraw(app: &App, actor: &Actor, id: InviteId) -> Result<(), Error> {
     actor.require_admin()?;
-    app.audit.record(actor, Entry::allowed("invite.withdraw", id.to_string())).await?;
-    if app.store.remove_invite(id).await? { Ok(()) } else { Err(Error::NotFound("invitation")) }
+    app.audit
+        .record(actor, Entry::allowed("invite.withdraw", id.to_string()))
+        .await?;
+    if app.store.remove_invite(id).await? {
+        Ok(())
+    } else {
+        Err(Error::NotFound("invitation"))
+    }
 }
 
 /// All accounts.
@@ -144,6 +166,10 @@ pub async fn users(app: &App, actor: &Actor) -> Result<Vec<UserView>, Error> {
     let rows = app.store.users().await?;
     Ok(rows
         .into_iter()
-        .map(|row| UserView { name: row.name, is_admin: row.is_admin, created_at: rfc3339(row.created_at) })
+        .map(|row| UserView {
+            name: row.name,
+            is_admin: row.is_admin,
+            created_at: rfc3339(row.created_at),
+        })
         .collect())
 }

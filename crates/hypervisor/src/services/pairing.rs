@@ -128,27 +128,48 @@ pub struct Decision {
 ///
 /// # Errors
 /// Too many pairings under way.
-pub async fn start(app: &App, actor: &Actor, request: &PairingRequest) -> Result<PairingStarted, Error> {
+pub async fn start(
+    app: &App,
+    actor: &Actor,
+    request: &PairingRequest,
+) -> Result<PairingStarted, Error> {
     let device = Token::generate(TokenKind::Pairing, &app.random).map_err(Error::internal)?;
     let code = PairingCode::generate(&app.random).map_err(Error::internal)?;
-    let client_name: String =
-        request.client_name.chars().filter(|c| !c.is_control()).take(MAX_CLIENT_NAME).collect();
+    let client_name: String = request
+        .client_name
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_CLIENT_NAME)
+        .collect();
     let now = app.clock.now_ms();
     let pairing = NewPairing {
         id: Uuid::now_v7(),
         device_hash: device.hash().to_string(),
         user_code: code.expose().to_owned(),
-        client_name: if client_name.trim().is_empty() { "choir".to_owned() } else { client_name },
-        address: actor.address.map(|address| address.to_string()).unwrap_or_default(),
+        client_name: if client_name.trim().is_empty() {
+            "choir".to_owned()
+        } else {
+            client_name
+        },
+        address: actor
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
         now,
         expires_at: now.saturating_add(millis(LIFETIME)),
     };
     if !app.store.add_pairing(&pairing, MAX_PAIRINGS).await? {
-        return Err(Error::Unavailable("too many pairings are under way; try again in a few minutes".to_owned()));
+        return Err(Error::Unavailable(
+            "too many pairings are under way; try again in a few minutes".to_owned(),
+        ));
     }
     Ok(PairingStarted {
         device_code: device.expose().to_owned(),
-        verification_url: format!("{}/console/pair?code={}", app.config.origins.control, code.expose()),
+        verification_url: format!(
+            "{}/console/pair?code={}",
+            app.config.origins.control,
+            code.expose()
+        ),
         user_code: code.expose().to_owned(),
         expires_in: LIFETIME.as_secs(),
         interval: POLL_EVERY.as_secs(),
@@ -164,14 +185,22 @@ pub async fn poll(app: &App, actor: &Actor, request: &PollRequest) -> Result<Pol
         return Ok(PollAnswer::Expired);
     };
     let now = app.clock.now_ms();
-    let Some(row) = app.store.pairing_by_device(&device.hash().to_string(), now).await? else {
+    let Some(row) = app
+        .store
+        .pairing_by_device(&device.hash().to_string(), now)
+        .await?
+    else {
         return Ok(PollAnswer::Expired);
     };
     if row.denied {
         return Ok(PollAnswer::Denied);
     }
-    let (Some(user), Some(scopes)) = (row.approved_by, row.scopes) else { return Ok(PollAnswer::Pending) };
-    let Some(user) = app.store.user(user).await? else { return Ok(PollAnswer::Expired) };
+    let (Some(user), Some(scopes)) = (row.approved_by, row.scopes) else {
+        return Ok(PollAnswer::Pending);
+    };
+    let Some(user) = app.store.user(user).await? else {
+        return Ok(PollAnswer::Expired);
+    };
     let lifetime = TOKEN_LIFETIME.min(app.config.auth.token_max_lifetime);
     let (token, new) = tokens::compose(app, user.id, row.client_name, scopes, lifetime)?;
     let entry = Entry::allowed("token.create", new.id.to_string())
@@ -193,17 +222,28 @@ pub async fn poll(app: &App, actor: &Actor, request: &PollRequest) -> Result<Pol
 
 async fn waiting(app: &App, actor: &Actor, typed: &str) -> Result<(String, PairingRow), Error> {
     let (user, _) = actor.require_session()?;
-    app.rate.account(Attempt::PairingDecision, user.name.as_str())?;
-    let Ok(code) = PairingCode::parse(typed) else { return Err(NO_SUCH_CODE) };
-    let row = app.store.pairing_by_user_code(code.expose(), app.clock.now_ms()).await?;
-    row.map(|row| (code.expose().to_owned(), row)).ok_or(NO_SUCH_CODE)
+    app.rate
+        .account(Attempt::PairingDecision, user.name.as_str())?;
+    let Ok(code) = PairingCode::parse(typed) else {
+        return Err(NO_SUCH_CODE);
+    };
+    let row = app
+        .store
+        .pairing_by_user_code(code.expose(), app.clock.now_ms())
+        .await?;
+    row.map(|row| (code.expose().to_owned(), row))
+        .ok_or(NO_SUCH_CODE)
 }
 
 /// What the caller is about to approve.
 ///
 /// # Errors
 /// Not signed in with a full session, or no such code.
-pub async fn look_up(app: &App, actor: &Actor, request: &LookupRequest) -> Result<PairingView, Error> {
+pub async fn look_up(
+    app: &App,
+    actor: &Actor,
+    request: &LookupRequest,
+) -> Result<PairingView, Error> {
     let (user_code, row) = waiting(app, actor, &request.user_code).await?;
     Ok(PairingView {
         user_code,
@@ -223,18 +263,28 @@ pub async fn decide(app: &App, actor: &Actor, decision: &Decision) -> Result<(),
     let scopes = if decision.approve {
         let scopes = tokens::parse_scopes(&decision.scopes)?;
         if scopes.contains(&Scope::Admin) && !user.is_admin {
-            return Err(Error::forbidden("only an administrator can grant the scope admin"));
+            return Err(Error::forbidden(
+                "only an administrator can grant the scope admin",
+            ));
         }
         Some(tokens::join_scopes(&scopes))
     } else {
         None
     };
     let entry = match &scopes {
-        Some(scopes) => Entry::allowed("pairing.approve", row.id.to_string()).with("scopes", scopes),
+        Some(scopes) => {
+            Entry::allowed("pairing.approve", row.id.to_string()).with("scopes", scopes)
+        }
         None => Entry::allowed("pairing.deny", row.id.to_string()),
     };
-    app.audit.record(actor, entry.with("client", &row.client_name)).await?;
-    if app.store.decide_pairing(row.id, user.id, scopes.as_deref(), app.clock.now_ms()).await? {
+    app.audit
+        .record(actor, entry.with("client", &row.client_name))
+        .await?;
+    if app
+        .store
+        .decide_pairing(row.id, user.id, scopes.as_deref(), app.clock.now_ms())
+        .await?
+    {
         Ok(())
     } else {
         Err(NO_SUCH_CODE)

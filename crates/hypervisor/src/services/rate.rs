@@ -105,8 +105,12 @@ impl RateLimits {
         let bucket = self.hasher.hash_one((attempt, key)) % BUCKETS;
         match limiter.check_key_n(&bucket, attempt.weight()) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(until)) => Err(Error::RateLimited { retry_after: until.wait_time_from(self.clock.now()) }),
-            Err(_) => Err(Error::RateLimited { retry_after: Duration::from_secs(60) }),
+            Ok(Err(until)) => Err(Error::RateLimited {
+                retry_after: until.wait_time_from(self.clock.now()),
+            }),
+            Err(_) => Err(Error::RateLimited {
+                retry_after: Duration::from_secs(60),
+            }),
         }
     }
 }
@@ -145,8 +149,17 @@ mod tests {
         assert!(limits.account(Attempt::Recovery, "alice").is_err());
         limits.account(Attempt::Recovery, "bob").unwrap();
         for at in 0..3 {
-            limits.address(Attempt::Recovery, format!("2001:db8::{at}").parse().unwrap()).unwrap();
+            limits
+                .address(
+                    Attempt::Recovery,
+                    format!("2001:db8::{at}").parse().unwrap(),
+                )
+                .unwrap();
         }
-        assert!(limits.address(Attempt::Recovery, "2001:db8::ffff".parse().unwrap()).is_err());
+        assert!(
+            limits
+                .address(Attempt::Recovery, "2001:db8::ffff".parse().unwrap())
+                .is_err()
+        );
     }
 }

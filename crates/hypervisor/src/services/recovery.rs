@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
+use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
-use argon2::Argon2;
 use crypto::RecoveryCode;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -28,8 +28,9 @@ use crate::store::{NewRecoveryCode, RecoveryCodeRow, SessionKind};
 const CONCURRENT_HASHES: usize = 2;
 
 /// The one answer to every failed recovery.
-const REFUSED: Error =
-    Error::Refused("this name and this recovery code do not fit together, or the code was used already");
+const REFUSED: Error = Error::Refused(
+    "this name and this recovery code do not fit together, or the code was used already",
+);
 
 /// Argon2id off the async workers, and not too many at once (style 14).
 #[derive(Debug, Clone)]
@@ -46,11 +47,20 @@ impl CodeHashing {
     /// The random source or Argon2 failed.
     pub fn new(app_random: &dyn crypto::Random) -> Result<Self, Error> {
         let nobodys = RecoveryCode::generate(app_random).map_err(Error::internal)?;
-        Ok(Self { slots: Arc::new(Semaphore::new(CONCURRENT_HASHES)), stand_in: hash(&nobodys, app_random)?.into() })
+        Ok(Self {
+            slots: Arc::new(Semaphore::new(CONCURRENT_HASHES)),
+            stand_in: hash(&nobodys, app_random)?.into(),
+        })
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(Error::internal)?;
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let slot = Arc::clone(&self.slots)
+            .acquire_owned()
+            .await
+            .map_err(Error::internal)?;
         tokio::task::spawn_blocking(move || {
             let result = work();
             drop(slot);
@@ -62,7 +72,11 @@ impl CodeHashing {
 
     /// Finds the code among an account's. Takes as long for any account: as many hashes
     /// are compared as a full set has, and none is skipped after a match.
-    async fn find(&self, code: RecoveryCode, rows: Vec<RecoveryCodeRow>) -> Result<Option<Uuid>, Error> {
+    async fn find(
+        &self,
+        code: RecoveryCode,
+        rows: Vec<RecoveryCodeRow>,
+    ) -> Result<Option<Uuid>, Error> {
         let stand_in = Arc::clone(&self.stand_in);
         self.run(move || {
             let argon2 = Argon2::default();
@@ -70,8 +84,13 @@ impl CodeHashing {
             for at in 0..RecoveryCode::SET {
                 let row = rows.get(at);
                 let phc = row.map_or(&*stand_in, |row| row.code_hash.as_str());
-                let Ok(parsed) = PasswordHash::new(phc) else { continue };
-                if argon2.verify_password(code.expose().as_bytes(), &parsed).is_ok() {
+                let Ok(parsed) = PasswordHash::new(phc) else {
+                    continue;
+                };
+                if argon2
+                    .verify_password(code.expose().as_bytes(), &parsed)
+                    .is_ok()
+                {
                     found = row.map(|row| row.id).or(found);
                 }
             }
@@ -92,7 +111,9 @@ fn hash(code: &RecoveryCode, random: &dyn crypto::Random) -> Result<String, Erro
 }
 
 /// A fresh set of codes with their hashes.
-pub(super) async fn new_codes(app: &App) -> Result<(Vec<RecoveryCode>, Vec<NewRecoveryCode>), Error> {
+pub(super) async fn new_codes(
+    app: &App,
+) -> Result<(Vec<RecoveryCode>, Vec<NewRecoveryCode>), Error> {
     let codes = RecoveryCode::generate_set(&app.random).map_err(Error::internal)?;
     let (random, for_hashing) = (app.random.clone(), codes.clone());
     let hashed = app
@@ -100,7 +121,12 @@ pub(super) async fn new_codes(app: &App) -> Result<(Vec<RecoveryCode>, Vec<NewRe
         .run(move || {
             for_hashing
                 .iter()
-                .map(|code| Ok(NewRecoveryCode { id: Uuid::new_v4(), code_hash: hash(code, &random)? }))
+                .map(|code| {
+                    Ok(NewRecoveryCode {
+                        id: Uuid::new_v4(),
+                        code_hash: hash(code, &random)?,
+                    })
+                })
                 .collect::<Result<Vec<_>, Error>>()
         })
         .await??;
@@ -155,17 +181,26 @@ pub async fn recover(
 ) -> Result<(RecoveryView, Made), Error> {
     let name = request.name.trim().to_ascii_lowercase();
     app.rate.account(Attempt::Recovery, &name)?;
-    let (Ok(name), Ok(code)) = (name.parse::<UserName>(), RecoveryCode::parse(&request.code)) else {
-        app.audit.record(actor, Entry::denied("auth.recovery", "-", "malformed name or code")).await?;
+    let (Ok(name), Ok(code)) = (name.parse::<UserName>(), RecoveryCode::parse(&request.code))
+    else {
+        app.audit
+            .record(
+                actor,
+                Entry::denied("auth.recovery", "-", "malformed name or code"),
+            )
+            .await?;
         return Err(REFUSED);
     };
     let user = app.store.user_by_name(&name).await?;
-    let id = user.as_ref().map_or(UserId::from_uuid(Uuid::nil()), |user| user.id);
+    let id = user
+        .as_ref()
+        .map_or(UserId::from_uuid(Uuid::nil()), |user| user.id);
     let rows = app.store.recovery_codes(id).await?;
     let codes_left = rows.len().saturating_sub(1);
     let found = app.code_hashing.find(code, rows).await?;
     let (Some(user), Some(code)) = (user, found) else {
-        let entry = Entry::denied("auth.recovery", "-", "no such account or code").about(name.as_str());
+        let entry =
+            Entry::denied("auth.recovery", "-", "no such account or code").about(name.as_str());
         app.audit.record(actor, entry).await?;
         return Err(REFUSED);
     };
@@ -179,8 +214,21 @@ pub async fn recover(
         return Err(REFUSED);
     }
     app.sessions_ended(user.id);
-    let passkeys = app.store.passkeys(user.id).await?.into_iter().map(PasskeyView::from).collect();
-    Ok((RecoveryView { name: user.name, passkeys, codes_left }, made))
+    let passkeys = app
+        .store
+        .passkeys(user.id)
+        .await?
+        .into_iter()
+        .map(PasskeyView::from)
+        .collect();
+    Ok((
+        RecoveryView {
+            name: user.name,
+            passkeys,
+            codes_left,
+        },
+        made,
+    ))
 }
 
 /// What the owner has to decide about.
@@ -189,9 +237,19 @@ pub async fn recover(
 /// There is no recovery session.
 pub async fn pending(app: &App, actor: &Actor) -> Result<RecoveryView, Error> {
     let (user, _) = require_recovery(actor)?;
-    let passkeys = app.store.passkeys(user.id).await?.into_iter().map(PasskeyView::from).collect();
+    let passkeys = app
+        .store
+        .passkeys(user.id)
+        .await?
+        .into_iter()
+        .map(PasskeyView::from)
+        .collect();
     let codes_left = app.store.recovery_codes(user.id).await?.len();
-    Ok(RecoveryView { name: user.name.clone(), passkeys, codes_left })
+    Ok(RecoveryView {
+        name: user.name.clone(),
+        passkeys,
+        codes_left,
+    })
 }
 
 /// Begins to make the new passkey.
@@ -202,8 +260,14 @@ pub async fn passkey_start(app: &App, actor: &Actor) -> Result<Challenge, Error>
     let (user, session) = require_recovery(actor)?;
     // Nothing is excluded: the old passkey's device may be the one that makes the new one.
     let (options, state) = app.relying_party.begin_creation(user.id, &user.name, &[])?;
-    let purpose = Purpose::Recover { user: user.id, session };
-    let ceremony = app.ceremonies.begin(Ceremony::Create { purpose, state: Box::new(state) });
+    let purpose = Purpose::Recover {
+        user: user.id,
+        session,
+    };
+    let ceremony = app.ceremonies.begin(Ceremony::Create {
+        purpose,
+        state: Box::new(state),
+    });
     Ok(Challenge { ceremony, options })
 }
 
@@ -218,20 +282,40 @@ pub async fn finish(
     user_agent: Option<&str>,
 ) -> Result<(User, Made), Error> {
     let (user, session) = require_recovery(actor)?;
-    let Ceremony::Create { purpose: Purpose::Recover { user: owner, session: begun_in }, state } =
-        app.ceremonies.take(finish.ceremony)?
+    let Ceremony::Create {
+        purpose:
+            Purpose::Recover {
+                user: owner,
+                session: begun_in,
+            },
+        state,
+    } = app.ceremonies.take(finish.ceremony)?
     else {
         return Err(Error::bad_request("this ceremony is for something else"));
     };
     if owner != user.id || begun_in != session {
         return Err(Error::bad_request("this ceremony is for another recovery"));
     }
-    let passkey = app.relying_party.finish_creation(&finish.credential, &state, finish.passkey_name.as_deref())?;
+    let passkey = app.relying_party.finish_creation(
+        &finish.credential,
+        &state,
+        finish.passkey_name.as_deref(),
+    )?;
     let made = sessions::make(app, actor, user.id, SessionKind::Control, user_agent)?;
-    let revoked: Vec<String> = finish.revoke.iter().take(32).map(ToString::to_string).collect();
-    let entry = Entry::allowed("auth.recovery.finish", passkey.id.to_string()).with("revoked", revoked.join(" "));
+    let revoked: Vec<String> = finish
+        .revoke
+        .iter()
+        .take(32)
+        .map(ToString::to_string)
+        .collect();
+    let entry = Entry::allowed("auth.recovery.finish", passkey.id.to_string())
+        .with("revoked", revoked.join(" "));
     app.audit.record(actor, entry).await?;
-    if !app.store.finish_recovery(session, &passkey, &finish.revoke, &made.session).await? {
+    if !app
+        .store
+        .finish_recovery(session, &passkey, &finish.revoke, &made.session)
+        .await?
+    {
         return Err(Error::Unauthenticated);
     }
     Ok((user.clone(), made))
@@ -260,7 +344,14 @@ pub async fn count(app: &App, actor: &Actor) -> Result<usize, Error> {
 pub async fn replace(app: &App, actor: &Actor) -> Result<Vec<RecoveryCode>, Error> {
     let (user, _) = actor.require_session()?;
     let (codes, hashed) = new_codes(app).await?;
-    app.audit.record(actor, Entry::allowed("recovery_codes.replace", user.name.as_str())).await?;
-    app.store.set_recovery_codes(user.id, &hashed, app.clock.now_ms()).await?;
+    app.audit
+        .record(
+            actor,
+            Entry::allowed("recovery_codes.replace", user.name.as_str()),
+        )
+        .await?;
+    app.store
+        .set_recovery_codes(user.id, &hashed, app.clock.now_ms())
+        .await?;
     Ok(codes)
 }

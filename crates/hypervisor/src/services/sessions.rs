@@ -80,17 +80,29 @@ pub fn make(
         token_hash: token.hash().to_string(),
         host: app.config.origins.control.host().to_owned(),
         user_agent: clean_user_agent(user_agent),
-        address: actor.address.map(|address| address.to_string()).unwrap_or_default(),
+        address: actor
+            .address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
         now,
         expires_at: now.saturating_add(millis(lifetime)),
     };
-    Ok(Made { session, token, lifetime })
+    Ok(Made {
+        session,
+        token,
+        lifetime,
+    })
 }
 
 /// What a browser says of itself, cut to what is kept.
 #[must_use]
 pub fn clean_user_agent(user_agent: Option<&str>) -> String {
-    user_agent.unwrap_or_default().chars().filter(|c| !c.is_control()).take(MAX_USER_AGENT).collect()
+    user_agent
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_USER_AGENT)
+        .collect()
 }
 
 /// Finds the session of a token that a browser presented to a host. `None` when there is
@@ -99,9 +111,13 @@ pub fn clean_user_agent(user_agent: Option<&str>) -> String {
 /// # Errors
 /// The database failed.
 pub async fn find(app: &App, token: &Token, host: &str) -> Result<Option<SessionRow>, Error> {
-    let Some(row) = app.store.session(&token.hash().to_string()).await? else { return Ok(None) };
+    let Some(row) = app.store.session(&token.hash().to_string()).await? else {
+        return Ok(None);
+    };
     let now = app.clock.now_ms();
-    let idle_end = row.last_seen_at.saturating_add(millis(app.config.auth.session_idle));
+    let idle_end = row
+        .last_seen_at
+        .saturating_add(millis(app.config.auth.session_idle));
     let wanted = match row.kind {
         SessionKind::Control | SessionKind::Recovery => TokenKind::Session,
         SessionKind::Runtime => TokenKind::Runtime,
@@ -123,7 +139,14 @@ pub fn identity(row: SessionRow) -> (User, Via) {
         SessionKind::Recovery => Via::RecoverySession(row.id),
         SessionKind::Runtime => Via::RuntimeSession(row.id),
     };
-    (User { id: row.user_id, name: row.user_name, is_admin: row.is_admin }, via)
+    (
+        User {
+            id: row.user_id,
+            name: row.user_name,
+            is_admin: row.is_admin,
+        },
+        via,
+    )
 }
 
 /// A user's sessions.
@@ -164,7 +187,9 @@ fn view(row: SessionRow, current: Option<SessionId>) -> SessionView {
 /// There is none of this id.
 pub async fn revoke(app: &App, actor: &Actor, id: SessionId) -> Result<(), Error> {
     let (user, _) = actor.require_session()?;
-    app.audit.record(actor, Entry::allowed("session.revoke", id.to_string())).await?;
+    app.audit
+        .record(actor, Entry::allowed("session.revoke", id.to_string()))
+        .await?;
     if !app.store.remove_session(user.id, id).await? {
         return Err(Error::NotFound("session"));
     }
@@ -178,7 +203,12 @@ pub async fn revoke(app: &App, actor: &Actor, id: SessionId) -> Result<(), Error
 /// Not signed in with a full session.
 pub async fn revoke_others(app: &App, actor: &Actor) -> Result<u64, Error> {
     let (user, current) = actor.require_session()?;
-    app.audit.record(actor, Entry::allowed("session.revoke_others", user.name.as_str())).await?;
+    app.audit
+        .record(
+            actor,
+            Entry::allowed("session.revoke_others", user.name.as_str()),
+        )
+        .await?;
     let count = app.store.remove_other_sessions(user.id, current).await?;
     app.sessions_ended(user.id);
     Ok(count)
@@ -189,10 +219,13 @@ pub async fn revoke_others(app: &App, actor: &Actor) -> Result<u64, Error> {
 /// # Errors
 /// The ledger or the database failed.
 pub async fn logout(app: &App, actor: &Actor) -> Result<(), Error> {
-    let (Some(user), Via::Session(id) | Via::RecoverySession(id)) = (&actor.user, &actor.via) else {
+    let (Some(user), Via::Session(id) | Via::RecoverySession(id)) = (&actor.user, &actor.via)
+    else {
         return Ok(());
     };
-    app.audit.record(actor, Entry::allowed("auth.logout", id.to_string())).await?;
+    app.audit
+        .record(actor, Entry::allowed("auth.logout", id.to_string()))
+        .await?;
     app.store.remove_session(user.id, *id).await?;
     app.sessions_ended(user.id);
     Ok(())

@@ -72,7 +72,11 @@ pub fn parse_scopes(texts: &[String]) -> Result<Vec<Scope>, Error> {
             scopes.push(scope);
         }
     }
-    if scopes.is_empty() { Err(unknown()) } else { Ok(scopes) }
+    if scopes.is_empty() {
+        Err(unknown())
+    } else {
+        Ok(scopes)
+    }
 }
 
 /// Scopes as they are stored.
@@ -109,17 +113,28 @@ pub(super) fn compose(
 /// # Errors
 /// The database failed.
 pub async fn find(app: &App, text: &str) -> Result<Option<(User, Via)>, Error> {
-    let Ok(token) = Token::parse_kind(TokenKind::Api, text) else { return Ok(None) };
-    let Some(row) = app.store.token(&token.hash().to_string()).await? else { return Ok(None) };
+    let Ok(token) = Token::parse_kind(TokenKind::Api, text) else {
+        return Ok(None);
+    };
+    let Some(row) = app.store.token(&token.hash().to_string()).await? else {
+        return Ok(None);
+    };
     let now = app.clock.now_ms();
     if row.expires_at <= now {
         return Ok(None);
     }
-    if row.last_used_at.is_none_or(|last| last.saturating_add(millis(TOUCH_EVERY)) <= now) {
+    if row
+        .last_used_at
+        .is_none_or(|last| last.saturating_add(millis(TOUCH_EVERY)) <= now)
+    {
         app.store.touch_token(row.id, now).await?;
     }
     let scopes = row.scopes.split(' ').filter_map(Scope::parse).collect();
-    let user = User { id: row.user_id, name: row.user_name, is_admin: row.is_admin };
+    let user = User {
+        id: row.user_id,
+        name: row.user_name,
+        is_admin: row.is_admin,
+    };
     Ok(Some((user, Via::ApiToken { id: row.id, scopes })))
 }
 
@@ -130,7 +145,13 @@ pub async fn find(app: &App, text: &str) -> Result<Option<(User, Via)>, Error> {
 pub async fn list(app: &App, actor: &Actor) -> Result<Vec<TokenView>, Error> {
     let user = actor.allow(Scope::Account)?;
     let now = app.clock.now_ms();
-    Ok(app.store.tokens(user.id).await?.into_iter().map(|row| view(row, now)).collect())
+    Ok(app
+        .store
+        .tokens(user.id)
+        .await?
+        .into_iter()
+        .map(|row| view(row, now))
+        .collect())
 }
 
 fn view(row: TokenRow, now: i64) -> TokenView {
@@ -149,32 +170,55 @@ fn view(row: TokenRow, now: i64) -> TokenView {
 ///
 /// # Errors
 /// Not signed in with a full session, or a name, scope or lifetime that cannot be.
-pub async fn create(app: &App, actor: &Actor, request: &TokenRequest) -> Result<(Token, TokenView), Error> {
+pub async fn create(
+    app: &App,
+    actor: &Actor,
+    request: &TokenRequest,
+) -> Result<(Token, TokenView), Error> {
     let (user, _) = actor.require_session()?;
     let name = request.name.trim();
     if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
-        return Err(Error::bad_request(format!("a token's name has 1 to {MAX_NAME} printable characters")));
+        return Err(Error::bad_request(format!(
+            "a token's name has 1 to {MAX_NAME} printable characters"
+        )));
     }
     let scopes = parse_scopes(&request.scopes)?;
     if scopes.contains(&Scope::Admin) && !user.is_admin {
-        return Err(Error::forbidden("only an administrator's token can have the scope admin"));
+        return Err(Error::forbidden(
+            "only an administrator's token can have the scope admin",
+        ));
     }
     let lifetime = DAY.saturating_mul(request.expires_in_days.unwrap_or(30));
     if lifetime.is_zero() || lifetime > app.config.auth.token_max_lifetime {
         let most = app.config.auth.token_max_lifetime.as_secs() / DAY.as_secs();
-        return Err(Error::bad_request(format!("a token lives 1 to {most} days")));
+        return Err(Error::bad_request(format!(
+            "a token lives 1 to {most} days"
+        )));
     }
     if app.store.tokens(user.id).await?.len() >= MAX_TOKENS {
-        return Err(Error::conflict(format!("an account has at most {MAX_TOKENS} tokens; revoke one first")));
+        return Err(Error::conflict(format!(
+            "an account has at most {MAX_TOKENS} tokens; revoke one first"
+        )));
     }
-    let (token, row) = compose(app, user.id, name.to_owned(), join_scopes(&scopes), lifetime)?;
-    let entry = Entry::allowed("token.create", row.id.to_string()).with("name", name).with("scopes", &row.scopes);
+    let (token, row) = compose(
+        app,
+        user.id,
+        name.to_owned(),
+        join_scopes(&scopes),
+        lifetime,
+    )?;
+    let entry = Entry::allowed("token.create", row.id.to_string())
+        .with("name", name)
+        .with("scopes", &row.scopes);
     app.audit.record(actor, entry).await?;
     app.store.add_token(&row).await?;
     let shown = TokenView {
         id: row.id,
         name: row.name,
-        scopes: scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        scopes: scopes
+            .iter()
+            .map(|scope| scope.as_str().to_owned())
+            .collect(),
         created_at: rfc3339(row.now),
         expires_at: rfc3339(row.expires_at),
         expired: false,
@@ -192,7 +236,9 @@ pub async fn revoke(app: &App, actor: &Actor, id: TokenId) -> Result<(), Error> 
         Via::ApiToken { id: own, .. } if *own == id => actor.user()?,
         _ => actor.require_session()?.0,
     };
-    app.audit.record(actor, Entry::allowed("token.revoke", id.to_string())).await?;
+    app.audit
+        .record(actor, Entry::allowed("token.revoke", id.to_string()))
+        .await?;
     if !app.store.remove_token(user.id, id).await? {
         return Err(Error::NotFound("token"));
     }

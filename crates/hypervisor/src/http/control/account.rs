@@ -44,11 +44,19 @@ struct Name {
     name: String,
 }
 
-async fn list_passkeys(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "passkeys": passkeys::list(&app, &actor).await? })))
+async fn list_passkeys(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Value>, Error> {
+    Ok(axum::Json(
+        json!({ "passkeys": passkeys::list(&app, &actor).await? }),
+    ))
 }
 
-async fn add_passkey_start(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Challenge>, Error> {
+async fn add_passkey_start(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Challenge>, Error> {
     passkeys::add_start(&app, &actor).await.map(axum::Json)
 }
 
@@ -80,12 +88,22 @@ async fn revoke_passkey(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn list_sessions(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "sessions": sessions::list(&app, &actor).await? })))
+async fn list_sessions(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Value>, Error> {
+    Ok(axum::Json(
+        json!({ "sessions": sessions::list(&app, &actor).await? }),
+    ))
 }
 
-async fn revoke_other_sessions(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "ended": sessions::revoke_others(&app, &actor).await? })))
+async fn revoke_other_sessions(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Value>, Error> {
+    Ok(axum::Json(
+        json!({ "ended": sessions::revoke_others(&app, &actor).await? }),
+    ))
 }
 
 async fn revoke_session(
@@ -97,8 +115,13 @@ async fn revoke_session(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn list_tokens(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "tokens": tokens::list(&app, &actor).await? })))
+async fn list_tokens(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Value>, Error> {
+    Ok(axum::Json(
+        json!({ "tokens": tokens::list(&app, &actor).await? }),
+    ))
 }
 
 async fn create_token(
@@ -120,11 +143,20 @@ async fn revoke_token(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn count_codes(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "remaining": recovery::count(&app, &actor).await? })))
+async fn count_codes(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Value>, Error> {
+    Ok(axum::Json(
+        json!({ "remaining": recovery::count(&app, &actor).await? }),
+    ))
 }
 
 async fn replace_codes(State(app): State<Arc<App>>, actor: Actor) -> Result<Response, Error> {
     let codes = recovery::replace(&app, &actor).await?;
-    Ok((StatusCode::CREATED, axum::Json(json!({ "recovery_codes": show_codes(&codes) }))).into_response())
+    Ok((
+        StatusCode::CREATED,
+        axum::Json(json!({ "recovery_codes": show_codes(&codes) })),
+    )
+        .into_response())
 }

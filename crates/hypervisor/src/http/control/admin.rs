@@ -40,8 +40,13 @@ pub(super) fn routes() -> Vec<Route> {
     ]
 }
 
-async fn list_invites(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "invites": invites::list(&app, &actor).await? })))
+async fn list_invites(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Value>, Error> {
+    Ok(axum::Json(
+        json!({ "invites": invites::list(&app, &actor).await? }),
+    ))
 }
 
 async fn create_invite(
@@ -50,7 +55,11 @@ async fn create_invite(
     Json(request): Json<InviteRequest>,
 ) -> Result<Response, Error> {
     let (url, view) = invites::create(&app, &actor, &request).await?;
-    Ok((StatusCode::CREATED, axum::Json(json!({ "url": url, "invite": view }))).into_response())
+    Ok((
+        StatusCode::CREATED,
+        axum::Json(json!({ "url": url, "invite": view })),
+    )
+        .into_response())
 }
 
 async fn withdraw_invite(
@@ -63,7 +72,9 @@ async fn withdraw_invite(
 }
 
 async fn list_users(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
-    Ok(axum::Json(json!({ "users": invites::users(&app, &actor).await? })))
+    Ok(axum::Json(
+        json!({ "users": invites::users(&app, &actor).await? }),
+    ))
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,8 +91,13 @@ async fn tail_audit(
     actor: Actor,
     Query(query): Query<TailQuery>,
 ) -> Result<Response, Error> {
-    let entries = app.audit.tail(&actor, query.tail.unwrap_or(DEFAULT_TAIL)).await?;
-    let follow = query.follow.is_some_and(|value| !matches!(value.as_str(), "0" | "false"));
+    let entries = app
+        .audit
+        .tail(&actor, query.tail.unwrap_or(DEFAULT_TAIL))
+        .await?;
+    let follow = query
+        .follow
+        .is_some_and(|value| !matches!(value.as_str(), "0" | "false"));
     let lines = lines(&entries)?;
     let body = if follow {
         let next = entries.last().map_or(1, |entry| entry.seq + 1);
@@ -105,26 +121,29 @@ fn lines(entries: &[ledger::Entry]) -> Result<Bytes, Error> {
 fn follow_audit(app: Arc<App>, actor: Actor, first: Bytes, next: u64) -> Body {
     let head = app.audit.head();
     let begin = (app, actor, head, next, Some(first));
-    Body::from_stream(stream::try_unfold(begin, |(app, actor, mut head, mut next, first)| async move {
-        if let Some(first) = first {
-            return Ok::<_, Error>(Some((first, (app, actor, head, next, None))));
-        }
-        loop {
-            let entries = app.audit.since(&actor, next, BATCH).await?;
-            if let Some(last) = entries.last() {
-                next = last.seq + 1;
-                return Ok(Some((lines(&entries)?, (app, actor, head, next, None))));
+    Body::from_stream(stream::try_unfold(
+        begin,
+        |(app, actor, mut head, mut next, first)| async move {
+            if let Some(first) = first {
+                return Ok::<_, Error>(Some((first, (app, actor, head, next, None))));
             }
-            tokio::select! {
-                () = app.draining.cancelled() => return Ok(None),
-                () = tokio::time::sleep(RECHECK) => {}
-                changed = head.changed() => if changed.is_err() { return Ok(None) },
+            loop {
+                let entries = app.audit.since(&actor, next, BATCH).await?;
+                if let Some(last) = entries.last() {
+                    next = last.seq + 1;
+                    return Ok(Some((lines(&entries)?, (app, actor, head, next, None))));
+                }
+                tokio::select! {
+                    () = app.draining.cancelled() => return Ok(None),
+                    () = tokio::time::sleep(RECHECK) => {}
+                    changed = head.changed() => if changed.is_err() { return Ok(None) },
+                }
+                if !still_valid(&app, &actor).await? {
+                    return Ok(None);
+                }
             }
-            if !still_valid(&app, &actor).await? {
-                return Ok(None);
-            }
-        }
-    }))
+        },
+    ))
 }
 
 /// A stream ends with what opened it.
@@ -138,6 +157,9 @@ async fn still_valid(app: &App, actor: &Actor) -> Result<bool, Error> {
 }
 
 /// Verifies the whole audit log.
-async fn verify_audit(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<ledger::Report>, Error> {
+async fn verify_audit(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<ledger::Report>, Error> {
     app.audit.verify(&actor).await.map(axum::Json)
 }

@@ -9,9 +9,9 @@ use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use types::{Role, TokenId, UserId, UserName};
 
+use super::cookie;
 use super::extract::{Json, user_agent};
 use super::route::{Access, Route};
-use super::cookie;
 use crate::actor::{Actor, User, Via};
 use crate::app::App;
 use crate::error::Error;
@@ -24,16 +24,21 @@ use crate::services::sessions::{self, Made};
 /// The routes of this resource.
 pub(super) fn routes() -> Vec<Route> {
     vec![
-        Route::post("/auth/register/check", Access::Public, register_check).limited(Attempt::Register),
-        Route::post("/auth/register/start", Access::Public, register_start).limited(Attempt::Register),
-        Route::post("/auth/register/finish", Access::Public, register_finish).limited(Attempt::Register),
+        Route::post("/auth/register/check", Access::Public, register_check)
+            .limited(Attempt::Register),
+        Route::post("/auth/register/start", Access::Public, register_start)
+            .limited(Attempt::Register),
+        Route::post("/auth/register/finish", Access::Public, register_finish)
+            .limited(Attempt::Register),
         Route::post("/auth/login/start", Access::Public, login_start).limited(Attempt::Login),
         Route::post("/auth/login/finish", Access::Public, login_finish).limited(Attempt::Login),
         Route::post("/auth/logout", Access::Public, logout),
         Route::post("/auth/recovery", Access::Public, recover).limited(Attempt::Recovery),
         Route::get("/auth/recovery/pending", Access::Recovery, recovery_pending),
-        Route::post("/auth/recovery/start", Access::Recovery, recovery_start).limited(Attempt::Recovery),
-        Route::post("/auth/recovery/finish", Access::Recovery, recovery_finish).limited(Attempt::Recovery),
+        Route::post("/auth/recovery/start", Access::Recovery, recovery_start)
+            .limited(Attempt::Recovery),
+        Route::post("/auth/recovery/finish", Access::Recovery, recovery_finish)
+            .limited(Attempt::Recovery),
         Route::get("/auth/me", Access::Anyone, me),
     ]
 }
@@ -91,12 +96,20 @@ fn signed_in(
 ) -> Result<Response, Error> {
     let secure = app.config.origins.control.is_secure();
     let mut response = (status, axum::Json(body)).into_response();
-    response.headers_mut().insert(header::SET_COOKIE, cookie::set(&made.token, made.lifetime, secure)?);
+    response.headers_mut().insert(
+        header::SET_COOKIE,
+        cookie::set(&made.token, made.lifetime, secure)?,
+    );
     Ok(response)
 }
 
-async fn register_check(State(app): State<Arc<App>>, Json(check): Json<Check>) -> Result<axum::Json<Entitled>, Error> {
-    auth::check_entitlement(&app, check.invite.as_deref(), check.setup.as_deref()).await.map(axum::Json)
+async fn register_check(
+    State(app): State<Arc<App>>,
+    Json(check): Json<Check>,
+) -> Result<axum::Json<Entitled>, Error> {
+    auth::check_entitlement(&app, check.invite.as_deref(), check.setup.as_deref())
+        .await
+        .map(axum::Json)
 }
 
 async fn register_start(
@@ -104,7 +117,9 @@ async fn register_start(
     actor: Actor,
     Json(request): Json<RegisterStart>,
 ) -> Result<axum::Json<Challenge>, Error> {
-    auth::register_start(&app, &actor, &request).await.map(axum::Json)
+    auth::register_start(&app, &actor, &request)
+        .await
+        .map(axum::Json)
 }
 
 async fn register_finish(
@@ -116,7 +131,15 @@ async fn register_finish(
     let registered = auth::register_finish(&app, &actor, &created, user_agent(&headers)).await?;
     let user = describe(&app, &registered.user, "session");
     let codes = show_codes(&registered.codes);
-    signed_in(&app, StatusCode::CREATED, &registered.made, SignedIn { user, recovery_codes: Some(codes) })
+    signed_in(
+        &app,
+        StatusCode::CREATED,
+        &registered.made,
+        SignedIn {
+            user,
+            recovery_codes: Some(codes),
+        },
+    )
 }
 
 async fn login_start(
@@ -134,14 +157,24 @@ async fn login_finish(
 ) -> Result<Response, Error> {
     let (user, made) = auth::login_finish(&app, &actor, &finish, user_agent(&headers)).await?;
     let user = describe(&app, &user, "session");
-    signed_in(&app, StatusCode::OK, &made, SignedIn { user, recovery_codes: None })
+    signed_in(
+        &app,
+        StatusCode::OK,
+        &made,
+        SignedIn {
+            user,
+            recovery_codes: None,
+        },
+    )
 }
 
 async fn logout(State(app): State<Arc<App>>, actor: Actor) -> Result<Response, Error> {
     sessions::logout(&app, &actor).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     let secure = app.config.origins.control.is_secure();
-    response.headers_mut().insert(header::SET_COOKIE, cookie::clear(secure)?);
+    response
+        .headers_mut()
+        .insert(header::SET_COOKIE, cookie::clear(secure)?);
     Ok(response)
 }
 
@@ -155,11 +188,17 @@ async fn recover(
     signed_in(&app, StatusCode::OK, &made, view)
 }
 
-async fn recovery_pending(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<RecoveryView>, Error> {
+async fn recovery_pending(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<RecoveryView>, Error> {
     recovery::pending(&app, &actor).await.map(axum::Json)
 }
 
-async fn recovery_start(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Challenge>, Error> {
+async fn recovery_start(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+) -> Result<axum::Json<Challenge>, Error> {
     recovery::passkey_start(&app, &actor).await.map(axum::Json)
 }
 
@@ -171,7 +210,15 @@ async fn recovery_finish(
 ) -> Result<Response, Error> {
     let (user, made) = recovery::finish(&app, &actor, &finish, user_agent(&headers)).await?;
     let user = describe(&app, &user, "session");
-    signed_in(&app, StatusCode::OK, &made, SignedIn { user, recovery_codes: None })
+    signed_in(
+        &app,
+        StatusCode::OK,
+        &made,
+        SignedIn {
+            user,
+            recovery_codes: None,
+        },
+    )
 }
 
 async fn me(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Me>, Error> {
@@ -180,7 +227,10 @@ async fn me(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Me>,
         Via::ApiToken { id, .. } => ("token", Some(*id)),
         _ => ("session", None),
     };
-    Ok(axum::Json(Me { token_id, ..describe(&app, actor.user()?, via) }))
+    Ok(axum::Json(Me {
+        token_id,
+        ..describe(&app, actor.user()?, via)
+    }))
 }
 
 /// Codes as they are shown, once.

@@ -11,7 +11,11 @@ use crate::error::Error;
 /// The name of the cookie.
 #[must_use]
 pub const fn name(secure: bool) -> &'static str {
-    if secure { "__Host-choir_session" } else { "choir_session" }
+    if secure {
+        "__Host-choir_session"
+    } else {
+        "choir_session"
+    }
 }
 
 /// The session token that a browser presents. `None` when there is none, or when there is
@@ -39,8 +43,8 @@ pub fn session(headers: &HeaderMap, secure: bool) -> Option<Token> {
 /// # Errors
 /// Never in practice: tokens are plain ASCII.
 pub fn set(token: &Token, lifetime: Duration, secure: bool) -> Result<HeaderValue, Error> {
-    let mut value =
-        HeaderValue::from_str(&render(token.expose(), lifetime.as_secs(), secure)).map_err(Error::internal)?;
+    let mut value = HeaderValue::from_str(&render(token.expose(), lifetime.as_secs(), secure))
+        .map_err(Error::internal)?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -55,7 +59,10 @@ pub fn clear(secure: bool) -> Result<HeaderValue, Error> {
 
 fn render(value: &str, max_age: u64, secure: bool) -> String {
     let secure_attribute = if secure { "; Secure" } else { "" };
-    format!("{}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure_attribute}", name(secure))
+    format!(
+        "{}={value}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure_attribute}",
+        name(secure)
+    )
 }
 
 #[cfg(test)]
@@ -91,7 +98,13 @@ mod tests {
         let value = set(&token, Duration::from_secs(60), true).unwrap();
         let text = value.to_str().unwrap();
         assert!(text.starts_with("__Host-choir_session=choirses_"));
-        for attribute in ["; Path=/;", "; HttpOnly", "; Secure", "; SameSite=Lax", "; Max-Age=60;"] {
+        for attribute in [
+            "; Path=/;",
+            "; HttpOnly",
+            "; Secure",
+            "; SameSite=Lax",
+            "; Max-Age=60;",
+        ] {
             assert!(text.contains(attribute), "{text}");
         }
         assert!(!text.contains("Domain"));

@@ -37,9 +37,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             Ok(Err(rejection)) => return Err(rejected(&rejection)),
             Err(_) => return Err(Error::bad_request("the body did not come in time")),
         };
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| Error::bad_request(format!("the body is not what is expected here: {error}")))
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            Error::bad_request(format!("the body is not what is expected here: {error}"))
+        })
     }
 }
 
@@ -56,7 +56,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Actor {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Error> {
         // The gate puts it there for every route of the table.
-        parts.extensions.get::<Self>().cloned().ok_or_else(|| Error::internal("a request without an actor"))
+        parts
+            .extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Error::internal("a request without an actor"))
     }
 }
 
@@ -71,5 +75,7 @@ pub fn id<T: std::str::FromStr>(what: &'static str, text: &str) -> Result<T, Err
 /// What the browser says of itself.
 #[must_use]
 pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok())
+    headers
+        .get(header::USER_AGENT)
+        .and_then(|value| value.to_str().ok())
 }

@@ -36,14 +36,19 @@ pub(super) async fn gate(State(gate): State<Gate>, request: Request<Body>, next:
     let mut request = Request::from_parts(head, body);
     let actor = match admitted {
         Ok(actor) => actor,
-        Err(Error::Unauthenticated) if gate.access == Access::Page => return to_login(request.uri()),
+        Err(Error::Unauthenticated) if gate.access == Access::Page => {
+            return to_login(request.uri(), request.headers());
+        }
         Err(error) => return error.into_response(),
     };
     let user = actor.user.as_ref().map(|user| user.name.to_string());
     request.extensions_mut().insert(actor);
     let mut response = next.run(request).await;
     if response.extensions().get::<Facts>().is_none() {
-        response.extensions_mut().insert(Facts { user, ..Facts::default() });
+        response.extensions_mut().insert(Facts {
+            user,
+            ..Facts::default()
+        });
     }
     response
 }
@@ -53,7 +58,9 @@ async fn admit(gate: &Gate, request: &http::request::Parts) -> Result<Actor, Err
     let bearer = bearer(headers)?;
     let has_cookie = headers.contains_key(header::COOKIE);
     if bearer.is_some() && has_cookie {
-        return Err(Error::CrossOrigin("a request brings either a token or a cookie, not both"));
+        return Err(Error::CrossOrigin(
+            "a request brings either a token or a cookie, not both",
+        ));
     }
     let reads_public = matches!(gate.access, Access::Public | Access::Page)
         && matches!(request.method, Method::GET | Method::HEAD);
@@ -98,22 +105,32 @@ fn authorize(access: Access, actor: &Actor) -> Result<(), Error> {
     }
 }
 
-async fn identify(app: &App, headers: &HeaderMap, bearer: Option<&str>) -> Result<Option<(User, Via)>, Error> {
+async fn identify(
+    app: &App,
+    headers: &HeaderMap,
+    bearer: Option<&str>,
+) -> Result<Option<(User, Via)>, Error> {
     if let Some(token) = bearer {
         return tokens::find(app, token).await;
     }
-    let Some(token) = cookie::session(headers, app.config.origins.control.is_secure()) else { return Ok(None) };
+    let Some(token) = cookie::session(headers, app.config.origins.control.is_secure()) else {
+        return Ok(None);
+    };
     let row = sessions::find(app, &token, app.config.origins.control.host()).await?;
     Ok(row.map(sessions::identity))
 }
 
 /// The token of `Authorization: Bearer`, if there is that header.
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(None);
+    };
     let text = value.to_str().unwrap_or_default();
     match text.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(Some(token.trim())),
-        _ => Err(Error::bad_request("Authorization is not of the form: Bearer TOKEN")),
+        _ => Err(Error::bad_request(
+            "Authorization is not of the form: Bearer TOKEN",
+        )),
     }
 }
 
@@ -123,12 +140,13 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
 fn check_same_origin(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes);
     let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
-    let origin_fits = origin.map(|origin| app.config.origins.control.to_string().as_bytes() == origin);
+    let origin_fits =
+        origin.map(|origin| app.config.origins.control.to_string().as_bytes() == origin);
     let site_fits = site.map(|site| site == b"same-origin");
     match (origin_fits, site_fits) {
-        (Some(false), _) | (_, Some(false)) => {
-            Err(Error::CrossOrigin("this may only be asked for by the control plane's own pages"))
-        }
+        (Some(false), _) | (_, Some(false)) => Err(Error::CrossOrigin(
+            "this may only be asked for by the control plane's own pages",
+        )),
         (None, None) => Err(Error::CrossOrigin(
             "neither Origin nor Sec-Fetch-Site says that this comes from the control plane's own pages",
         )),
@@ -148,11 +166,46 @@ fn check_program(app: &App, headers: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
-fn to_login(uri: &Uri) -> Response {
-    let wanted = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+fn to_login(uri: &Uri, headers: &HeaderMap) -> Response {
+    let wanted = uri
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    // A navigation that another site began may come without the cookie that the browser
+    // holds. A page of ours asks once more; that request is same-origin (arch §2).
+    let cross_site = headers
+        .get(SEC_FETCH_SITE)
+        .is_some_and(|site| site == "cross-site");
+    let first = !uri
+        .query()
+        .is_some_and(|query| query.split('&').any(|pair| pair == "again=1"));
+    if cross_site && first {
+        let sign = if uri.query().is_some() { '&' } else { '?' };
+        return interstitial(&format!("{wanted}{sign}again=1"));
+    }
     let mut encoded = url::form_urlencoded::Serializer::new(String::new());
     encoded.append_pair("next", wanted);
     redirect(&format!("/login?{}", encoded.finish()))
+}
+
+/// A page that goes on to a path of this origin by itself.
+fn interstitial(target: &str) -> Response {
+    let target: String = target
+        .chars()
+        .map(|c| match c {
+            '&' => "&amp;".to_owned(),
+            '"' => "&quot;".to_owned(),
+            '<' => "&lt;".to_owned(),
+            '>' => "&gt;".to_owned(),
+            other => other.to_string(),
+        })
+        .collect();
+    axum::response::Html(format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta http-equiv=\"refresh\" content=\"0;url={target}\"><title>ChoirOS: signing in</title>\
+         <link rel=\"stylesheet\" href=\"/assets/theme.css\"></head>\
+         <body><p><a href=\"{target}\">Go on</a></p></body></html>"
+    ))
+    .into_response()
 }
 
 /// A redirect that no cache keeps.

@@ -13,13 +13,12 @@ mod pairing;
 pub mod route;
 mod sandboxes;
 
-
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::middleware::{from_fn_with_state, Next};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Request, header};
 use tower::ServiceExt;
@@ -37,8 +36,14 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 /// Headers of every answer.
 static HEADERS: [(HeaderName, &str); 6] = [
     (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::X_FRAME_OPTIONS, "DENY"),
     // Not `no-referrer`: that would turn the Origin of our own requests into `null`.
@@ -50,7 +55,10 @@ pub fn router(app: &Arc<App>) -> Router {
     route::build(app)
         .fallback(|| async { Error::NotFound("page") })
         .method_not_allowed_fallback(|| async { Error::MethodNotAllowed })
-        .layer(from_fn_with_state(app.config.origins.control.is_secure(), add_headers))
+        .layer(from_fn_with_state(
+            app.config.origins.control.is_secure(),
+            add_headers,
+        ))
         .with_state(Arc::clone(app))
 }
 
@@ -72,7 +80,10 @@ async fn add_headers(State(secure): State<bool>, request: Request<Body>, next: N
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     if secure {
-        headers.insert(header::STRICT_TRANSPORT_SECURITY, HeaderValue::from_static("max-age=31536000"));
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=31536000"),
+        );
     }
     response
 }

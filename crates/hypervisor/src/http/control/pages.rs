@@ -25,21 +25,81 @@ const CSS: &str = "text/css; charset=utf-8";
 
 /// Everything that the pages load.
 const ASSETS: &[Asset] = &[
-    Asset { name: "theme.css", kind: CSS, content: include_str!("../../../../../desktop/src/theme.css") },
-    Asset { name: "page.css", kind: CSS, content: include_str!("../../pages/page.css") },
-    Asset { name: "api.js", kind: JS, content: include_str!("../../pages/api.js") },
-    Asset { name: "codes.js", kind: JS, content: include_str!("../../pages/codes.js") },
-    Asset { name: "dom.js", kind: JS, content: include_str!("../../pages/dom.js") },
-    Asset { name: "login.js", kind: JS, content: include_str!("../../pages/login.js") },
-    Asset { name: "register.js", kind: JS, content: include_str!("../../pages/register.js") },
-    Asset { name: "recovery.js", kind: JS, content: include_str!("../../pages/recovery.js") },
-    Asset { name: "console.js", kind: JS, content: include_str!("../../pages/console.js") },
-    Asset { name: "sandboxes.js", kind: JS, content: include_str!("../../pages/sandboxes.js") },
-    Asset { name: "account.js", kind: JS, content: include_str!("../../pages/account.js") },
-    Asset { name: "admin.js", kind: JS, content: include_str!("../../pages/admin.js") },
-    Asset { name: "pair.js", kind: JS, content: include_str!("../../pages/pair.js") },
-    Asset { name: "theme.js", kind: JS, content: include_str!("../../../../../desktop/public/theme.js") },
-    Asset { name: "mark.svg", kind: "image/svg+xml", content: include_str!("../../../../../desktop/public/mark.svg") },
+    Asset {
+        name: "theme.css",
+        kind: CSS,
+        content: include_str!("../../../../../desktop/src/theme.css"),
+    },
+    Asset {
+        name: "page.css",
+        kind: CSS,
+        content: include_str!("../../pages/page.css"),
+    },
+    Asset {
+        name: "api.js",
+        kind: JS,
+        content: include_str!("../../pages/api.js"),
+    },
+    Asset {
+        name: "codes.js",
+        kind: JS,
+        content: include_str!("../../pages/codes.js"),
+    },
+    Asset {
+        name: "dom.js",
+        kind: JS,
+        content: include_str!("../../pages/dom.js"),
+    },
+    Asset {
+        name: "login.js",
+        kind: JS,
+        content: include_str!("../../pages/login.js"),
+    },
+    Asset {
+        name: "register.js",
+        kind: JS,
+        content: include_str!("../../pages/register.js"),
+    },
+    Asset {
+        name: "recovery.js",
+        kind: JS,
+        content: include_str!("../../pages/recovery.js"),
+    },
+    Asset {
+        name: "console.js",
+        kind: JS,
+        content: include_str!("../../pages/console.js"),
+    },
+    Asset {
+        name: "sandboxes.js",
+        kind: JS,
+        content: include_str!("../../pages/sandboxes.js"),
+    },
+    Asset {
+        name: "account.js",
+        kind: JS,
+        content: include_str!("../../pages/account.js"),
+    },
+    Asset {
+        name: "admin.js",
+        kind: JS,
+        content: include_str!("../../pages/admin.js"),
+    },
+    Asset {
+        name: "pair.js",
+        kind: JS,
+        content: include_str!("../../pages/pair.js"),
+    },
+    Asset {
+        name: "theme.js",
+        kind: JS,
+        content: include_str!("../../../../../desktop/public/theme.js"),
+    },
+    Asset {
+        name: "mark.svg",
+        kind: "image/svg+xml",
+        content: include_str!("../../../../../desktop/public/mark.svg"),
+    },
 ];
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -50,12 +110,24 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/healthz", Access::Public, healthz),
         Route::get("/readyz", Access::Public, readyz),
         Route::get("/", Access::Page, home),
-        Route::get("/login", Access::Public, || page(include_str!("../../pages/login.html"))),
-        Route::get("/register", Access::Public, || page(include_str!("../../pages/register.html"))),
-        Route::get("/recovery", Access::Public, || page(include_str!("../../pages/recovery.html"))),
-        Route::get("/console", Access::Page, |actor: Actor| console(actor, include_str!("../../pages/console.html"))),
-        Route::get("/console/pair", Access::Page, |actor: Actor| console(actor, include_str!("../../pages/pair.html"))),
-        Route::get("/favicon.ico", Access::Public, || async { redirect("/assets/mark.svg") }),
+        Route::get("/login", Access::Public, || {
+            page(include_str!("../../pages/login.html"))
+        }),
+        Route::get("/register", Access::Public, || {
+            page(include_str!("../../pages/register.html"))
+        }),
+        Route::get("/recovery", Access::Public, || {
+            page(include_str!("../../pages/recovery.html"))
+        }),
+        Route::get("/console", Access::Page, |actor: Actor| {
+            console(actor, include_str!("../../pages/console.html"))
+        }),
+        Route::get("/console/pair", Access::Page, |actor: Actor| {
+            console(actor, include_str!("../../pages/pair.html"))
+        }),
+        Route::get("/favicon.ico", Access::Public, || async {
+            redirect("/assets/mark.svg")
+        }),
         Route::get("/assets/{name}", Access::Public, asset),
     ]
 }
@@ -78,7 +150,11 @@ async fn readyz(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn page(content: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(HTML))], content).into_response()
+    (
+        [(header::CONTENT_TYPE, HeaderValue::from_static(HTML))],
+        content,
+    )
+        .into_response()
 }
 
 /// A page of the console; whoever came by a recovery code has something to decide first.
@@ -94,21 +170,38 @@ async fn home(State(app): State<Arc<App>>, actor: Actor) -> Result<Response, Err
     if matches!(actor.via, Via::RecoverySession(_)) {
         return Ok(redirect("/recovery"));
     }
-    Ok(redirect(&app.config.origins.runtime_url(&actor.user()?.name, Role::Live)))
+    Ok(redirect(
+        &app.config
+            .origins
+            .runtime_url(&actor.user()?.name, Role::Live),
+    ))
 }
 
 /// Names for the versions of the files, made once.
 static ETAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
-    ASSETS.iter().map(|asset| format!("\"{}\"", crypto::sha256(asset.content.as_bytes()))).collect()
+    ASSETS
+        .iter()
+        .map(|asset| format!("\"{}\"", crypto::sha256(asset.content.as_bytes())))
+        .collect()
 });
 
 async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, Error> {
-    let found = ASSETS.iter().zip(ETAGS.iter()).find(|(asset, _)| asset.name == name);
+    let found = ASSETS
+        .iter()
+        .zip(ETAGS.iter())
+        .find(|(asset, _)| asset.name == name);
     let (asset, etag) = found.ok_or(Error::NotFound("file"))?;
-    let mut response = if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
+    let mut response = if headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|known| known.as_bytes() == etag.as_bytes())
+    {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        ([(header::CONTENT_TYPE, HeaderValue::from_static(asset.kind))], asset.content).into_response()
+        (
+            [(header::CONTENT_TYPE, HeaderValue::from_static(asset.kind))],
+            asset.content,
+        )
+            .into_response()
     };
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

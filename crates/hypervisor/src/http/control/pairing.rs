@@ -11,7 +11,9 @@ use super::route::{Access, Route};
 use crate::actor::Actor;
 use crate::app::App;
 use crate::error::Error;
-use crate::services::pairing::{self, Decision, LookupRequest, PairingRequest, PairingView, PollAnswer, PollRequest};
+use crate::services::pairing::{
+    self, Decision, LookupRequest, PairingRequest, PairingView, PollAnswer, PollRequest,
+};
 use crate::services::rate::Attempt;
 
 /// The routes of this resource.
@@ -20,7 +22,8 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/auth/cli/start", Access::Program, start).limited(Attempt::PairingStart),
         Route::post("/auth/cli/poll", Access::Program, poll).limited(Attempt::PairingPoll),
         Route::post("/auth/cli/lookup", Access::Session, look_up).limited(Attempt::PairingDecision),
-        Route::post("/auth/cli/approve", Access::Session, approve).limited(Attempt::PairingDecision),
+        Route::post("/auth/cli/approve", Access::Session, approve)
+            .limited(Attempt::PairingDecision),
     ]
 }
 
@@ -46,7 +49,9 @@ async fn look_up(
     actor: Actor,
     Json(request): Json<LookupRequest>,
 ) -> Result<axum::Json<PairingView>, Error> {
-    pairing::look_up(&app, &actor, &request).await.map(axum::Json)
+    pairing::look_up(&app, &actor, &request)
+        .await
+        .map(axum::Json)
 }
 
 async fn approve(

@@ -86,12 +86,25 @@ pub struct RouteView {
 }
 
 impl Route {
-    fn new<H, T>(method: Method, filter: MethodFilter, path: &'static str, access: Access, handler: H) -> Self
+    fn new<H, T>(
+        method: Method,
+        filter: MethodFilter,
+        path: &'static str,
+        access: Access,
+        handler: H,
+    ) -> Self
     where
         H: Handler<T, Arc<App>>,
         T: 'static,
     {
-        Self { method, path, access, limit: None, max_body: MAX_BODY, handler: on(filter, handler) }
+        Self {
+            method,
+            path,
+            access,
+            limit: None,
+            max_body: MAX_BODY,
+            handler: on(filter, handler),
+        }
     }
 
     /// A `GET` route; answers `HEAD` too.
@@ -177,7 +190,11 @@ pub fn listing() -> Vec<RouteView> {
 /// Builds the router from the table.
 pub(super) fn build(app: &Arc<App>) -> Router<Arc<App>> {
     table().into_iter().fold(Router::new(), |router, route| {
-        let demand = Gate { app: Arc::clone(app), access: route.access, limit: route.limit };
+        let demand = Gate {
+            app: Arc::clone(app),
+            access: route.access,
+            limit: route.limit,
+        };
         let handler = route
             .handler
             .route_layer(from_fn_with_state(demand, gate))
@@ -197,7 +214,12 @@ mod tests {
     fn no_route_is_listed_twice() {
         let mut seen = HashSet::new();
         for route in table() {
-            assert!(seen.insert((route.method.clone(), route.path)), "{} {}", route.method, route.path);
+            assert!(
+                seen.insert((route.method.clone(), route.path)),
+                "{} {}",
+                route.method,
+                route.path
+            );
         }
     }
 
@@ -233,15 +255,27 @@ mod tests {
     #[test]
     fn what_is_admins_is_under_admin_and_nothing_there_is_anybody_elses() {
         for route in table() {
-            assert_eq!(route.path.starts_with("/admin/"), route.access == Access::Admin, "{}", route.path);
+            assert_eq!(
+                route.path.starts_with("/admin/"),
+                route.access == Access::Admin,
+                "{}",
+                route.path
+            );
         }
     }
 
     #[test]
     fn auth_endpoints_that_need_no_session_are_rate_limited() {
         for route in table() {
-            let open = matches!(route.access, Access::Public | Access::Program | Access::Recovery);
-            if open && route.path.starts_with("/auth/") && route.path != "/auth/logout" && route.method != Method::GET {
+            let open = matches!(
+                route.access,
+                Access::Public | Access::Program | Access::Recovery
+            );
+            if open
+                && route.path.starts_with("/auth/")
+                && route.path != "/auth/logout"
+                && route.method != Method::GET
+            {
                 assert!(route.limit.is_some(), "{}", route.path);
             }
         }
