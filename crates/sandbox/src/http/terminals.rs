@@ -265,10 +265,8 @@ async fn bridge(app: &App, terminal: CommandId, client: Socket, upstream: Termin
         exited = output => exited,
         exited = input => exited,
     };
-    if exited {
-        if let Err(error) = closed(app, terminal).await {
-            tracing::warn!(%error, "the end of a terminal was not recorded");
-        }
+    if exited && let Err(error) = closed(app, terminal).await {
+        tracing::warn!(%error, "the end of a terminal was not recorded");
     }
 }
 
