@@ -39,6 +39,14 @@ await main(async (input) => {
         title: await page.title(),
         attempts,
         cookies: await page.evaluate(() => document.cookie),
+        passkey: await page.evaluate(async (rpId) => {
+          try {
+            await navigator.credentials.get({ publicKey: { challenge: new Uint8Array(32), rpId, timeout: 3000 } });
+            return "signed";
+          } catch (error) {
+            return error.name;
+          }
+        }, new URL(input.control).hostname),
         worker: await page.evaluate(async () => {
           try {
             const registration = await navigator.serviceWorker.register("hostile/sw.js", { scope: "/" });

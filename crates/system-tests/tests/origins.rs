@@ -30,7 +30,7 @@ async fn demand_isolation(
     live: &str,
     dev: &str,
     more: Value,
-) {
+) -> Value {
     let mut input = json!({
         "control": control,
         "live": live,
@@ -113,6 +113,7 @@ async fn demand_isolation(
             "{cookie}"
         );
     }
+    seen
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,5 +160,19 @@ async fn a_page_of_a_sandbox_on_the_same_site_cannot_use_the_control_plane() {
         "args": ["--host-resolver-rules=MAP *.choir.test 127.0.0.1"],
         "authority": certificates.authority(),
     });
-    demand_isolation(&installation, &control, &live, &dev, more).await;
+    let seen = demand_isolation(&installation, &control, &live, &dev, more).await;
+    // The relying party is no parent of the runtime hosts, so their pages cannot name it.
+    for role in ["live", "dev"] {
+        assert_eq!(seen["roles"][role]["passkey"], "SecurityError", "{seen:#}");
+    }
+    for cookie in seen["cookies"].as_array().expect("cookies") {
+        assert_eq!(cookie["secure"], true, "{cookie}");
+        assert!(
+            cookie["name"]
+                .as_str()
+                .expect("a name")
+                .starts_with("__Host-"),
+            "{cookie}"
+        );
+    }
 }

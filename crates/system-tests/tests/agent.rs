@@ -1,0 +1,176 @@
+//! The agent at work behind the walls, with the offline demo provider.
+
+use serde_json::{Value, json};
+use system_tests::wait::until;
+use system_tests::{Account, Installation, Setup};
+use types::Role;
+
+/// A repository whose test fails because of one wrong operator.
+const CODE: &str = "def total(prices, discount):\n    return sum(prices) + discount\n";
+const TEST: &str = "import unittest\n\nfrom shop import total\n\n\nclass Total(unittest.TestCase):\n    \
+     def test_takes_the_discount_off(self):\n        self.assertEqual(total([10, 20, 5], 5), 30)\n\n\n\
+     if __name__ == \"__main__\":\n    unittest.main()\n";
+
+async fn entered(installation: &Installation, role: Role) -> Account {
+    let alice = Account::admin(installation, "alice").await;
+    alice.start(role).await;
+    alice.enter(role).await;
+    alice
+}
+
+async fn put(account: &Account, path: &str, content: &str) {
+    let ask = system_tests::http::Ask::new(
+        "PUT",
+        &account.host(Role::Live),
+        &format!("/api/files/content?path={path}"),
+    )
+    .same_origin(&account.origin(Role::Live))
+    .bytes(content);
+    let answer = account.client.send(ask).await;
+    assert!(
+        (200..300).contains(&answer.status),
+        "{} {}",
+        answer.status,
+        answer.text()
+    );
+}
+
+/// Runs a prompt to its end; returns the run and its events.
+async fn run(account: &Account, role: Role, prompt: &str) -> (Value, Vec<Value>) {
+    let begun = account
+        .runtime(
+            role,
+            "POST",
+            "/conductor/execute",
+            Some(json!({ "prompt": prompt })),
+        )
+        .await
+        .expect(202)
+        .json();
+    let id = begun["run_id"].as_str().unwrap().to_owned();
+    let whole = until("the end of the run", async || {
+        let seen = account
+            .runtime(role, "GET", &format!("/conductor/runs/{id}"), None)
+            .await
+            .expect(200)
+            .json();
+        (seen["run"]["status"] != "running").then_some(seen)
+    })
+    .await;
+    (
+        whole["run"].clone(),
+        whole["events"].as_array().unwrap().clone(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_makes_a_failing_test_pass() {
+    let installation = Setup::default().start().await;
+    let alice = entered(&installation, Role::Live).await;
+    put(&alice, "shop.py", CODE).await;
+    put(&alice, "test_shop.py", TEST).await;
+    let (failed, _) = run(&alice, Role::Live, "run: python3 -m unittest").await;
+    assert_eq!(failed["status"], "done", "{failed:#}");
+    assert!(
+        failed["answer"].as_str().unwrap().contains("FAILED"),
+        "{failed:#}"
+    );
+
+    let (mended, events) = run(
+        &alice,
+        Role::Live,
+        "fix the failing test with python3 -m unittest",
+    )
+    .await;
+    assert_eq!(mended["status"], "done", "{mended:#}");
+    let kinds: Vec<&str> = events
+        .iter()
+        .filter_map(|event| event["kind"].as_str())
+        .collect();
+    for kind in [
+        "run.started",
+        "run.tool_call",
+        "run.tool_result",
+        "file.changed",
+        "run.finished",
+    ] {
+        assert!(kinds.contains(&kind), "{kind} is not among {kinds:?}");
+    }
+    let code = alice
+        .runtime(Role::Live, "GET", "/api/files/content?path=shop.py", None)
+        .await
+        .expect(200)
+        .text();
+    assert_eq!(code, CODE.replace('+', "-"));
+    let test = alice
+        .runtime(
+            Role::Live,
+            "GET",
+            "/api/files/content?path=test_shop.py",
+            None,
+        )
+        .await
+        .expect(200)
+        .text();
+    assert_eq!(test, TEST, "the test itself was changed");
+    let (passes, _) = run(&alice, Role::Live, "run: python3 -m unittest").await;
+    assert!(
+        passes["answer"].as_str().unwrap().contains("OK"),
+        "{passes:#}"
+    );
+    assert!(
+        passes["answer"]
+            .as_str()
+            .unwrap()
+            .starts_with("Demo provider (no language model):"),
+        "{passes:#}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_agent_remembers_it_recalls_in_a_later_run_and_start() {
+    let installation = Setup::default().start().await;
+    let alice = entered(&installation, Role::Live).await;
+    let (kept, _) = run(
+        &alice,
+        Role::Live,
+        "remember: the harbour master is called Ingrid",
+    )
+    .await;
+    assert_eq!(kept["status"], "done", "{kept:#}");
+    alice.stop(Role::Live).await;
+    alice.start(Role::Live).await;
+    let (found, _) = run(&alice, Role::Live, "recall harbour master").await;
+    assert!(
+        found["answer"].as_str().unwrap().contains("Ingrid"),
+        "{found:#}"
+    );
+    // The transcript survived as well.
+    let runs = alice
+        .runtime(Role::Live, "GET", "/conductor/runs", None)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(runs["runs"].as_array().map(Vec::len), Some(2), "{runs:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_two_roles_share_nothing() {
+    let installation = Setup::default().start().await;
+    let alice = entered(&installation, Role::Live).await;
+    alice.start(Role::Dev).await;
+    alice.enter(Role::Dev).await;
+    put(&alice, "only-live.txt", "x").await;
+    let here = alice
+        .runtime(Role::Live, "GET", "/api/files?path=", None)
+        .await
+        .expect(200)
+        .text();
+    let there = alice
+        .runtime(Role::Dev, "GET", "/api/files?path=", None)
+        .await
+        .expect(200)
+        .text();
+    assert!(here.contains("only-live.txt"), "{here}");
+    assert!(!there.contains("only-live.txt"), "{there}");
+}

@@ -1,0 +1,183 @@
+//! Platform keys planted where the hypervisor may have them, and looked for everywhere else.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use system_tests::http::Ask;
+use system_tests::wait::until;
+use system_tests::{Account, Setup};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use types::Role;
+
+/// In the hypervisor's environment.
+const IN_ENVIRONMENT: &str = "sk-canary-environment-7f3a9b1c5d2e";
+
+/// In the provider's key file.
+const IN_FILE: &str = "sk-canary-keyfile-4c8e2d6f0a1b";
+
+/// A provider that refuses everybody, and tells what it was sent.
+async fn provider() -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let mut seen = vec![0; 64 * 1024];
+                let read = stream.read(&mut seen).await.unwrap_or(0);
+                let text = String::from_utf8_lossy(&seen[..read]).into_owned();
+                let _ = tell.send(text);
+                let body = json!({ "error": { "message": "no such key" } }).to_string();
+                let answer = format!(
+                    "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = stream.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    (port, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_platform_key_is_nowhere_but_in_its_request() {
+    let (port, mut told) = provider().await;
+    let keys = tempfile::tempdir().unwrap();
+    let key_file = keys.path().join("provider.key");
+    fs::write(&key_file, format!("{IN_FILE}\n")).unwrap();
+    let installation = Setup::default()
+        .env("OPENAI_API_KEY", IN_ENVIRONMENT)
+        .env("ANTHROPIC_API_KEY", IN_ENVIRONMENT)
+        .env("SOMETHING_ELSE", IN_ENVIRONMENT)
+        .config(&format!(
+            "[log]\nlevel = \"trace\"\n[[providers]]\nname = \"openai\"\nkind = \"openai\"\n\
+             base_url = \"http://127.0.0.1:{port}/v1\"\nkey_file = {key_file:?}\nmodels = [\"some-model\"]"
+        ))
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    for role in Role::ALL {
+        alice.start(role).await;
+        alice.enter(role).await;
+    }
+    // A run that calls the provider, and a command that looks around inside.
+    let begun = alice
+        .runtime(
+            Role::Live,
+            "POST",
+            "/conductor/execute",
+            Some(json!({ "prompt": "hello" })),
+        )
+        .await
+        .expect(202)
+        .json();
+    let sent = system_tests::wait::within("a call of the provider", told.recv())
+        .await
+        .unwrap();
+    assert!(
+        sent.contains(IN_FILE),
+        "the provider never got the key: {sent}"
+    );
+    let id = begun["run_id"].as_str().unwrap().to_owned();
+    until("the end of the run", async || {
+        let seen = alice
+            .runtime(Role::Live, "GET", &format!("/conductor/runs/{id}"), None)
+            .await
+            .expect(200)
+            .json();
+        (seen["run"]["status"] != "running").then_some(())
+    })
+    .await;
+    let looked = alice
+        .control("POST", "/me/sandboxes/live/commands", Some(json!({
+            "argv": ["sh", "-c", "env; cat /proc/*/environ /proc/*/cmdline 2>/dev/null | tr '\\0' '\\n'; cat /workspace/* /home/choir/* 2>/dev/null; sleep 0.2"],
+        })))
+        .await
+        .expect(200);
+    let service = alice
+        .control("POST", "/me/sandboxes/live/commands", Some(json!({ "argv": ["sleep", "60"], "detach": true, "capabilities": ["provider:call"] })))
+        .await;
+    assert_eq!(service.status, 201, "{}", service.text());
+
+    let mut places: Vec<(String, Vec<u8>)> = vec![
+        ("the output of a command".into(), decoded(&looked.text())),
+        ("the log".into(), installation.log().into_bytes()),
+        ("standard output".into(), installation.output().into_bytes()),
+    ];
+    for process in installation.others() {
+        places.push((
+            format!("the environment of {}", process.command_line()),
+            process.environment(),
+        ));
+        places.push((
+            format!("the arguments of {}", process.command_line()),
+            process.command_line().into_bytes(),
+        ));
+    }
+    assert!(places.len() > 12, "only {} places", places.len());
+    files(&installation.data_dir(), &mut places);
+    for (host, target) in [
+        (alice.host(Role::Live), "/logs/events?limit=1000".to_owned()),
+        (alice.host(Role::Live), "/logs/events.jsonl".to_owned()),
+        (alice.host(Role::Live), format!("/conductor/runs/{id}")),
+        (alice.host(Role::Live), "/api/info".to_owned()),
+        ("localhost".to_owned(), "/me/sandboxes".to_owned()),
+        ("localhost".to_owned(), "/me/sandboxes/live/logs".to_owned()),
+        ("localhost".to_owned(), "/admin/audit?tail=1000".to_owned()),
+        ("localhost".to_owned(), "/console".to_owned()),
+        ("localhost".to_owned(), "/no/such/page".to_owned()),
+    ] {
+        let origin = format!("http://{host}:{}", installation.port());
+        let answer = alice
+            .client
+            .send(Ask::new("GET", &host, &target).same_origin(&origin))
+            .await;
+        places.push((format!("{host}{target}"), answer.body.to_vec()));
+    }
+    // The search finds what is there: the hypervisor itself has both.
+    assert!(holds(&installation.process().environment(), IN_ENVIRONMENT));
+    assert!(holds(&fs::read(&key_file).unwrap(), IN_FILE));
+    for (place, content) in places {
+        for canary in [IN_ENVIRONMENT, IN_FILE] {
+            assert!(!holds(&content, canary), "{canary} is in {place}");
+        }
+    }
+}
+
+/// Output of a command, with its base64 pieces decoded.
+fn decoded(ndjson: &str) -> Vec<u8> {
+    use base64::Engine as _;
+    ndjson
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|event| {
+            base64::engine::general_purpose::STANDARD
+                .decode(event["data"].as_str()?)
+                .ok()
+        })
+        .flatten()
+        .collect()
+}
+
+fn files(dir: &Path, places: &mut Vec<(String, Vec<u8>)>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            files(&entry.path(), places);
+        } else if kind.is_file() {
+            places.push((
+                entry.path().display().to_string(),
+                fs::read(entry.path()).unwrap_or_default(),
+            ));
+        }
+    }
+}
+
+fn holds(content: &[u8], needle: &str) -> bool {
+    content
+        .windows(needle.len())
+        .any(|window| window == needle.as_bytes())
+}

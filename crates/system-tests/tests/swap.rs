@@ -1,0 +1,94 @@
+//! A swap under open desktops, in Chromium, and what must stop it.
+
+use serde_json::{Value, json};
+use system_tests::account::parameter;
+use system_tests::{Account, Setup, browser};
+use types::Role;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_moves_both_open_desktops() {
+    let installation = Setup::default().start().await;
+    let input = json!({
+        "control": installation.control(),
+        "live": installation.runtime("alice"),
+        "dev": installation.runtime("dev--alice"),
+        "setup": parameter(installation.link(), "setup"),
+        "user": "alice",
+    });
+    let seen = browser::run("swap.mjs", &input).await;
+    assert_eq!(seen["swap"]["status"], 200, "{seen:#}");
+    let id = |when: &str, role: &str| seen[when][role]["sandbox_id"].clone();
+    assert_ne!(id("before", "live"), id("before", "dev"), "{seen:#}");
+    assert_eq!(id("after", "live"), id("before", "dev"), "{seen:#}");
+    assert_eq!(id("after", "dev"), id("before", "live"), "{seen:#}");
+    assert_eq!(seen["after"]["live"]["role"], "live", "{seen:#}");
+    for role in ["live", "dev"] {
+        assert_eq!(seen["closed"][role]["code"], 1012, "{seen:#}");
+        let reason: Value =
+            serde_json::from_str(seen["closed"][role]["reason"].as_str().unwrap()).unwrap();
+        assert_eq!(
+            reason["generation"], seen["swap"]["body"]["generation"],
+            "{seen:#}"
+        );
+        assert!(seen["loads"][role].as_u64() > Some(0), "{seen:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_survives_a_restart_and_a_second_one_takes_it_back() {
+    let mut installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.start(Role::Dev).await;
+    let (live, dev) = (
+        alice.sandbox(Role::Live).await["id"].clone(),
+        alice.sandbox(Role::Dev).await["id"].clone(),
+    );
+    let swapped = alice
+        .control("POST", "/me/sandboxes/swap", None)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&swapped["live"], &swapped["dev"], &swapped["generation"]),
+        (&dev, &live, &json!(1))
+    );
+    installation.end(rustix::process::Signal::TERM);
+    installation.spawn().await;
+    assert_eq!(alice.sandbox(Role::Live).await["id"], dev);
+    assert_eq!(alice.sandbox(Role::Live).await["generation"], 1);
+    alice.start(Role::Live).await;
+    alice.start(Role::Dev).await;
+    let back = alice
+        .control("POST", "/me/sandboxes/swap", None)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!((&back["live"], &back["generation"]), (&live, &json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_does_not_answer_is_not_swapped_in() {
+    let installation = Setup::default().hostile_guest().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.start(Role::Dev).await;
+    let view = alice.sandbox(Role::Dev).await;
+    let before = alice.sandbox(Role::Live).await["id"].clone();
+    let socket = installation
+        .data_dir()
+        .join("run")
+        .join(view["start_id"].as_str().unwrap())
+        .join("app/app.sock");
+    std::fs::remove_file(&socket).unwrap();
+    let refused = alice.control("POST", "/me/sandboxes/swap", None).await;
+    assert!(
+        matches!(refused.status, 409 | 503),
+        "{} {}",
+        refused.status,
+        refused.text()
+    );
+    assert_eq!(refused.code(), "unhealthy_target", "{}", refused.text());
+    assert_eq!(alice.sandbox(Role::Live).await["id"], before);
+    assert_eq!(alice.sandbox(Role::Live).await["generation"], 0);
+}
