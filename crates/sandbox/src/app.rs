@@ -15,7 +15,7 @@ use crate::files::Workspace;
 use crate::store::EventStore;
 
 /// WebSockets open at a time, over all routes.
-pub const MAX_WEBSOCKETS: usize = 128;
+pub const MAX_WEBSOCKETS: u32 = 128;
 /// File operations that run at a time; each takes a thread.
 pub const MAX_FILE_OPERATIONS: usize = 8;
 /// File bodies received at a time; each is held in memory, up to 16 MiB.
@@ -72,7 +72,7 @@ impl App {
             workspace,
             conductor,
             identity: Arc::new(identity),
-            websockets: Arc::new(Semaphore::new(MAX_WEBSOCKETS)),
+            websockets: Arc::new(Semaphore::new(MAX_WEBSOCKETS as usize)),
             file_operations,
             uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
             open_terminals: Arc::default(),

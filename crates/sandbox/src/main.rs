@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use sandbox::app::App;
+use sandbox::app::{App, MAX_WEBSOCKETS};
 use sandbox::channel::{Channel, RENEW_EVERY, keep_token};
 use sandbox::config::{Config, Options, refuse_credentials};
 use sandbox::files::Workspace;
@@ -129,7 +129,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(relay.run(cancelled.clone()));
     tasks.spawn(keep_token(channel, RENEW_EVERY, cancelled.clone()));
 
-    let conductor = app.conductor.clone();
+    let (conductor, websockets) = (app.conductor.clone(), app.websockets.clone());
     let router = sandbox::http::router(app);
     if let Some(port) = config.port {
         let listener = Listener::loopback(port).await.with_context(|| {
@@ -154,6 +154,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tasks.close();
     let drained = async {
         conductor.drained().await;
+        // Every WebSocket has said goodbye when all places are free.
+        let _all = websockets.acquire_many(MAX_WEBSOCKETS).await;
         tasks.wait().await;
     };
     if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {

@@ -23,6 +23,7 @@ use http::header::{
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tracing::Instrument;
 use types::ErrorCode;
 
 use crate::app::{App, blocking};
@@ -32,6 +33,9 @@ pub use problem::{ApiError, JsonBody, Params, ProblemSchema};
 
 /// Largest body where nothing else is said: prompts and memories are the largest.
 const BODY_LIMIT: usize = 128 * 1024;
+
+/// Characters of a request id that are kept; the proxy's are UUIDs.
+const MAX_REQUEST_ID: usize = 64;
 
 /// Only what the sandbox itself serves runs in its pages. Inline styles are for the
 /// terminal, which makes style elements of its own.
@@ -69,7 +73,27 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(with_security_headers))
+        .layer(middleware::from_fn(with_request_id))
         .with_state(app)
+}
+
+/// Says which request an error and a log line belong to; query strings are not logged.
+async fn with_request_id(request: Request, next: Next) -> Response {
+    let id = request
+        .headers()
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .map(|id| id.chars().take(MAX_REQUEST_ID).collect::<String>());
+    let span = tracing::info_span!(
+        "request",
+        request_id = id,
+        method = %request.method(),
+        path = request.uri().path(),
+    );
+    problem::REQUEST_ID
+        .scope(id, next.run(request))
+        .instrument(span)
+        .await
 }
 
 async fn with_security_headers(request: Request, next: Next) -> Response {

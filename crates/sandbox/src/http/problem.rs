@@ -16,6 +16,11 @@ use crate::files::FileError;
 use crate::memory::MemoryError;
 use crate::store::StoreError;
 
+tokio::task_local! {
+    /// The id that the proxy gave to the request that this task answers.
+    pub(super) static REQUEST_ID: Option<String>;
+}
+
 /// An error as the client sees it.
 #[derive(Debug)]
 pub struct ApiError {
@@ -89,7 +94,7 @@ impl IntoResponse for ApiError {
             code: self.code,
             detail: self.detail,
             hint: self.hint,
-            request_id: None,
+            request_id: REQUEST_ID.try_with(Option::clone).ok().flatten(),
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (self.status, body).into_response();

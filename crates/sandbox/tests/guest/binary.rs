@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::double::{Double, Script};
@@ -165,7 +166,13 @@ async fn serves_relays_renews_and_ends_when_told() {
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 
+    // Watchers are told before it goes.
+    let mut live = client.live(0).await;
+    assert_eq!(live.next().await["event"]["kind"], "runtime.started");
+    assert_eq!(live.next().await["type"], "caught_up");
     assert!(end(&mut child).await.success());
+    let last = live.message().await;
+    assert!(matches!(last, Message::Close(Some(frame)) if u16::from(frame.code) == 1001));
 }
 
 #[tokio::test]

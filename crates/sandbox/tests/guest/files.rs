@@ -360,6 +360,12 @@ async fn every_answer_carries_the_security_headers() {
             .status(),
         304
     );
+    let request = Request::get("/none")
+        .header("host", "x")
+        .header("x-request-id", "r-17");
+    let got = guest.client.send(request.body(Bytes::new()).unwrap()).await;
+    let problem: serde_json::Value = serde_json::from_slice(got.body()).unwrap();
+    assert_eq!(problem["request_id"], "r-17");
     let (status, problem) = guest.client.json("PATCH", "/health", None).await;
     assert_eq!(
         (status, &problem["code"]),
