@@ -8,6 +8,7 @@ pub mod data_dir;
 pub mod demo;
 pub mod doctor;
 pub mod error;
+pub mod hardening;
 pub mod http;
 pub mod services;
 pub mod store;

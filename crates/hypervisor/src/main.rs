@@ -10,10 +10,10 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hypervisor::app::App;
 use hypervisor::clock::Clock;
-use hypervisor::config::{Config, RawConfig};
+use hypervisor::config::{Config, RawConfig, RuntimeOrigins};
 use hypervisor::data_dir::DataDir;
 use hypervisor::http::{Listener, control, metrics};
-use hypervisor::{doctor, services, telemetry};
+use hypervisor::{doctor, hardening, services, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The ChoirOS control plane.
@@ -142,6 +142,7 @@ fn print(text: &str) -> std::io::Result<()> {
 }
 
 fn serve(mut raw: RawConfig, stop_on_exit: bool) -> anyhow::Result<()> {
+    hardening::keep_memory_private().context("cannot keep this process's memory private")?;
     // Bound before the configuration is complete: with port 0 the origins need the real one.
     let address = Config::build(raw.clone())?.listen.address;
     let socket = TcpListener::bind(address).with_context(|| {
@@ -158,6 +159,12 @@ fn serve(mut raw: RawConfig, stop_on_exit: bool) -> anyhow::Result<()> {
 
 async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow::Result<()> {
     let _lock = DataDir::lock(&config.data_dir)?;
+    if matches!(config.origins.runtime, RuntimeOrigins::SingleHost { .. }) {
+        tracing::warn!(
+            "origins.runtime = \"single_host\": two users in one browser profile are not protected \
+             from each other's stored scripts"
+        );
+    }
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let listener = Listener::new(socket, config.listen.tls.as_ref())?;

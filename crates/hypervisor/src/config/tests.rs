@@ -167,3 +167,10 @@ fn the_default_provider_comes_first() {
     );
     assert!(refusal("[[providers]]\nname = \"a\"\nkind = \"openai\"\nbase_url = \"https://user:pw@x/\"\nmodels = [\"m\"]").contains("key_file"));
 }
+
+#[test]
+fn the_example_shows_what_holds_without_a_file() {
+    let example = build(include_str!("../../choir.example.toml")).unwrap();
+    let default = Config::build(RawConfig::default()).unwrap();
+    assert_eq!(format!("{example:?}"), format!("{default:?}"));
+}

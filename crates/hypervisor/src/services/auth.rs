@@ -225,11 +225,19 @@ pub async fn register_finish(
     else {
         return Err(Error::bad_request("this ceremony is for something else"));
     };
-    let passkey = app.relying_party.finish_creation(
+    let checked = app.relying_party.finish_creation(
         &created.credential,
         &state,
         created.passkey_name.as_deref(),
-    )?;
+    );
+    let passkey = match checked {
+        Ok(passkey) => passkey,
+        Err(error) => {
+            let entry = Entry::denied("auth.register", name.as_str(), error.to_string());
+            app.audit.record(actor, entry).await?;
+            return Err(error);
+        }
+    };
     let now = app.clock.now_ms();
     let Some(is_admin) = app.store.entitled(&entitlement, now).await? else {
         return Err(NOT_ENTITLED);

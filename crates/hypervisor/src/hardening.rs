@@ -1,0 +1,21 @@
+//! What this process gives up before it holds a secret.
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+/// No core dump of this process, whose memory holds platform keys, is ever written; and
+/// no other process of the same user reads its memory or environment through `/proc`.
+/// Children that execute another program are traceable again, but dump no core either.
+///
+/// # Errors
+/// The kernel refused.
+pub fn keep_memory_private() -> std::io::Result<()> {
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
