@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Upload, UploadState, UpstreamBody};
+use crate::relay::Relay;
 use crate::transport::{HeadBudget, Metered, Transport};
 use crate::{ConnectError, ForwardError, Limits};
 
@@ -29,6 +30,7 @@ pub(crate) struct Connection {
     /// Boxed, because it is large and moves in and out of the pool.
     driver: Box<http1::Connection<TokioIo<Metered>, UpstreamBody>>,
     finished: bool,
+    relay: Relay,
     budget: Arc<HeadBudget>,
     /// A second descriptor of a TCP connection, to look for bytes that nobody asked for.
     probe: Option<OwnedFd>,
@@ -67,18 +69,35 @@ impl Connection {
             sender,
             driver: Box::new(driver),
             finished: false,
+            relay: Relay::new(),
             budget,
             probe,
             idle_since: now,
         })
     }
 
-    /// Moves the connection's work on, in both directions.
-    pub(crate) fn poll_drive(&mut self, cx: &mut Context<'_>) {
-        if !self.finished && Pin::new(&mut *self.driver).poll(cx).is_ready() {
+    /// Moves the connection's work on, in both directions, and asks `poll` before and after:
+    /// for a response head, or for a piece of a body.
+    pub(crate) fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let (driver, finished) = (&mut self.driver, &mut self.finished);
+        self.relay.poll(cx, |cx| {
+            let polled = poll(cx);
+            if polled.is_ready() || *finished {
+                return polled;
+            }
             // An error has reached whoever waits for a response or a body already.
-            self.finished = true;
-        }
+            *finished = Pin::new(&mut **driver).poll(cx).is_ready();
+            poll(cx)
+        })
+    }
+
+    /// Moves the connection's work on.
+    fn poll_drive(&mut self, cx: &mut Context<'_>) {
+        let _: Poll<()> = self.poll_with(cx, |_| Poll::Pending);
     }
 
     /// Whether the last exchange is complete and the connection open. One that has received
@@ -95,6 +114,12 @@ impl Connection {
     pub(crate) fn poll_rested(&mut self, cx: &mut Context<'_>) -> bool {
         self.poll_drive(cx);
         self.poll_reusable(cx)
+    }
+
+    /// Lets go of the task that has used the connection.
+    pub(crate) fn rest(&mut self, now: Instant) {
+        self.idle_since = now;
+        self.relay.rest();
     }
 
     fn is_quiet(&self) -> bool {
@@ -130,10 +155,7 @@ impl Connection {
         let mut seen = upload.map(Upload::progress);
 
         let outcome = std::future::poll_fn(|cx| {
-            if !self.finished && Pin::new(&mut *self.driver).poll(cx).is_ready() {
-                self.finished = true;
-            }
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            if let Poll::Ready(answer) = self.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
                 return Poll::Ready(Some(answer));
             }
             if cancelled.as_mut().poll(cx).is_ready() {

@@ -24,6 +24,7 @@ mod forward;
 mod headers;
 mod limits;
 pub mod provider;
+mod relay;
 mod transport;
 mod upstream;
 pub mod websocket;

@@ -105,13 +105,12 @@ impl Body for ResponseBody {
 
 impl Live {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        if polled.is_pending()
-            && let Some(lease) = &mut self.lease
-        {
-            lease.connection().poll_drive(cx);
-            polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        }
+        let incoming = &mut self.incoming;
+        let mut poll = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
+        let polled = match &mut self.lease {
+            Some(lease) => lease.connection().poll_with(cx, poll),
+            None => poll(cx),
+        };
         match polled {
             Poll::Pending => self.poll_wait(cx).map(|error| Some(Err(error))),
             Poll::Ready(Some(Ok(frame))) => {

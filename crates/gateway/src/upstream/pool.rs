@@ -86,7 +86,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, mut connection: Connection, now: Instant) {
-        connection.idle_since = now;
+        connection.rest(now);
         let mut idle = self.lock();
         if !idle.closed && idle.resting.len() < self.max_idle {
             idle.resting.push(connection);
