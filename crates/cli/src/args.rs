@@ -16,24 +16,13 @@ use types::{Role, UserName};
 Examples:\n  choir login\n  choir sandbox list\n  choir run -- cargo test\n  choir sandbox swap"
 )]
 pub struct Arguments {
-    /// The control plane; by default the one signed in to last, or http://localhost:9090.
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "CHOIR_SERVER",
-        hide_env_values = true
-    )]
+    /// The control plane; by default $CHOIR_SERVER, the one signed in to last, or
+    /// http://localhost:9090.
+    #[arg(long, global = true, help_heading = "Connection", value_name = "URL")]
     pub server: Option<String>,
-    /// Reads the API token from this file, or from standard input if it is `-`.
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Connection",
-        value_name = "FILE",
-        env = "CHOIR_TOKEN_FILE",
-        hide_env_values = true
-    )]
+    /// Reads the API token from this file, or from standard input if it is `-`; by default
+    /// from $CHOIR_TOKEN_FILE, or from where `choir login` keeps it.
+    #[arg(long, global = true, help_heading = "Connection", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
@@ -80,7 +69,7 @@ piped in becomes its standard input: text of at most 1 MiB.\n\n\
 Exit codes: the command's; 124 when its time ran out, 127 when it could not be started, 128 plus\n\
 the signal's number when a signal ended it, 1 when something else failed.\n\n\
 Examples:\n  choir run -- cargo test\n  choir run --role dev --cwd app --timeout 60 -- npm test\n  \
-echo 'print(6 * 7)' | choir run -- python3 -"
+echo 'print(6 * 7)' | choir run -- python3 -\n  choir run --tty -- bash"
     )]
     Run(Run),
     /// Read and verify the audit log.
@@ -94,9 +83,9 @@ echo 'print(6 * 7)' | choir run -- python3 -"
         after_help = "Examples:\n  choir open\n  choir open dev\n  choir open --print | xargs curl -I"
     )]
     Open {
-        /// live or dev.
-        #[arg(default_value = "live", value_parser = role)]
-        role: Role,
+        /// Which.
+        #[command(flatten)]
+        of: Of,
         /// Only prints the address.
         #[arg(long)]
         print: bool,
@@ -167,21 +156,40 @@ choir sandbox swap --user bob --json"
     /// Print what a sandbox's guest runtime logs.
     #[command(after_help = "Examples:\n  choir sandbox logs\n  choir sandbox logs -f dev")]
     Logs {
-        /// live or dev.
-        #[arg(default_value = "live", value_parser = role)]
-        role: Role,
+        /// Which.
+        #[command(flatten)]
+        of: Of,
         /// Keeps printing what is added.
         #[arg(short, long)]
         follow: bool,
     },
 }
 
+/// A role, as an argument or as an option, so that `--role` works wherever there is one.
+#[derive(Debug, Args)]
+pub struct Of {
+    /// live or dev; live by default.
+    #[arg(value_parser = role, value_name = "ROLE")]
+    argument: Option<Role>,
+    /// The same.
+    #[arg(long = "role", value_parser = role, value_name = "ROLE", hide = true, conflicts_with = "argument")]
+    option: Option<Role>,
+}
+
+impl Of {
+    /// The role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.argument.or(self.option).unwrap_or(Role::Live)
+    }
+}
+
 /// One sandbox.
 #[derive(Debug, Args)]
 pub struct One {
-    /// live or dev.
-    #[arg(default_value = "live", value_parser = role)]
-    pub role: Role,
+    /// Which.
+    #[command(flatten)]
+    pub of: Of,
     /// Somebody else's; for admins.
     #[arg(long, value_name = "NAME", value_parser = user)]
     pub user: Option<UserName>,
@@ -208,6 +216,9 @@ pub struct Run {
     /// Grants it a capability, such as provider:call.
     #[arg(long = "grant", value_name = "CAPABILITY")]
     pub capabilities: Vec<String>,
+    /// Runs it in a terminal, this one: for shells, editors and whatever asks questions.
+    #[arg(short, long, conflicts_with = "no_stdin")]
+    pub tty: bool,
     /// Gives it no standard input, whatever this program's is.
     #[arg(short = 'n', long)]
     pub no_stdin: bool,

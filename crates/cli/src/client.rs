@@ -7,10 +7,17 @@ use std::time::Duration;
 
 use crypto::Token;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{AUTHORIZATION, HeaderValue};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, redirect};
+use reqwest::header::{
+    AUTHORIZATION, CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Upgraded, redirect};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use types::Problem;
 
 use crate::Error;
@@ -24,6 +31,12 @@ const ANSWER: Duration = Duration::from_secs(180);
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// Longest line of a stream of lines: a piece of output in base64, or an audit record.
 const MAX_LINE: usize = 1024 * 1024;
+
+/// Longest message of a terminal's output.
+const MAX_MESSAGE: usize = 1024 * 1024;
+
+/// An open WebSocket.
+pub(crate) type Socket = WebSocketStream<Upgraded>;
 
 /// A client of one control plane.
 pub(crate) struct Client {
@@ -40,6 +53,8 @@ impl Client {
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
+            // A terminal's WebSocket begins as an upgrade, which HTTP/1.1 has.
+            .http1_only()
             .dns_resolver(Arc::new(Resolver));
         if server.is_loopback() {
             // A proxy would look for the control plane on its own machine.
@@ -123,6 +138,35 @@ impl Client {
         })
     }
 
+    /// Opens a WebSocket (RFC 6455).
+    pub(crate) async fn websocket(&self, path: &str) -> Result<Socket, Error> {
+        let key = generate_key();
+        let request = self
+            .request(Method::GET, path)
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, "websocket")
+            .header(SEC_WEBSOCKET_VERSION, "13")
+            .header(SEC_WEBSOCKET_KEY, &key);
+        let response = self.send(request).await?;
+        let accepted = response
+            .headers()
+            .get(SEC_WEBSOCKET_ACCEPT)
+            .map(HeaderValue::as_bytes);
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS
+            || accepted != Some(derive_accept_key(key.as_bytes()).as_bytes())
+        {
+            return Err(self.unexpected("no WebSocket where one was asked for".to_owned()));
+        }
+        let upgraded = response
+            .upgrade()
+            .await
+            .map_err(|error| self.failed(error))?;
+        let config = WebSocketConfig::default()
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE));
+        Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await)
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, self.server.at(path));
         match &self.bearer {
@@ -135,7 +179,7 @@ impl Client {
     async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
         let response = request.send().await.map_err(|error| self.failed(error))?;
         let status = response.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         if status.is_redirection() {

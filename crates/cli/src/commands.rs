@@ -29,7 +29,10 @@ pub(crate) async fn run(arguments: Arguments, context: &mut Context) -> Result<u
         token_file,
         command,
     } = arguments;
-    let target = Target { server, token_file };
+    let target = Target {
+        server: server.or_else(|| context.server.clone()),
+        token_file: token_file.or_else(|| context.token_file.clone()),
+    };
     match command {
         Command::Login { no_browser } => login::run(&target, no_browser, context).await,
         Command::Logout => logout::run(&target, context).await,
@@ -37,7 +40,7 @@ pub(crate) async fn run(arguments: Arguments, context: &mut Context) -> Result<u
         Command::Sandbox(command) => sandbox::run(&target, command, context).await,
         Command::Run(command) => run::run(&target, command, context).await,
         Command::Audit(command) => audit::run(&target, command, context).await,
-        Command::Open { role, print } => open::run(&target, role, print, context).await,
+        Command::Open { of, print } => open::run(&target, of.role(), print, context).await,
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json, context).await,
         Command::Completions { shell } => completions::run(shell, context),
     }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use url::Url;
 
 use crate::Error;
+use crate::terminal::EnterTerminal;
 
 /// The streams.
 pub struct Io {
@@ -62,6 +63,10 @@ pub type Interrupts = Box<dyn Fn() -> mpsc::Receiver<()> + Send>;
 pub struct Context {
     /// The streams.
     pub io: Io,
+    /// The control plane, where the arguments name none.
+    pub server: Option<String>,
+    /// The file with the token, where the arguments name none.
+    pub token_file: Option<PathBuf>,
     /// Where `credentials.toml` is, if there is a home at all.
     pub config_dir: Option<PathBuf>,
     /// Where the other programs of ChoirOS are.
@@ -72,6 +77,8 @@ pub struct Context {
     pub browser: Option<OpenBrowser>,
     /// Begins to catch Ctrl-C; until then it ends the program, as it should.
     pub interrupts: Interrupts,
+    /// Hands the terminal over to a command; absent where there is none.
+    pub terminal: Option<EnterTerminal>,
     /// The present time.
     pub now: fn() -> Timestamp,
 }

@@ -99,6 +99,18 @@ pub enum Error {
     /// The token that was given is none.
     #[error("the given token cannot be used")]
     Token(#[source] crypto::TokenError),
+    /// A terminal was asked for where there is none.
+    #[error("there is no terminal to hand over")]
+    NoTerminal(#[source] Option<io::Error>),
+    /// The connection that carries a terminal failed.
+    #[error("the terminal's connection to {server} broke off")]
+    TerminalLost {
+        /// Who was asked.
+        server: Server,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
     /// What was piped in cannot be the command's input.
     #[error("standard input cannot be passed on: {0}")]
     Stdin(&'static str),
@@ -160,6 +172,10 @@ impl Error {
             Self::Stdin(_) => {
                 Some("give it none with -n, or put the data into a file in the workspace".to_owned())
             }
+            Self::NoTerminal(_) => Some("run it without --tty, or from a terminal".to_owned()),
+            Self::TerminalLost { .. } => {
+                Some("the desktop lists it under terminals: `choir open`".to_owned())
+            }
             Self::Ledger(ledger::ReadError::Missing { .. }) => {
                 Some("the log is in the directory `audit` of the hypervisor's data directory".to_owned())
             }
@@ -209,7 +225,10 @@ impl Error {
             causes.push(error.to_string());
             next = error.source();
         }
-        if matches!(self, Self::Unreachable { .. } | Self::Interrupted { .. }) {
+        if matches!(
+            self,
+            Self::Unreachable { .. } | Self::Interrupted { .. } | Self::TerminalLost { .. }
+        ) {
             causes = causes.pop().into_iter().collect();
         }
         causes

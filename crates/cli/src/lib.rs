@@ -14,6 +14,7 @@ mod credentials;
 mod error;
 mod output;
 mod server;
+mod terminal;
 
 use std::ffi::OsString;
 
@@ -22,6 +23,7 @@ use clap::Parser as _;
 pub use browser::{open_with_desktop, wanted as browser_wanted};
 pub use context::{Context, Interrupts, Io, OpenBrowser};
 pub use error::Error;
+pub use terminal::{EnterTerminal, Terminal};
 
 /// Runs one command line and gives its exit code. All errors were written to the context.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>, context: &mut Context) -> u8 {

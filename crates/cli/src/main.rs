@@ -1,5 +1,7 @@
 //! Connects the command line to the terminal, and ends with its exit code.
 
+mod tty;
+
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -40,6 +42,8 @@ fn context() -> Context {
             stdin_is_terminal: io::stdin().is_terminal(),
             stdout_is_terminal: io::stdout().is_terminal(),
         },
+        server: variable("CHOIR_SERVER").and_then(|value| value.into_string().ok()),
+        token_file: variable("CHOIR_TOKEN_FILE").map(PathBuf::from),
         config_dir: config_dir(),
         programs: env::current_exe()
             .ok()
@@ -50,8 +54,16 @@ fn context() -> Context {
             .into_owned(),
         browser: shown.then(|| Box::new(cli::open_with_desktop) as Box<_>),
         interrupts: Box::new(interrupts),
+        terminal: io::stdin()
+            .is_terminal()
+            .then(|| Box::new(tty::enter) as Box<_>),
         now: Timestamp::now,
     }
+}
+
+/// A variable; an empty one counts as unset.
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Catches Ctrl-C from here on. Where it cannot be caught it ends the program as before.

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use self::server::Plane;
-use crate::{Context, Io};
+use crate::{Context, EnterTerminal, Io, Terminal};
 
 /// What was written to a stream, to be read by the test meanwhile and afterwards.
 #[derive(Clone, Default)]
@@ -66,6 +66,7 @@ struct Person {
     stdin: Option<Vec<u8>>,
     stdout_is_terminal: bool,
     presses: Option<mpsc::Receiver<()>>,
+    terminal: Option<Terminal>,
     browsed: Arc<Mutex<Vec<String>>>,
 }
 
@@ -78,6 +79,7 @@ impl Person {
             stdin: None,
             stdout_is_terminal: false,
             presses: None,
+            terminal: None,
             browsed: Arc::default(),
         }
     }
@@ -108,6 +110,10 @@ impl Person {
         self.stdout.0.lock().unwrap().clear();
         self.stderr.0.lock().unwrap().clear();
         let presses = Mutex::new(self.presses.take());
+        let terminal = self.terminal.take().map(|terminal| {
+            let terminal = Mutex::new(Some(terminal));
+            Box::new(move || Ok(terminal.lock().unwrap().take().unwrap())) as EnterTerminal
+        });
         let browsed = Arc::clone(&self.browsed);
         let mut context = Context {
             io: Io {
@@ -117,6 +123,8 @@ impl Person {
                 stdin_is_terminal: self.stdin.is_none(),
                 stdout_is_terminal: self.stdout_is_terminal,
             },
+            server: None,
+            token_file: None,
             config_dir: Some(self.home.path().join("choir")),
             programs: Some(self.home.path().to_owned()),
             machine: "laptop".to_owned(),
@@ -131,6 +139,7 @@ impl Person {
                     .take()
                     .unwrap_or_else(|| mpsc::channel(1).1)
             }),
+            terminal,
             now: || Timestamp::from_second(1_800_000_000).unwrap(),
         };
         let code = crate::run(words, &mut context).await;

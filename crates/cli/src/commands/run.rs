@@ -1,5 +1,7 @@
 //! `choir run`: a command in a sandbox, its output as it comes, its exit code.
 
+mod terminal;
+
 use std::io::Read;
 
 use base64::Engine as _;
@@ -28,7 +30,9 @@ pub(super) async fn run(
     context: &mut Context,
 ) -> Result<u8, Error> {
     let client = target.client(context)?;
-    let silent = command.no_stdin || context.io.stdin_is_terminal || target.takes_stdin();
+    let commands = format!("/me/sandboxes/{}/commands", command.role);
+    let silent =
+        command.tty || command.no_stdin || context.io.stdin_is_terminal || target.takes_stdin();
     let stdin = if silent {
         None
     } else {
@@ -48,8 +52,11 @@ pub(super) async fn run(
         },
         label: Some("cli".to_owned()),
     };
-    let commands = format!("/me/sandboxes/{}/commands", command.role);
-    let exit = follow(&client, &commands, &request, context).await?;
+    let exit = if command.tty {
+        terminal::follow(&client, &commands, request, context).await?
+    } else {
+        follow(&client, &commands, &request, context).await?
+    };
     if exit.dropped_bytes > 0 {
         let text = format!(
             "choir: {} bytes of output were dropped\n",
@@ -99,18 +106,18 @@ async fn follow(
             },
             Some(()) = presses.recv() => {
                 interrupts += 1;
+                // The control plane kills a command whose caller has gone.
+                let gone = |signal| CommandExit { signal: Some(signal), ..CommandExit::default() };
+                let Some(id) = id else { return Ok(gone(2)) };
                 let signal = match interrupts {
                     1 => "int",
                     2 => "kill",
-                    // The control plane kills a command whose caller has gone.
-                    _ => return Ok(CommandExit { signal: Some(9), ..CommandExit::default() }),
+                    _ => return Ok(gone(9)),
                 };
-                if let Some(id) = id {
-                    match client.tell(&format!("{commands}/{id}/signal"), &Signal { signal }).await {
-                        // It may have ended by itself meanwhile; its last event is on the way.
-                        Ok(()) | Err(Error::Refused(_)) => {}
-                        Err(error) => return Err(error),
-                    }
+                match client.tell(&format!("{commands}/{id}/signal"), &Signal { signal }).await {
+                    // It may have ended by itself meanwhile; its last event is on the way.
+                    Ok(()) | Err(Error::Refused(_)) => {}
+                    Err(error) => return Err(error),
                 }
             }
         }

@@ -48,7 +48,7 @@ pub(super) async fn run(
                 )
             }
         }
-        Sandbox::Logs { role, follow } => return logs(&client, role, follow, context).await,
+        Sandbox::Logs { of, follow } => return logs(&client, of.role(), follow, context).await,
     };
     context.io.print(&text)?;
     Ok(0)
@@ -62,7 +62,8 @@ fn base(user: Option<&UserName>) -> String {
 }
 
 async fn change(client: &Client, act: &str, one: One) -> Result<String, Error> {
-    let One { role, user, json } = one;
+    let One { of, user, json } = one;
+    let role = of.role();
     let path = format!("{}/{role}/{act}", base(user.as_ref()));
     let view: SandboxView = client.post(&path, &Nothing {}).await?;
     if json {

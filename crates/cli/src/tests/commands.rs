@@ -1,13 +1,16 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::StatusCode;
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio_tungstenite::tungstenite::Message;
+use types::TerminalSize;
 
-use super::Person;
 use super::server::{Plane, problem};
+use super::{Person, Terminal};
 
 const ID: &str = "018f0000-0000-7000-8000-0000000000c1";
 const LIVE: &str = "POST /me/sandboxes/live/commands";
@@ -201,6 +204,20 @@ async fn output_appears_as_it_comes_and_ctrl_c_interrupts_then_kills() {
 }
 
 #[tokio::test]
+async fn ctrl_c_before_the_command_runs_ends_the_call() {
+    let mut plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
+    let _silent = plane.answer_stream(LIVE);
+    let (press, presses) = mpsc::channel(4);
+    person.presses = Some(presses);
+    let url = plane.url();
+    let run = tokio::spawn(async move { person.run_at(&url, "run -- sleep 100").await });
+    while plane.arrivals.recv().await.unwrap().line != LIVE {}
+    press.send(()).await.unwrap();
+    assert_eq!(run.await.unwrap().code, 130);
+}
+
+#[tokio::test]
 async fn a_line_in_many_pieces_is_one_event() {
     let plane = Plane::start().await;
     let mut person = Person::signed_in(&plane).await;
@@ -219,4 +236,114 @@ async fn a_line_in_many_pieces_is_one_event() {
     drop(answer);
     let ended = run.await.unwrap();
     assert_eq!((ended.code, ended.stdout.as_str()), (0, "tick\n"));
+}
+
+fn view() -> Value {
+    json!({"id": ID, "argv": ["bash"], "terminal": true, "detach": false, "state": "running"})
+}
+
+#[tokio::test]
+async fn a_terminal_is_handed_over_until_the_command_ends() {
+    let plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
+    plane.answer(LIVE, view());
+    let socket = plane.answer_socket(&format!(
+        "GET /me/sandboxes/live/commands/{ID}/stream?from=0"
+    ));
+    let (keys, input) = mpsc::channel(4);
+    let (sizes, resizes) = mpsc::channel(4);
+    let size = TerminalSize {
+        cols: 100,
+        rows: 30,
+    };
+    let restored = std::sync::Arc::new(());
+    let restore = Box::new(std::sync::Arc::clone(&restored));
+    person.terminal = Some(Terminal {
+        size,
+        input,
+        resizes,
+        restore,
+    });
+    let url = plane.url();
+    let run = tokio::spawn(async move { person.run_at(&url, "run --tty -- bash").await });
+    let mut socket = socket.await.unwrap();
+    let sent = plane
+        .asked()
+        .into_iter()
+        .find(|asked| asked.line == LIVE)
+        .unwrap();
+    assert_eq!(sent.body["terminal"], json!({"cols": 100, "rows": 30}));
+    socket
+        .send(Message::Text(r#"{"type":"attached","offset":0}"#.into()))
+        .await
+        .unwrap();
+    socket
+        .send(Message::Binary(Bytes::from_static(b"\x1b[1m$ ")))
+        .await
+        .unwrap();
+    keys.send(b"\x03ls\r".to_vec()).await.unwrap();
+    assert_eq!(
+        socket.next().await.unwrap().unwrap(),
+        Message::Binary(Bytes::from_static(b"\x03ls\r"))
+    );
+    sizes
+        .send(TerminalSize {
+            cols: 120,
+            rows: 40,
+        })
+        .await
+        .unwrap();
+    let resized = Message::Text(r#"{"type":"resize","cols":120,"rows":40}"#.into());
+    assert_eq!(socket.next().await.unwrap().unwrap(), resized);
+    let end = r#"{"type":"exited","code":3,"signal":null}"#;
+    socket.send(Message::Text(end.into())).await.unwrap();
+    let ended = run.await.unwrap();
+    assert_eq!(
+        (ended.code, ended.stdout.as_str()),
+        (3, "\u{1b}[1m$ "),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(
+        std::sync::Arc::strong_count(&restored),
+        1,
+        "the terminal's mode is restored"
+    );
+}
+
+#[tokio::test]
+async fn a_terminal_whose_connection_breaks_is_killed_and_told() {
+    let plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
+    plane.answer(LIVE, view());
+    plane.answer(&format!("{LIVE}/{ID}/signal"), json!({}));
+    let socket = plane.answer_socket(&format!(
+        "GET /me/sandboxes/live/commands/{ID}/stream?from=0"
+    ));
+    let size = TerminalSize { cols: 80, rows: 24 };
+    let (input, resizes) = (mpsc::channel(1).1, mpsc::channel(1).1);
+    person.terminal = Some(Terminal {
+        size,
+        input,
+        resizes,
+        restore: Box::new(()),
+    });
+    let url = plane.url();
+    let run = tokio::spawn(async move { person.run_at(&url, "run -t -- bash").await });
+    drop(socket.await.unwrap());
+    assert_eq!(run.await.unwrap().code, 1);
+    assert_eq!(plane.last().body, json!({"signal": "kill"}));
+}
+
+#[tokio::test]
+async fn without_a_terminal_there_is_none_to_hand_over() {
+    let plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
+    assert_snapshot!(person.run(&plane, "run --tty -- bash").await.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: there is no terminal to hand over
+    hint: run it without --tty, or from a terminal
+    ");
 }

@@ -121,6 +121,18 @@ async fn start_stop_and_restart_act_on_one_sandbox() {
     dev of alice is running: http://alice.localhost:9090/
     --- stderr
     ");
+    let same = person.run(&plane, "sandbox restart --role dev").await;
+    assert_eq!(
+        (same.code, plane.last().line.as_str()),
+        (0, "POST /me/sandboxes/dev/restart")
+    );
+    assert_eq!(
+        person
+            .run(&plane, "sandbox restart live --role dev")
+            .await
+            .code,
+        2
+    );
     assert_snapshot!(person.run(&plane, "sandbox stop --user bob").await.show(&plane), @r"
     exit code 0
     --- stdout

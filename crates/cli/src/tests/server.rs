@@ -9,14 +9,21 @@ use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    UPGRADE,
+};
 use hyper::service::service_fn;
+use hyper::upgrade::{self, OnUpgrade, Upgraded};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::fresh_token;
 
@@ -34,7 +41,11 @@ enum Answer {
     Json(StatusCode, Value),
     Text(String),
     Stream(mpsc::Receiver<Bytes>),
+    Socket(oneshot::Sender<ServerSocket>),
 }
+
+/// The control plane's end of a WebSocket.
+pub(super) type ServerSocket = WebSocketStream<TokioIo<Upgraded>>;
 
 struct State {
     token: String,
@@ -82,7 +93,7 @@ impl Plane {
                 let service = service_fn(move |request| answer(Arc::clone(&state), request));
                 tokio::spawn(async move {
                     let _ = Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(stream), service)
+                        .serve_connection_with_upgrades(TokioIo::new(stream), service)
                         .await;
                 });
             }
@@ -129,6 +140,13 @@ impl Plane {
         sender
     }
 
+    /// Takes a WebSocket when it is asked for one.
+    pub(super) fn answer_socket(&self, line: &str) -> oneshot::Receiver<ServerSocket> {
+        let (sender, receiver) = oneshot::channel();
+        self.put(line, Answer::Socket(sender));
+        receiver
+    }
+
     pub(super) fn asked(&self) -> Vec<Asked> {
         self.state.asked.lock().unwrap().clone()
     }
@@ -144,7 +162,7 @@ pub(super) fn problem(status: u16, code: &str, detail: &str) -> Value {
 
 async fn answer(
     state: Arc<State>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let line = format!("{} {}", request.method(), request.uri());
     let header = |name| {
@@ -160,6 +178,8 @@ async fn answer(
             .expect("a bearer token")
             .to_owned()
     });
+    let key = header(SEC_WEBSOCKET_KEY).unwrap_or_default();
+    let upgrade = upgrade::on(&mut request);
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let asked = Asked {
@@ -172,7 +192,11 @@ async fn answer(
     let free = line.starts_with("POST /auth/cli/");
     if !free && bearer.as_deref() != Some(&state.token) {
         let body = problem(401, "unauthenticated", "nobody is signed in");
-        return Ok(respond(Answer::Json(StatusCode::UNAUTHORIZED, body)));
+        return Ok(respond(
+            Answer::Json(StatusCode::UNAUTHORIZED, body),
+            upgrade,
+            &key,
+        ));
     }
     let found = {
         let mut answers = state.answers.lock().unwrap();
@@ -181,16 +205,16 @@ async fn answer(
             Some((1, of)) => match &of[0] {
                 Answer::Json(status, body) => Some(Answer::Json(*status, body.clone())),
                 Answer::Text(text) => Some(Answer::Text(text.clone())),
-                Answer::Stream(_) => of.pop(),
+                Answer::Stream(_) | Answer::Socket(_) => of.pop(),
             },
             Some((_, of)) => Some(of.remove(0)),
         }
     };
     let missing = || Answer::Json(StatusCode::NOT_FOUND, problem(404, "not_found", &line));
-    Ok(respond(found.unwrap_or_else(missing)))
+    Ok(respond(found.unwrap_or_else(missing), upgrade, &key))
 }
 
-fn respond(answer: Answer) -> Response<Body> {
+fn respond(answer: Answer, upgrade: OnUpgrade, key: &str) -> Response<Body> {
     match answer {
         Answer::Json(status, body) => {
             let mut response =
@@ -203,6 +227,22 @@ fn respond(answer: Answer) -> Response<Body> {
             response
                 .headers_mut()
                 .insert(CONTENT_TYPE, "text/plain".parse().unwrap());
+            response
+        }
+        Answer::Socket(taker) => {
+            tokio::spawn(async move {
+                let io = TokioIo::new(upgrade.await.unwrap());
+                let _ = taker.send(WebSocketStream::from_raw_socket(io, Role::Server, None).await);
+            });
+            let mut response = Response::new(Full::default().boxed_unsync());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, "upgrade".parse().unwrap());
+            headers.insert(UPGRADE, "websocket".parse().unwrap());
+            headers.insert(
+                SEC_WEBSOCKET_ACCEPT,
+                derive_accept_key(key.as_bytes()).parse().unwrap(),
+            );
             response
         }
         Answer::Stream(pieces) => {
