@@ -1,7 +1,6 @@
 //! Commands over HTTP: the same for a channel and for the owner's `/me/sandboxes/…/commands`.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -15,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper_util::rt::TokioIo;
 use runtime::protocol::Signal;
-use runtime::{Attachment, Instance, Output};
+use runtime::{Attachment, Output};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -29,7 +28,7 @@ use types::{CommandEvent, CommandExit, CommandId, CommandRequest, TerminalContro
 
 use crate::actor::Actor;
 use crate::error::Error;
-use crate::services::commands::Commands;
+use crate::services::commands::{Commands, Leash};
 
 /// Largest request: a megabyte of standard input with every byte escaped, and the rest.
 pub(crate) const MAX_REQUEST: usize = 8 << 20;
@@ -61,17 +60,11 @@ pub(crate) async fn start(
 ) -> Result<Response, Error> {
     let asked: CommandRequest = read_json(request, MAX_REQUEST).await?;
     let begun = commands.start(actor, asked).await?;
-    if begun.lasting {
-        return Ok((StatusCode::CREATED, Json(begun.view)).into_response());
-    }
-    let id = begun.view.id;
     // From here on the command lives exactly as long as this response.
-    let leash = Leash {
-        instance: Arc::clone(commands.instance()),
-        id,
-        done: false,
+    let Some(leash) = begun.leash else {
+        return Ok((StatusCode::CREATED, Json(begun.view)).into_response());
     };
-    let attachment = commands.attach(actor, id, 0).await?;
+    let attachment = commands.attach(actor, leash.id(), 0).await?;
     let mut response = Response::new(Body::from_stream(events(leash, attachment)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -206,51 +199,12 @@ fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
     HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Error::internal)
 }
 
-/// Ends a command whose caller went away, and forgets it once it is gone.
-struct Leash {
-    instance: Arc<Instance>,
-    id: CommandId,
-    done: bool,
-}
-
-impl Drop for Leash {
-    fn drop(&mut self) {
-        let (instance, id, done) = (Arc::clone(&self.instance), self.id, self.done);
-        // The runtime is gone only when the process ends, and then the supervisor's own
-        // bounds apply.
-        let Ok(handle) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        handle.spawn(async move {
-            if !done {
-                if let Err(error) = instance.signal(id, Signal::Kill).await {
-                    tracing::debug!(command = %id, %error, "a command without a caller was gone already");
-                }
-                wait_for_exit(&instance, id).await;
-            }
-            if let Err(error) = instance.forget(id).await {
-                tracing::debug!(command = %id, %error, "a command could not be forgotten");
-            }
-        });
-    }
-}
-
-async fn wait_for_exit(instance: &Instance, id: CommandId) {
-    if let Ok(mut attachment) = instance.attach(id, u64::MAX).await {
-        while let Ok(Some(output)) = attachment.next().await {
-            if matches!(output, Output::Exited(_)) {
-                return;
-            }
-        }
-    }
-}
-
 /// The lines of an `application/x-ndjson` answer: first `Started`, last `Exited`.
 fn events(
     leash: Leash,
     attachment: Attachment,
 ) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-    let started = CommandEvent::Started { id: leash.id };
+    let started = CommandEvent::Started { id: leash.id() };
     let rest = futures_util::stream::unfold(
         (leash, Some(attachment)),
         |(mut leash, attachment)| async move {
@@ -264,11 +218,13 @@ fn events(
                     Some(attachment),
                 ),
                 Ok(Some(Output::Exited(exit))) => {
-                    leash.done = true;
+                    leash.exited();
                     (CommandEvent::Exited(exit), None)
                 }
                 Ok(None) | Err(_) => {
-                    leash.done = leash.instance.ended().is_cancelled();
+                    if leash.sandbox_ended() {
+                        leash.exited();
+                    }
                     (CommandEvent::Exited(lost()), None)
                 }
             };

@@ -11,6 +11,7 @@ use super::{Channel, refusal};
 use crate::actor::Actor;
 use crate::error::Error;
 use crate::http::commands as http_commands;
+use crate::http::lasting::holding;
 use crate::services::commands::Commands;
 use crate::services::sandboxes::tokens::GUEST_LIFETIME;
 
@@ -40,10 +41,20 @@ async fn serve(
         (Route::Providers, &Method::GET) => {
             Ok(Json(plane.providers.listing().clone()).into_response())
         }
-        (Route::Provider { name, rest }, _) => Ok(plane
-            .providers
-            .call(actor, name, rest, request, &channel.peer.ended)
-            .await),
+        (Route::Provider { name, rest }, _) => {
+            let Some(permit) = plane.provider_call(instance.sandbox_id) else {
+                plane.metrics.channel_refusal("busy");
+                return Err(Error::Unavailable(
+                    "this sandbox has too many provider calls open; wait for one to end".to_owned(),
+                ));
+            };
+            let ended = &channel.peer.ended;
+            let response = plane
+                .providers
+                .call(actor, name, rest, request, ended)
+                .await;
+            Ok(holding(response, permit))
+        }
         (Route::Renew, &Method::POST) => {
             channel.peer.slot.renew(plane.clock.now_ms());
             Ok(Json(json!({"expires_in_seconds": GUEST_LIFETIME.as_secs()})).into_response())

@@ -129,7 +129,8 @@ impl Visit {
     async fn reserved(&self, rest: &str, head: &Parts) -> Result<Response, Error> {
         let reading = matches!(head.method, Method::GET | Method::HEAD);
         match rest {
-            "enter" if reading => self.enter(head).await,
+            // Not HEAD: it would use the code up and show nothing for it.
+            "enter" if head.method == Method::GET => self.enter(head).await,
             "theme.css" if reading => Ok(pages::stylesheet()),
             "wait.js" if reading => Ok(pages::script()),
             "status" if reading => self.status(head).await,

@@ -76,6 +76,11 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
             ("could not start", body, false)
         }
         (state, _) => {
+            // The start was just ordered and may not have begun.
+            let state = match state {
+                SandboxState::Stopped => SandboxState::Starting,
+                other => *other,
+            };
             let body = format!(
                 "<h1>Starting {badge}</h1><div class=\"row\"><span class=\"spinner\" aria-hidden=\"true\"></span>\
                  <p id=\"state\" role=\"status\">{state}</p></div>\

@@ -7,9 +7,9 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use types::Role;
 
-use super::sessions::CutBody;
 use super::{RuntimeSession, Visit, browser};
 use crate::error::Error;
+use crate::http::lasting::CutBody;
 use crate::store::RouteRow;
 
 const ROLE: HeaderName = HeaderName::from_static("x-choir-role");

@@ -3,14 +3,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crypto::{Token, TokenHash, TokenKind};
-use http_body::{Body, Frame, SizeHint};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use types::{SessionId, UserId};
 
 use crate::actor::User;
@@ -116,47 +113,5 @@ impl RuntimeSessions {
             .unwrap_or_else(PoisonError::into_inner)
             .get(hash)
             .cloned()
-    }
-}
-
-/// A response body that breaks off when the session ends.
-pub(super) struct CutBody<B> {
-    inner: B,
-    ended: Pin<Box<WaitForCancellationFutureOwned>>,
-}
-
-impl<B> CutBody<B> {
-    pub(super) fn new(inner: B, ended: CancellationToken) -> Self {
-        Self {
-            inner,
-            ended: Box::pin(ended.cancelled_owned()),
-        }
-    }
-}
-
-impl<B> Body for CutBody<B>
-where
-    B: Body + Unpin,
-    B::Error: Into<gateway::BoxError>,
-{
-    type Data = B::Data;
-    type Error = gateway::BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, gateway::BoxError>>> {
-        if self.ended.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Err("the session has ended".into())));
-        }
-        Pin::new(&mut self.inner).poll_frame(cx).map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

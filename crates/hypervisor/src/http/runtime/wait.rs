@@ -70,7 +70,7 @@ impl Visit {
         let sandbox = route.sandbox(role);
         if self.app.sandboxes.status(sandbox).state == SandboxState::Failed {
             let entry = Entry::allowed("sandbox.clear_failure", sandbox.to_string())
-                .with("role", role.to_string());
+                .in_sandbox(sandbox, Some(role));
             self.app.audit.record(&self.actor(&session), entry).await?;
             self.app.sandboxes.clear_failure(sandbox).await;
         }

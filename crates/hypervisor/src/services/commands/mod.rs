@@ -1,6 +1,7 @@
 //! The command router: what the agent, a terminal or the owner wants to run becomes a
 //! runner, after policy and ledger (arch §6).
 
+mod leash;
 mod request;
 
 use std::sync::Arc;
@@ -8,8 +9,7 @@ use std::sync::Arc;
 use policy::Action;
 use runtime::protocol::{Refusal, RunnerStatus, Signal};
 use runtime::spec::RunnerSpec;
-use runtime::{Attachment, ControlError, Instance, Output};
-use tokio_util::sync::CancellationToken;
+use runtime::{Attachment, ControlError, Instance};
 use types::{CommandId, CommandRequest, CommandState, CommandView};
 
 use crate::actor::Actor;
@@ -19,6 +19,7 @@ use crate::services::audit::Entry;
 use crate::services::authorize;
 use crate::services::sandboxes::tokens::Tokens;
 use crate::services::sandboxes::{Identity, Plane, of_runner, of_runner_gateway};
+pub(crate) use leash::Leash;
 use request::{PROVIDER_CALL, runner_spec};
 
 /// Exited commands whose output a sandbox keeps, beyond those that still run.
@@ -37,8 +38,8 @@ pub(crate) struct Commands<'a> {
 #[derive(Debug)]
 pub(crate) struct Begun {
     pub(crate) view: CommandView,
-    /// Whether it goes on without its caller.
-    pub(crate) lasting: bool,
+    /// Ties it to its caller; `None` when it goes on without one.
+    pub(crate) leash: Option<Leash>,
 }
 
 impl<'a> Commands<'a> {
@@ -84,12 +85,15 @@ impl<'a> Commands<'a> {
             state: CommandState::Running,
             exit: None,
         };
-        self.spawn(spec, granted).await?;
+        let lasting = view.detach || view.terminal;
+        let leash = (!lasting).then(|| Leash::new(Arc::clone(self.instance), id));
+        // In a task of its own: a caller that goes away must not leave half a spawn behind.
+        let (plane, instance) = (Arc::clone(self.plane), Arc::clone(self.instance));
+        tokio::spawn(async move { spawn(&plane, &instance, spec, granted).await })
+            .await
+            .map_err(Error::internal)??;
         self.plane.metrics.command();
-        Ok(Begun {
-            lasting: view.detach || view.terminal,
-            view,
-        })
+        Ok(Begun { view, leash })
     }
 
     async fn decide(
@@ -99,7 +103,7 @@ impl<'a> Commands<'a> {
         id: CommandId,
         granted: bool,
     ) -> Result<(), Error> {
-        let (owner, _) = self.plane.owner(self.instance.sandbox_id).await?;
+        let (owner, role) = self.plane.owner(self.instance.sandbox_id).await?;
         let capabilities = if granted {
             vec![PROVIDER_CALL.to_owned()]
         } else {
@@ -123,8 +127,8 @@ impl<'a> Commands<'a> {
             Err(error) => Entry::denied("command.run", id.to_string(), error.to_string()),
         };
         let mut entry = entry
-            .about(owner.name.to_string())
-            .with("sandbox", self.instance.sandbox_id.to_string())
+            .about_user(owner.id, &owner.name)
+            .in_sandbox(self.instance.sandbox_id, Some(role))
             .with("program", program)
             .with(
                 "arguments",
@@ -142,37 +146,6 @@ impl<'a> Commands<'a> {
         }
         self.plane.audit.record(actor, entry).await?;
         decided.map(drop)
-    }
-
-    async fn spawn(&self, mut spec: RunnerSpec, granted: bool) -> Result<(), Error> {
-        if !granted {
-            self.instance.spawn(spec).await.map_err(refused)?;
-            return Ok(());
-        }
-        let id = spec.command_id;
-        let token = Tokens::mint(&self.plane.random).map_err(Error::internal)?;
-        spec.channel = true;
-        spec.relay_env = of_runner_gateway(&self.plane.config, token.expose());
-        let spawned = self.instance.spawn(spec).await.map_err(refused)?;
-        let Some(listener) = spawned.channel else {
-            return Err(Error::BadGateway(
-                "the supervisor gave no channel for the command".to_owned(),
-            ));
-        };
-        let slot = self
-            .plane
-            .tokens
-            .runner(self.instance.sandbox_id, token.hash());
-        let ended = self.instance.ended().child_token();
-        let peer = channel::Peer {
-            instance: Arc::clone(self.instance),
-            command: Some(id),
-            slot,
-            ended: ended.clone(),
-        };
-        channel::serve(Arc::clone(self.plane), peer, listener);
-        tokio::spawn(end_with_runner(Arc::clone(self.instance), id, ended));
-        Ok(())
     }
 
     /// Refuses when too many run, and forgets the oldest that have exited.
@@ -241,7 +214,7 @@ impl<'a> Commands<'a> {
             Signal::Kill => "kill",
         };
         let entry = Entry::allowed("command.signal", id.to_string())
-            .with("sandbox", self.instance.sandbox_id.to_string())
+            .in_sandbox(self.instance.sandbox_id, None)
             .with("signal", name);
         self.plane.audit.record(actor, entry).await?;
         self.instance.signal(id, signal).await.map_err(refused)
@@ -261,11 +234,6 @@ impl<'a> Commands<'a> {
         self.instance.attach(id, from).await.map_err(refused)
     }
 
-    /// The start that the commands belong to.
-    pub(crate) const fn instance(&self) -> &Arc<Instance> {
-        self.instance
-    }
-
     async fn runners(&self) -> Result<Vec<RunnerStatus>, Error> {
         self.instance.runners().await.map_err(refused)
     }
@@ -282,23 +250,43 @@ impl<'a> Commands<'a> {
     }
 }
 
-/// Waits until a runner is gone, and ends its channel and its token.
-async fn end_with_runner(instance: Arc<Instance>, id: CommandId, ended: CancellationToken) {
-    let gone = async {
-        // From the far end of its output: only the exit is of interest.
-        let Ok(mut attachment) = instance.attach(id, u64::MAX).await else {
-            return;
-        };
-        while let Ok(Some(output)) = attachment.next().await {
-            if matches!(output, Output::Exited(_)) {
-                return;
-            }
-        }
-    };
-    tokio::select! {
-        () = ended.cancelled() => {}
-        () = gone => ended.cancel(),
+async fn spawn(
+    plane: &Arc<Plane>,
+    instance: &Arc<Instance>,
+    mut spec: RunnerSpec,
+    granted: bool,
+) -> Result<(), Error> {
+    if !granted {
+        instance.spawn(spec).await.map_err(refused)?;
+        return Ok(());
     }
+    let id = spec.command_id;
+    let token = Tokens::mint(&plane.random).map_err(Error::internal)?;
+    spec.channel = true;
+    spec.relay_env = of_runner_gateway(&plane.config, token.expose());
+    let spawned = instance.spawn(spec).await.map_err(refused)?;
+    let Some(listener) = spawned.channel else {
+        return Err(Error::BadGateway(
+            "the supervisor gave no channel for the command".to_owned(),
+        ));
+    };
+    let ended = instance.ended().child_token();
+    let peer = channel::Peer {
+        instance: Arc::clone(instance),
+        command: Some(id),
+        slot: plane.tokens.runner(instance.sandbox_id, token.hash()),
+        ended: ended.clone(),
+    };
+    channel::serve(Arc::clone(plane), peer, listener);
+    let instance = Arc::clone(instance);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = ended.cancelled() => {}
+            // The runner's channel and token end with it.
+            () = leash::wait_for_exit(&instance, id) => ended.cancel(),
+        }
+    });
+    Ok(())
 }
 
 /// A supervisor's refusal in the words of the caller's problem.

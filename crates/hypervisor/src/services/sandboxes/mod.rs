@@ -100,6 +100,7 @@ impl Sandboxes {
             forwarder: gateway::Forwarder::new(),
             random: crypto::OsRandom::new(),
             binaries: plane::Binaries::find(config)?,
+            calls: std::sync::Mutex::default(),
             began: Instant::now(),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
@@ -229,12 +230,18 @@ impl Sandboxes {
             let entry = Entry::denied("sandbox.swap", seen.dev.to_string(), unhealthy.to_string());
             self.plane
                 .audit
-                .record(actor, entry.about(owner.name.to_string()))
+                .record(
+                    actor,
+                    entry
+                        .about_user(owner.id, &owner.name)
+                        .in_sandbox(seen.dev, Some(Role::Dev)),
+                )
                 .await?;
             return Err(Error::UnhealthyTarget(unhealthy.to_string()));
         }
         let entry = Entry::allowed("sandbox.swap", seen.dev.to_string())
-            .about(owner.name.to_string())
+            .about_user(owner.id, &owner.name)
+            .in_sandbox(seen.dev, Some(Role::Dev))
             .with("generation", (seen.generation + 1).to_string());
         self.plane.audit.record(actor, entry).await?;
         let swapped = self
@@ -343,7 +350,7 @@ impl Sandboxes {
             return Ok(());
         }
         let entry =
-            Entry::allowed("sandbox.wake", sandbox.to_string()).with("role", role.to_string());
+            Entry::allowed("sandbox.wake", sandbox.to_string()).in_sandbox(sandbox, Some(role));
         self.plane.audit.record(actor, entry).await?;
         let sandboxes = Arc::clone(self);
         tokio::spawn(async move {
@@ -419,8 +426,8 @@ impl Sandboxes {
         role: Role,
     ) -> Result<(), Error> {
         let entry = Entry::allowed(action, sandbox.to_string())
-            .about(owner.name.to_string())
-            .with("role", role.to_string());
+            .about_user(owner.id, &owner.name)
+            .in_sandbox(sandbox, Some(role));
         self.plane.audit.record(actor, entry).await
     }
 

@@ -1,9 +1,10 @@
 //! What proxy, channels and lifecycle share, and the answers that the fleet wants from the
 //! control plane.
 
+use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crypto::{OsRandom, Random, Token, TokenHash};
@@ -13,6 +14,7 @@ use runtime::spec::{
 };
 use runtime::{BoxFuture, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use types::{Role, SandboxId, StartId, UserId};
 
 use super::environment::{self, Identity};
@@ -47,6 +49,8 @@ pub(crate) struct Plane {
     pub(crate) forwarder: Forwarder,
     pub(crate) random: OsRandom,
     pub(crate) binaries: Binaries,
+    /// Provider calls that a sandbox, its runners included, may still open.
+    pub(crate) calls: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     pub(crate) began: Instant,
 }
 
@@ -85,7 +89,20 @@ struct HostRecord {
     token_hash: TokenHash,
 }
 
+/// Provider calls that one sandbox may have open, its runners included, so that none takes
+/// all of a provider's connections.
+const MAX_PROVIDER_CALLS: usize = 32;
+
 impl Plane {
+    /// Leave for one more provider call of a sandbox, if it has not too many open.
+    pub(crate) fn provider_call(&self, sandbox: SandboxId) -> Option<OwnedSemaphorePermit> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_sandbox = calls
+            .entry(sandbox)
+            .or_insert_with(|| Arc::new(Semaphore::new(MAX_PROVIDER_CALLS)));
+        Arc::clone(of_sandbox).try_acquire_owned().ok()
+    }
+
     /// The route of a user, from memory or from the database.
     ///
     /// # Errors
@@ -158,9 +175,9 @@ impl Plane {
             .ok_or(Error::NotFound("sandbox"))?;
         let (owner, role) = self.owner(sandbox).await?;
         let entry = Entry::allowed("sandbox.begin", sandbox.to_string())
-            .about(owner.name.to_string())
-            .with("start", start.to_string())
-            .with("role", role.to_string());
+            .about_user(owner.id, &owner.name)
+            .in_sandbox(sandbox, Some(role))
+            .with("start", start.to_string());
         self.audit.record(&Actor::internal(), entry).await?;
         let token = Tokens::mint(&self.random).map_err(Error::internal)?;
         let record = HostRecord {

@@ -1,0 +1,99 @@
+//! What ties a command to its caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::protocol::Signal;
+use runtime::{ControlError, Instance, Output};
+use types::CommandId;
+
+/// A caller may go away while its command is still being spawned; then the signal finds
+/// nothing yet. This many more attempts are made, this far apart.
+const KILL_ATTEMPTS: u32 = 20;
+const KILL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Kills a command whose caller went away, and forgets it once it is gone.
+#[derive(Debug)]
+pub(crate) struct Leash {
+    instance: Arc<Instance>,
+    id: CommandId,
+    exited: bool,
+}
+
+impl Leash {
+    pub(super) const fn new(instance: Arc<Instance>, id: CommandId) -> Self {
+        Self {
+            instance,
+            id,
+            exited: false,
+        }
+    }
+
+    /// The command.
+    pub(crate) const fn id(&self) -> CommandId {
+        self.id
+    }
+
+    /// Notes that the command ended by itself, or that its sandbox did.
+    pub(crate) const fn exited(&mut self) {
+        self.exited = true;
+    }
+
+    /// Whether the command's sandbox has ended.
+    pub(crate) fn sandbox_ended(&self) -> bool {
+        self.instance.ended().is_cancelled()
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        let (instance, id, exited) = (Arc::clone(&self.instance), self.id, self.exited);
+        // Without a runtime the process is ending; the command's own bounds hold then.
+        let Ok(handle) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        handle.spawn(async move {
+            tokio::select! {
+                () = instance.ended().cancelled() => {}
+                () = end(&instance, id, exited) => {}
+            }
+        });
+    }
+}
+
+async fn end(instance: &Instance, id: CommandId, exited: bool) {
+    if !exited {
+        kill(instance, id).await;
+        wait_for_exit(instance, id).await;
+    }
+    if let Err(error) = instance.forget(id).await {
+        tracing::debug!(command = %id, %error, "a command could not be forgotten");
+    }
+}
+
+async fn kill(instance: &Instance, id: CommandId) {
+    for _ in 0..KILL_ATTEMPTS {
+        match instance.signal(id, Signal::Kill).await {
+            Err(ControlError::Refused(refusal)) if refusal.code == "not_found" => {
+                tokio::time::sleep(KILL_PAUSE).await;
+            }
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(command = %id, %error, "a command without a caller could not be killed");
+                return;
+            }
+        }
+    }
+}
+
+/// Waits until a command is gone, without looking at its output.
+pub(super) async fn wait_for_exit(instance: &Instance, id: CommandId) {
+    let Ok(mut attachment) = instance.attach(id, u64::MAX).await else {
+        return;
+    };
+    while let Ok(Some(output)) = attachment.next().await {
+        if matches!(output, Output::Exited(_)) {
+            return;
+        }
+    }
+}
