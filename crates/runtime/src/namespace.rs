@@ -134,6 +134,8 @@ impl NamespaceDriver {
             StartError::new("internal", format!("the start cannot be described: {e}"))
         })?;
         let mut child = Command::new(&self.supervisor)
+            // Sandboxes see this name in their process list; the path is not theirs to know.
+            .arg0("supervisor")
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
