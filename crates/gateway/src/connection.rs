@@ -23,6 +23,9 @@ use crate::{ConnectError, ForwardError, Limits};
 /// What the parser may have read ahead of the head that it is still working on.
 const READ_AHEAD: usize = 64 << 10;
 
+/// The header fields that hyper's parser takes by itself.
+const PARSER_MAX_HEADERS: usize = 100;
+
 /// A connection. No task of its own drives it: between exchanges it rests in a pool, where
 /// it is looked at again before it is used.
 pub(crate) struct Connection {
@@ -42,8 +45,7 @@ pub(crate) struct Connection {
 pub(crate) enum Failure {
     /// Nothing was sent; here is the request again.
     Unsent(Box<Request<UpstreamBody>>),
-    /// The connection was closed before a byte of a response; `fresh` tells a dying app
-    /// from a connection that had been idle for too long.
+    /// The connection was closed before a byte of a response.
     ClosedUnanswered(hyper::Error),
     /// The request failed for good.
     Final(ForwardError),
@@ -58,13 +60,15 @@ impl Connection {
     ) -> Result<Self, ConnectError> {
         let budget = Arc::new(HeadBudget::new());
         let io = TokioIo::new(Metered::new(transport, Arc::clone(&budget)));
-        let (sender, driver) = http1::Builder::new()
-            .max_headers(limits.max_response_headers)
+        let mut builder = http1::Builder::new();
+        builder
             .max_header_size(limits.max_response_head)
-            .max_buf_size(READ_AHEAD.max(limits.max_response_head))
-            .handshake(io)
-            .await
-            .map_err(ConnectError::Http)?;
+            .max_buf_size(READ_AHEAD.max(limits.max_response_head));
+        // Said aloud, the parser's own bound costs it an allocation per message.
+        if limits.max_response_headers != PARSER_MAX_HEADERS {
+            builder.max_headers(limits.max_response_headers);
+        }
+        let (sender, driver) = builder.handshake(io).await.map_err(ConnectError::Http)?;
         Ok(Self {
             sender,
             driver: Box::new(driver),
