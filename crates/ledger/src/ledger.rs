@@ -186,10 +186,10 @@ impl Ledger {
         &self.inner.dir
     }
 
-    /// A reader of this log.
+    /// A reader of this log, up to what was acknowledged.
     #[must_use]
     pub fn reader(&self) -> Reader {
-        Reader::new(&self.inner.dir)
+        Reader::of(&self.inner.dir, Arc::clone(&self.inner.head))
     }
 }
 

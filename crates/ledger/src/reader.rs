@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use crypto::Digest;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use types::SandboxId;
 
+use crate::queue::lock;
 use crate::verify::{Frames, Opened, Step, io_error};
-use crate::{Actor, Outcome, ReadError, Record, encoding, head, segment};
+use crate::{Actor, Head, Outcome, ReadError, Record, encoding, head, segment};
 
 /// Most entries that one call of [`Reader::tail`] gives.
 const MAX_TAIL: usize = 10_000;
@@ -65,17 +67,33 @@ impl Filter {
     }
 }
 
-/// Reads the log in one directory. Opens nothing before it is asked for entries.
+/// Reads the log in one directory. Opens nothing before it is asked for entries. It is for
+/// looking things up: what it passes over it does not verify.
 #[derive(Debug, Clone)]
 pub struct Reader {
     dir: PathBuf,
+    /// The end of what was acknowledged, beyond which nothing is given.
+    head: Option<Arc<Mutex<Head>>>,
 }
 
 impl Reader {
-    /// A reader of the log in `dir`.
+    /// A reader of the files in `dir`, which nobody or another process writes to. It gives
+    /// every whole record. Where a [`Ledger`](crate::Ledger) is open, use its own reader.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self {
+            dir: dir.into(),
+            head: None,
+        }
+    }
+
+    /// A reader of a log that is open: what was written and not acknowledged may vanish
+    /// again, so it is not given.
+    pub(crate) fn of(dir: &Path, head: Arc<Mutex<Head>>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            head: Some(head),
+        }
     }
 
     /// The entries from a number on, oldest first.
@@ -104,11 +122,13 @@ impl Reader {
             dir: self.dir.clone(),
             index,
             next_seq: frames.header.first_seq,
-            previous: frames.header_hash,
+            previous: Some(frames.header_hash),
             from: seq,
             frames,
             sealed: false,
             failed: false,
+            limit: if self.head.is_some() { 0 } else { u64::MAX },
+            head: self.head.clone(),
         })
     }
 
@@ -119,8 +139,13 @@ impl Reader {
     pub fn tail(&self, count: usize, filter: &Filter) -> Result<Vec<Entry>, ReadError> {
         let count = count.min(MAX_TAIL);
         let from = if *filter == Filter::default() {
-            let mark = head::read(&self.dir).map_err(io_error(&head::path(&self.dir)))?;
-            mark.map_or(1, |mark| mark.seq.saturating_sub(count as u64) + 1)
+            let last = match &self.head {
+                Some(head) => lock(head).seq,
+                None => head::read(&self.dir)
+                    .map_err(io_error(&head::path(&self.dir)))?
+                    .map_or(0, |mark| mark.seq),
+            };
+            last.saturating_sub(count as u64) + 1
         } else {
             1
         };
@@ -151,8 +176,12 @@ pub struct Entries {
     /// Entries before this one are passed over.
     from: u64,
     next_seq: u64,
-    previous: Digest,
+    /// What the next frame continues; unknown after frames were passed over.
+    previous: Option<Digest>,
     failed: bool,
+    /// Nothing after this one is given, or even read.
+    limit: u64,
+    head: Option<Arc<Mutex<Head>>>,
 }
 
 enum Advance {
@@ -164,6 +193,17 @@ enum Advance {
 impl Entries {
     fn step(&mut self) -> Result<Option<Entry>, ReadError> {
         loop {
+            if self.next_seq > self.limit {
+                let limit = self.head.as_ref().map_or(u64::MAX, |head| lock(head).seq);
+                if self.next_seq > limit {
+                    return Ok(None);
+                }
+                // What was read ahead may be older than the new limit, and not what was
+                // acknowledged in the end.
+                self.limit = limit;
+                let path = segment::path(&self.dir, self.index);
+                self.frames.forget_buffer().map_err(io_error(&path))?;
+            }
             match self.advance()? {
                 Advance::Entry(entry) => return Ok(Some(*entry)),
                 Advance::PassedOver => {}
@@ -181,26 +221,39 @@ impl Entries {
     }
 
     fn advance(&mut self) -> Result<Advance, ReadError> {
+        let path = segment::path(&self.dir, self.index);
+        if self.next_seq < self.from {
+            let end = self.from.min(self.limit.saturating_add(1));
+            let passed = self
+                .frames
+                .pass_over(self.next_seq..end)
+                .map_err(io_error(&path))?;
+            self.next_seq += passed;
+            if passed > 0 {
+                self.previous = None;
+                return Ok(Advance::PassedOver);
+            }
+        }
         let seq = self.next_seq;
         let fault = |what: &str| ReadError::Fault {
             seq,
             what: what.to_owned(),
         };
-        let path = segment::path(&self.dir, self.index);
         let frame = match self.frames.next().map_err(io_error(&path))? {
             Step::Frame(frame) => frame,
             Step::Torn { .. } if self.sealed => return Err(fault("the file ends inside it")),
             Step::End | Step::Torn { .. } => return Ok(Advance::End),
             Step::Bad => return Err(fault("its bytes were changed")),
         };
-        if frame.seq != seq || frame.previous != self.previous {
+        if frame.seq != seq
+            || self
+                .previous
+                .is_some_and(|previous| frame.previous != previous)
+        {
             return Err(fault("it does not continue the record before it"));
         }
         self.next_seq += 1;
-        self.previous = frame.hash;
-        if seq < self.from {
-            return Ok(Advance::PassedOver);
-        }
+        self.previous = Some(frame.hash);
         let record = encoding::decode(frame.payload).map_err(|error| fault(&error.to_string()))?;
         Ok(Advance::Entry(Box::new(Entry {
             seq,
@@ -217,14 +270,17 @@ impl Entries {
         let frames =
             open(&self.dir, self.index + 1)?.ok_or_else(|| fault("its segment is gone"))?;
         let header = frames.header;
-        // With no frame read from the last segment there is nothing to compare with.
-        let continues =
-            self.frames.header.first_seq == self.next_seq || header.previous == self.previous;
+        let first_seq = self.frames.header.first_seq;
+        // Only where frames of the last segment were read is there something to compare with.
+        let continues = self.next_seq == first_seq
+            || self
+                .previous
+                .is_none_or(|previous| header.previous == previous);
         if header.first_seq != self.next_seq || !continues {
             return Err(fault("its segment does not continue the one before"));
         }
         self.index += 1;
-        self.previous = frames.header_hash;
+        self.previous = Some(frames.header_hash);
         self.frames = frames;
         self.sealed = false;
         Ok(())

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crypto::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::frame::{self, Frame, FrameError};
+use crate::frame::{self, FRAME_HEAD, Frame, FrameError};
 use crate::segment::{self, HEADER, Header, LogId};
 use crate::{ReadError, encoding, head};
 
@@ -351,6 +352,37 @@ impl Frames {
                 buffer: Vec::new(),
             }),
         })
+    }
+
+    /// Passes over the frames of `seqs`, without a look at what they say, and tells how many
+    /// there were. Stops early where another one stands: the next step tells what is wrong.
+    pub(crate) fn pass_over(&mut self, seqs: Range<u64>) -> io::Result<u64> {
+        let mut passed = 0;
+        for seq in seqs {
+            let mut head = Vec::with_capacity(FRAME_HEAD);
+            (&mut self.file)
+                .take(FRAME_HEAD as u64)
+                .read_to_end(&mut head)?;
+            let found = head.get(4..12).and_then(|bytes| bytes.first_chunk());
+            let rest = match frame::length(&head) {
+                Ok(length) if found == Some(&seq.to_be_bytes()) => length - FRAME_HEAD,
+                _ => break,
+            };
+            // At most a record long.
+            let Ok(distance) = i64::try_from(rest) else {
+                break;
+            };
+            self.file.seek_relative(distance)?;
+            self.offset += (FRAME_HEAD + rest) as u64;
+            passed += 1;
+        }
+        self.forget_buffer()?;
+        Ok(passed)
+    }
+
+    /// Reads the file again from the next frame on, instead of what was read ahead of it.
+    pub(crate) fn forget_buffer(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.offset)).map(drop)
     }
 
     /// The next step. After an end or a torn frame it may be asked again, once more was written.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use types::SandboxId;
 
 use super::{by_user, log_of, open, options, record};
-use crate::{Entry, Filter, Ledger, Outcome, ReadError, Reader, segment};
+use crate::{Entry, Filter, Ledger, Outcome, ReadError, Reader, encoding, frame, segment};
 
 fn numbers(entries: &[Entry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.seq).collect()
@@ -51,6 +51,49 @@ fn a_follower_sees_what_is_appended_later_also_in_later_segments() {
         assert!(entries.next().is_none());
     }
     assert!(segment::list(temp.path()).unwrap().len() > 2);
+}
+
+#[test]
+fn what_was_not_acknowledged_is_not_read() {
+    let (_temp, dir) = log_of(3, u64::MAX);
+    let ledger = open(&dir);
+    // A whole frame that a failed group left behind, and that the writer will write over.
+    let path = segment::path(&dir, 1);
+    let whole = fs::read(&path).unwrap();
+    let mut longer = whole.clone();
+    let payload = encoding::encode(&record("never")).unwrap();
+    frame::write(&mut longer, 4, ledger.head().hash, &payload);
+    fs::write(&path, &longer).unwrap();
+    assert_eq!(
+        Reader::new(&dir).tail(9, &Filter::default()).unwrap().len(),
+        4
+    );
+    let mut entries = ledger.reader().from(2).unwrap();
+    assert_eq!(
+        numbers(&entries.by_ref().map(Result::unwrap).collect::<Vec<_>>()),
+        [2, 3]
+    );
+    assert_eq!(
+        ledger.reader().tail(9, &Filter::default()).unwrap().len(),
+        3
+    );
+    fs::write(&path, &whole).unwrap();
+    ledger.append(&record("act.4")).wait().unwrap();
+    assert_eq!(entries.next().unwrap().unwrap().record.action, "act.4");
+}
+
+#[test]
+fn waiting_for_a_record_that_is_not_there_yet_ends_with_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(temp.path(), options(400)).unwrap();
+    let mut entries = ledger.reader().from(8).unwrap();
+    for seq in 1..=9 {
+        assert!(entries.next().is_none(), "before {seq}");
+        ledger.append(&record("act")).wait().unwrap();
+        if seq >= 8 {
+            assert_eq!(entries.next().unwrap().unwrap().seq, seq);
+        }
+    }
 }
 
 #[test]
