@@ -135,3 +135,69 @@ fn a_wall_that_cannot_be_built_refuses_the_start_and_says_which() {
     assert!(refusal.message.contains("namespaces"), "{refusal:?}");
     assert!(refusal.hint.is_some());
 }
+
+/// What may be written to; everything else is read-only.
+const WRITABLE: &[&str] = &[
+    "/workspace",
+    "/home/choir",
+    "/var/lib/choir",
+    "/run/choir/app",
+    "/tmp",
+    "/dev/shm",
+    "/dev/pts",
+    "/proc",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+];
+
+/// What must be covered or made read-only in `/proc` wherever the kernel has it.
+const MASKED: &[&str] = &[
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/bus",
+    "/proc/fs",
+];
+
+fn check_mounts(mountinfo: &str) {
+    let mut targets = Vec::new();
+    for line in mountinfo.lines() {
+        let fields: Vec<_> = line.split(' ').collect();
+        let (target, options) = (fields[4], fields[5].split(',').collect::<Vec<_>>());
+        targets.push(target);
+        assert!(options.contains(&"nosuid"), "{line}");
+        assert!(
+            options.contains(&"ro") || WRITABLE.contains(&target),
+            "{line}"
+        );
+        let device = target.starts_with("/dev/") || target.starts_with("/proc/");
+        assert!(options.contains(&"nodev") || device, "{line}");
+    }
+    for masked in MASKED
+        .iter()
+        .filter(|path| std::path::Path::new(path).exists())
+    {
+        assert!(targets.contains(masked), "{masked} is not masked");
+    }
+    assert!(targets.contains(&"/"));
+}
+
+#[test]
+fn every_mount_is_as_tight_as_it_can_be() {
+    let sandbox = Sandbox::start(&["/bin/cat", "/proc/self/mountinfo"]);
+    let output = sandbox.guest_output();
+    check_mounts(&output.replace("[supervisor] guest exited with code 0\n", ""));
+    let runner = sandbox
+        .run(crate::harness::runner(&[
+            "/bin/cat",
+            "/proc/self/mountinfo",
+        ]))
+        .stdout;
+    check_mounts(&runner);
+    assert!(!runner.contains("/var/lib/choir") && !runner.contains("/run/choir/app"));
+}
