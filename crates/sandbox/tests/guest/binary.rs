@@ -78,6 +78,14 @@ async fn end(child: &mut Child) -> std::process::ExitStatus {
         .unwrap()
 }
 
+/// Runs it to its end, which has to come by itself.
+async fn refused(command: &mut Command) -> std::process::Output {
+    tokio::time::timeout(PATIENCE, command.output())
+        .await
+        .unwrap()
+        .unwrap()
+}
+
 #[tokio::test]
 async fn refuses_a_provider_credential_by_name_and_by_shape() {
     let dir = tempfile::tempdir().unwrap();
@@ -86,21 +94,14 @@ async fn refuses_a_provider_credential_by_name_and_by_shape() {
         ("OPENAI_API_KEY", "canary-8842"),
         ("HARMLESS", shaped.as_str()),
     ] {
-        let output = command(dir.path(), 1)
-            .env(name, value)
-            .output()
-            .await
-            .unwrap();
+        let output = refused(command(dir.path(), 1).env(name, value)).await;
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(78), "{text}");
         assert!(text.contains(name) && !text.contains(value), "{text}");
         assert!(!dir.path().join("events.db").exists() && !dir.path().join("app.sock").exists());
     }
-    let output = command(dir.path(), 1)
-        .env("CHOIR_PROVIDER_GATEWAY_TOKEN", "canary-1")
-        .output()
-        .await
-        .unwrap();
+    let output =
+        refused(command(dir.path(), 1).env("CHOIR_PROVIDER_GATEWAY_TOKEN", "canary-1")).await;
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(
         output.status.code() == Some(78)
