@@ -3,21 +3,23 @@
 mod error;
 mod network;
 mod origins;
+mod providers;
 mod raw;
+mod sandbox;
 mod sections;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::path::PathBuf;
 
 pub use error::ConfigError;
 pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
+pub use providers::{Provider, ProviderKind};
 pub use raw::RawConfig;
-pub use sections::{
-    Auth, Limits, Listen, Log, LogFormat, Mount, Provider, ProviderKind, Registration, Sandbox,
-    TlsFiles,
-};
+pub use sandbox::{Limits, Mount, Sandbox};
+pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
 
 /// The whole configuration, valid.
 #[derive(Debug, Clone)]
@@ -72,7 +74,7 @@ impl Config {
             origins,
             auth: Auth::build(&raw.auth)?,
             sandbox: Sandbox::build(&raw.sandbox)?,
-            providers: sections::build_providers(&raw.providers)?,
+            providers: providers::build_providers(&raw.providers)?,
             log: Log::build(&raw.log)?,
         })
     }

@@ -28,7 +28,7 @@ export async function draw({ body }, load) {
 }
 
 export const item = (title, details, ...actions) =>
-  h('li', {}, h('div', { class: 'about' }, h('span', { class: 'title' }, title), h('span', { class: 'small muted' }, details)), ...actions);
+  h('li', {}, h('div', { class: 'about' }, h('span', { class: 'title' }, title), h('span', { class: 'small muted' }, details)), h('div', { class: 'row' }, actions));
 
 export const list = (items, none) => (items.length > 0 ? h('ul', { class: 'list' }, items) : empty(none));
 

@@ -46,7 +46,7 @@ export function sandboxCard(sandbox, act) {
       button('start', 'Start', idle),
       button('stop', 'Stop', state === 'running' || state === 'starting'),
       button('restart', 'Restart', state === 'running'),
-      button('logs', 'Log', true, 'btn-quiet'),
+      button('logs', 'Log', state === 'running' || state === 'starting', 'btn-quiet'),
     ),
   );
 }

@@ -1,0 +1,170 @@
+//! What sandboxes get.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::ConfigError;
+use super::raw::{RawLimits, RawSandbox};
+use super::values::{DAY, HOUR, duration, within};
+
+/// What sandboxes get.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    /// First host uid given to a sandbox when the hypervisor is root; slot `n` gets `base + n`.
+    pub host_uid_base: u32,
+    /// Tools of the host that sandboxes may read, beyond `/usr`.
+    pub mounts: Vec<Mount>,
+    /// `PATH` inside.
+    pub path: String,
+    /// Point stock SDKs at the gateway through their own variables.
+    pub sdk_env: bool,
+    /// Directory of `supervisor` and `sandbox`; next to this program when absent.
+    pub binaries_dir: Option<PathBuf>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// A read-only mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Of the host; absolute.
+    pub source: PathBuf,
+    /// Inside; absolute.
+    pub target: PathBuf,
+}
+
+/// Bounds of what runs in a sandbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Wall time of a command that names none.
+    pub command_wall: Duration,
+    /// The longest wall time that a command may ask for.
+    pub command_wall_max: Duration,
+    /// Bytes of output kept per command.
+    pub output_bytes: u64,
+    /// Processes and threads per command.
+    pub processes: u32,
+    /// Processes and threads of the guest itself.
+    pub guest_processes: u32,
+    /// Open files per process.
+    pub open_files: u64,
+    /// Commands that run at the same time in one sandbox.
+    pub commands: u32,
+}
+
+impl Sandbox {
+    pub(super) fn build(raw: &RawSandbox) -> Result<Self, ConfigError> {
+        let mounts = raw
+            .mounts
+            .iter()
+            .map(|mount| {
+                let target = mount.target.clone().unwrap_or_else(|| mount.source.clone());
+                for (key, path) in [
+                    ("sandbox.mounts.source", &mount.source),
+                    ("sandbox.mounts.target", &target),
+                ] {
+                    if !path.is_absolute()
+                        || path
+                            .components()
+                            .any(|c| c == std::path::Component::ParentDir)
+                    {
+                        return Err(ConfigError::value(
+                            key,
+                            path.display(),
+                            "it is not absolute, or contains ..",
+                            "an absolute path such as /opt/tools",
+                        ));
+                    }
+                }
+                if !mount.source.exists() {
+                    return Err(ConfigError::value(
+                        "sandbox.mounts.source",
+                        mount.source.display(),
+                        "there is nothing there",
+                        "an existing directory or file",
+                    ));
+                }
+                Ok(Mount {
+                    source: mount.source.clone(),
+                    target,
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        if let Some(dir) = &raw.binaries_dir
+            && !dir.is_dir()
+        {
+            return Err(ConfigError::value(
+                "sandbox.binaries_dir",
+                dir.display(),
+                "it is no directory",
+                "the directory that holds supervisor and sandbox",
+            ));
+        }
+        Ok(Self {
+            // systemd leaves 1879048192 to 2147483647 unused ("Users, Groups, UIDs and
+            // GIDs on systemd Systems"), so nothing else on the host has these.
+            host_uid_base: within(
+                "sandbox.host_uid_base",
+                raw.host_uid_base.unwrap_or(2_000_000_000),
+                1000,
+                2_146_000_000,
+            )?,
+            mounts,
+            path: raw.path.clone().unwrap_or_else(|| {
+                "/choir/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin".to_owned()
+            }),
+            sdk_env: raw.sdk_env,
+            binaries_dir: raw.binaries_dir.clone(),
+            limits: Limits::build(&raw.limits)?,
+        })
+    }
+}
+
+impl Limits {
+    fn build(raw: &RawLimits) -> Result<Self, ConfigError> {
+        let command_wall_max = duration(
+            "sandbox.limits.command_wall_max",
+            raw.command_wall_max.as_deref(),
+            DAY,
+        )?;
+        let command_wall = duration(
+            "sandbox.limits.command_wall",
+            raw.command_wall.as_deref(),
+            HOUR,
+        )?;
+        Ok(Self {
+            command_wall: command_wall.min(command_wall_max),
+            command_wall_max,
+            output_bytes: within(
+                "sandbox.limits.output_bytes",
+                raw.output_bytes.unwrap_or(4 << 20),
+                1 << 12,
+                1 << 30,
+            )?,
+            processes: within(
+                "sandbox.limits.processes",
+                raw.processes.unwrap_or(512),
+                8,
+                65_536,
+            )?,
+            guest_processes: within(
+                "sandbox.limits.guest_processes",
+                raw.guest_processes.unwrap_or(256),
+                8,
+                65_536,
+            )?,
+            open_files: within(
+                "sandbox.limits.open_files",
+                raw.open_files.unwrap_or(4096),
+                64,
+                1 << 20,
+            )?,
+            commands: within(
+                "sandbox.limits.commands",
+                raw.commands.unwrap_or(64),
+                1,
+                4096,
+            )?,
+        })
+    }
+}
