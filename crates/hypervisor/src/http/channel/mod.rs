@@ -155,12 +155,23 @@ async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
 async fn answer(channel: &Channel, request: Request<Body>) -> Response {
     let request_id = RequestId::generate();
     let (head, body) = request.into_parts();
+    // Neither path nor query: the provider part of a path is the sandbox's own text.
+    let mut pattern = "-";
     let mut response = match admit(channel, &head, request_id).await {
         Ok((route, actor)) => {
+            pattern = route.pattern();
             handlers::handle(channel, &route, &actor, Request::from_parts(head, body)).await
         }
         Err(refusal) => refusal,
     };
+    tracing::debug!(
+        %request_id,
+        sandbox = %channel.peer.instance.sandbox_id,
+        start = %channel.peer.instance.start_id,
+        route = pattern,
+        status = response.status().as_u16(),
+        "channel request"
+    );
     if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }

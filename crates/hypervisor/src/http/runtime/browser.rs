@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+const SEC_PURPOSE: HeaderName = HeaderName::from_static("sec-purpose");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The session of a runtime origin.
@@ -21,6 +22,10 @@ const MAX_COOKIE_FIELDS: usize = 16;
 /// sign-in, and only such a request wakes a sandbox (arch §4).
 pub(super) fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
     if method != Method::GET && method != Method::HEAD {
+        return false;
+    }
+    // A page that the browser fetches in case somebody will want it wakes nothing.
+    if text(headers, &SEC_PURPOSE).is_some_and(|purpose| purpose.contains("prefetch")) {
         return false;
     }
     match text(headers, &SEC_FETCH_MODE) {
@@ -141,6 +146,10 @@ mod tests {
         ]));
         assert!(!get(&[("sec-fetch-mode", "cors"), ("accept", "text/html")]));
         assert!(!get(&[("accept", "*/*")]));
+        assert!(!get(&[
+            ("accept", "text/html"),
+            ("sec-purpose", "prefetch;prerender")
+        ]));
         assert!(!is_navigation(
             &Method::POST,
             &headers(&[("accept", "text/html")])
