@@ -432,6 +432,7 @@ export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
       resolve({
         origin: `http://127.0.0.1:${server.address().port}`,
         state,
+        emit,
         execute,
         file,
         close: () => {

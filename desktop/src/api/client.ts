@@ -1,3 +1,4 @@
+import { sentence } from '../lib/format';
 import type { Problem } from './types';
 
 /** An answer that is not a success, or none at all (`status` 0). */
@@ -59,8 +60,8 @@ async function problem(response: Response): Promise<ApiError> {
     return new ApiError(
       response.status,
       body.code ?? 'unknown',
-      body.detail ?? body.title ?? fallback,
-      body.hint ?? null,
+      sentence(body.detail ?? body.title ?? fallback),
+      body.hint ? sentence(body.hint) : null,
       body.request_id ?? response.headers.get('x-request-id'),
     );
   } catch {

@@ -704,6 +704,8 @@ export interface components {
         TerminalView: {
             /** @description Program and arguments. */
             argv: string[];
+            /** @description Whether it outlives its caller. */
+            detach: boolean;
             exit?: components["schemas"]["TerminalExit"] | null;
             /**
              * Format: uuid
@@ -714,6 +716,8 @@ export interface components {
             label?: string | null;
             /** @description `running` or `exited`. */
             state: string;
+            /** @description Always true; commands share this shape. */
+            terminal: boolean;
         };
         /** @description The terminals of a sandbox. */
         Terminals: {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { ago, bytes, count, duration, plainText, plural } from './format';
+import { ago, bytes, count, duration, plainText, plural, sentence } from './format';
 
 describe('format', () => {
   it('speaks of durations', () => {
@@ -26,6 +26,12 @@ describe('format', () => {
     expect(count(1234)).toBe('1.2k');
     expect(plural(1, 'step')).toBe('1 step');
     expect(plural(2, 'step')).toBe('2 steps');
+  });
+
+  it('makes sentences of clauses', () => {
+    expect(sentence('the path is not valid: it is too long')).toBe('The path is not valid: it is too long.');
+    expect(sentence('Already one. ')).toBe('Already one.');
+    expect(sentence('')).toBe('');
   });
 
   it('drops terminal escapes', () => {

@@ -74,6 +74,7 @@ describe('the log', () => {
   it('groups and sums up', () => {
     expect(kindGroup('run.tool_call')).toBe('run');
     expect(summary(event('file.changed', { path: 'a', op: 'write' }))).toBe('write a');
-    expect(summary(event('runtime.started', { version: '1' }))).toBe('{"version":"1"}');
+    expect(summary(event('runtime.started', { version: '1' }))).toBe('version 1');
+    expect(summary(event('news.made', { a: 1 }))).toBe('{"a":1}');
   });
 });

@@ -148,7 +148,11 @@ export function summary(event: EventRecord): string {
     case 'run.tool_result': return `${data.ok === false ? 'failed' : 'ok'}: ${text(data.output)}`;
     case 'run.usage': return `${number(data.input_tokens)} tokens in, ${number(data.output_tokens)} out`;
     case 'run.finished': return [text(data.status), text(data.error) || text(data.answer)].filter(Boolean).join(': ');
-    case 'file.changed': return `${text(data.op)} ${text(data.path)}`;
+    case 'file.changed': return `${text(data.op).replaceAll('_', ' ')} ${text(data.path)}`;
+    case 'runtime.started': return `version ${text(data.version)}`;
+    case 'run.retry': return text(data.reason);
+    case 'terminal.opened':
+    case 'terminal.closed': return text(data.id);
     case 'memory.remembered':
     case 'memory.forgotten': return text(data.text) || text(data.id);
     default: {

@@ -29,6 +29,9 @@ class Runs {
   pending = new SvelteMap<string, string>();
   /** What running commands have printed so far, by tool call. */
   output = new SvelteMap<string, string>();
+  /** Events that came in while an answer was under way, which may not hold them. */
+  #early = new Map<string, EventRecord[]>();
+  #duringRefresh: EventRecord[] | null = null;
   runError = $state.raw<ApiError | null>(null);
 
   current = $derived(layout.run === null ? null : (this.list.find((run) => run.id === layout.run) ?? null));
@@ -51,6 +54,8 @@ class Runs {
   }
 
   async refresh(): Promise<void> {
+    const meanwhile: EventRecord[] = [];
+    this.#duringRefresh = meanwhile;
     try {
       const { runs } = await getJson<RunPage>('conductor/runs', { limit: PAGE });
       const older = this.list.filter((run) => !runs.some((fresh) => fresh.id === run.id));
@@ -58,10 +63,12 @@ class Runs {
       this.list = [...runs, ...older.filter((run) => run.started_at < oldest)];
       this.more = runs.length === PAGE;
       this.error = null;
+      for (const event of meanwhile) this.#apply(event);
     } catch (error) {
       this.error = asApiError(error);
     } finally {
       this.loaded = true;
+      if (this.#duringRefresh === meanwhile) this.#duringRefresh = null;
     }
     if (layout.run !== null) await this.open(layout.run);
   }
@@ -77,12 +84,17 @@ class Runs {
   /** Fetches a run with its events; live ones are added as they come. */
   async open(id: string): Promise<void> {
     this.runError = null;
+    if (!this.#early.has(id)) this.#early.set(id, []);
     try {
       const { run, events } = await getJson<RunDetail>(`conductor/runs/${encodeURIComponent(id)}`);
-      this.events.set(id, mergeEvents(this.events.get(id) ?? [], events));
-      this.#put(run);
+      const end = events.at(-1)?.seq ?? 0;
+      const all = mergeEvents(mergeEvents(this.events.get(id) ?? [], events), this.#early.get(id) ?? []);
+      this.events.set(id, all);
+      this.#put(all.filter((event) => event.seq > end).reduce((known, event) => applyEvent(known, event) ?? known, run));
     } catch (error) {
       if (layout.run === id) this.runError = asApiError(error);
+    } finally {
+      this.#early.delete(id);
     }
   }
 
@@ -122,16 +134,22 @@ class Runs {
       byRun.set(id, [...(byRun.get(id) ?? []), event]);
       if (['run.text', 'run.tool_call', 'run.finished', 'run.step'].includes(event.kind)) this.pending.delete(id);
       if (event.kind === 'run.tool_result') this.output.delete(outputKey(id, text(event.data.call_id)));
-      // What is replayed before the list was fetched is in the list's answer already.
-      if (!this.loaded) continue;
-      const known = this.list.find((run) => run.id === id);
-      const next = known?.ended_at ? known : applyEvent(known, event);
-      if (next && next !== known) this.#put(next);
+      this.#apply(event);
+      // Tokens are added up, so they would count twice; the rest is safe to apply again.
+      if (event.kind !== 'run.usage') this.#duringRefresh?.push(event);
     }
     for (const [id, more] of byRun) {
       const known = this.events.get(id);
       if (known) this.events.set(id, mergeEvents(known, more));
+      const early = this.#early.get(id);
+      if (early) this.#early.set(id, mergeEvents(early, more));
     }
+  }
+
+  #apply(event: EventRecord): void {
+    const known = this.list.find((run) => run.id === event.run_id);
+    const next = known?.ended_at ? known : applyEvent(known, event);
+    if (next && next !== known) this.#put(next);
   }
 }
 
