@@ -41,6 +41,10 @@ pub(super) async fn gate(State(gate): State<Gate>, request: Request<Body>, next:
         }
         Err(error) => return error.into_response(),
     };
+    if gate.access == Access::Page && matches!(actor.via, Via::RecoverySession(_)) {
+        // Whoever came by a recovery code has something to decide first.
+        return redirect("/recovery");
+    }
     let user = actor.user.as_ref().map(|user| user.name.to_string());
     request.extensions_mut().insert(actor);
     let mut response = next.run(request).await;
@@ -91,7 +95,7 @@ fn authorize(access: Access, actor: &Actor) -> Result<(), Error> {
         Access::Public | Access::Program => Ok(()),
         Access::Anyone => actor.user().map(|_| ()),
         Access::Page => match &actor.via {
-            // The pages settle what a recovery session may do.
+            // Sent on to `/recovery` by the gate.
             Via::Session(_) | Via::RecoverySession(_) => Ok(()),
             _ => Err(Error::Unauthenticated),
         },

@@ -9,7 +9,7 @@ use types::Role;
 
 use super::gate::redirect;
 use super::route::{Access, Route};
-use crate::actor::{Actor, Via};
+use crate::actor::Actor;
 use crate::app::App;
 use crate::error::Error;
 
@@ -119,11 +119,11 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/recovery", Access::Public, || {
             page(include_str!("../../pages/recovery.html"))
         }),
-        Route::get("/console", Access::Page, |actor: Actor| {
-            console(actor, include_str!("../../pages/console.html"))
+        Route::get("/console", Access::Page, || {
+            page(include_str!("../../pages/console.html"))
         }),
-        Route::get("/console/pair", Access::Page, |actor: Actor| {
-            console(actor, include_str!("../../pages/pair.html"))
+        Route::get("/console/pair", Access::Page, || {
+            page(include_str!("../../pages/pair.html"))
         }),
         Route::get("/favicon.ico", Access::Public, || async {
             redirect("/assets/mark.svg")
@@ -157,19 +157,8 @@ async fn page(content: &'static str) -> Response {
         .into_response()
 }
 
-/// A page of the console; whoever came by a recovery code has something to decide first.
-async fn console(actor: Actor, content: &'static str) -> Response {
-    if matches!(actor.via, Via::RecoverySession(_)) {
-        return redirect("/recovery");
-    }
-    page(content).await
-}
-
 /// The way home is the user's own runtime (arch §3).
 async fn home(State(app): State<Arc<App>>, actor: Actor) -> Result<Response, Error> {
-    if matches!(actor.via, Via::RecoverySession(_)) {
-        return Ok(redirect("/recovery"));
-    }
     Ok(redirect(
         &app.config
             .origins

@@ -440,6 +440,44 @@ async fn a_session_ends_when_it_is_not_used_and_belongs_to_its_host() {
 }
 
 #[tokio::test]
+async fn after_recovery_nothing_opens_before_the_decision() {
+    let world = World::new().await;
+    let alice = world.person("alice", true, "account").await;
+    let owner = actor(&world, &alice).await.user.unwrap();
+    let token = Token::generate(TokenKind::Session, &world.app.random).unwrap();
+    let now = world.app.clock.now_ms();
+    let session = NewSession {
+        id: SessionId::generate(),
+        user_id: owner.id,
+        kind: SessionKind::Recovery,
+        parent: None,
+        token_hash: token.hash().to_string(),
+        host: "localhost".to_owned(),
+        user_agent: String::new(),
+        address: String::new(),
+        now,
+        expires_at: now + DAY_MS,
+    };
+    world.app.store.add_session(&session).await.unwrap();
+    let cookie = format!("choir_session={}", token.expose());
+    let browser = [("cookie", cookie.as_str()), ("origin", ORIGIN)];
+    for route in table() {
+        let path = route.path.replace("{role}", "live").replace("{user}", "alice").replace("{id}", &UserId::generate().to_string());
+        let (status, headers, _) = world.ask(route.method.clone(), &path, &browser, Some(json!({}))).await;
+        let what = format!("{} {}", route.method, route.path);
+        match route.access {
+            Access::Public | Access::Program | Access::Recovery => {}
+            Access::Page => assert_eq!(headers[header::LOCATION], "/recovery", "{what}"),
+            Access::Anyone if route.path == "/auth/me" => assert_eq!(status, StatusCode::OK, "{what}"),
+            _ => assert_eq!(status, StatusCode::FORBIDDEN, "{what}"),
+        }
+        if route.path == "/auth/logout" {
+            world.app.store.add_session(&NewSession { id: SessionId::generate(), ..session.clone() }).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_or_no_json_is_refused() {
     let world = World::new().await;
     let large = json!({ "name": "a".repeat(100_000) });
