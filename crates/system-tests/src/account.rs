@@ -1,5 +1,7 @@
 //! A person with an account, without a browser.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use types::{Role, SandboxState};
 
@@ -195,6 +197,34 @@ impl Account {
             };
         }
         panic!("the hand-over to {host} does not end");
+    }
+
+    /// Runs a command in a sandbox and returns its exit code and its whole output.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub async fn command(&self, role: Role, request: &Value) -> (Option<i64>, String) {
+        let target = format!("/me/sandboxes/{role}/commands");
+        let answer = self
+            .control("POST", &target, Some(request.clone()))
+            .await
+            .expect(200)
+            .text();
+        let events: Vec<Value> = answer
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+            .collect();
+        let output: Vec<u8> = events
+            .iter()
+            .filter_map(|event| STANDARD.decode(event["data"].as_str()?).ok())
+            .flatten()
+            .collect();
+        let last = events.last().expect("an end");
+        assert_eq!(last["type"], "exited", "{answer}");
+        (
+            last["code"].as_i64(),
+            String::from_utf8_lossy(&output).into_owned(),
+        )
     }
 
     /// A call on a runtime origin, as its own pages make it.

@@ -41,6 +41,7 @@ pub struct Setup {
     env: Vec<(String, String)>,
     port: u16,
     hostile: bool,
+    leave_running: bool,
 }
 
 impl Default for Setup {
@@ -57,6 +58,7 @@ impl Default for Setup {
             env: Vec::new(),
             port: 0,
             hostile: false,
+            leave_running: false,
         }
     }
 }
@@ -97,6 +99,13 @@ impl Setup {
     #[must_use]
     pub fn hostile_guest(mut self) -> Self {
         self.hostile = true;
+        self
+    }
+
+    /// Leaves sandboxes running when the hypervisor ends, as a service does.
+    #[must_use]
+    pub fn leave_running(mut self) -> Self {
+        self.leave_running = true;
         self
     }
 
@@ -185,7 +194,8 @@ impl Installation {
             .arg(&config)
             .arg("--data-dir")
             .arg(self.data_dir())
-            .args(["--port", &self.port.to_string(), "--stop-on-exit"])
+            .args(["--port", &self.port.to_string()])
+            .args((!self.setup.leave_running).then_some("--stop-on-exit"))
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("HOME", self.scratch.path())

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::json;
+use system_tests::account::post;
 use system_tests::http::Ask;
 use system_tests::wait::until;
 use system_tests::{Account, Setup};
@@ -140,10 +141,7 @@ async fn a_platform_key_is_nowhere_but_in_its_request() {
     // The search finds what is there: the hypervisor itself has both. It keeps its memory to
     // itself, so only root can look.
     if system_tests::identity::caller_is_root() {
-        assert!(holds(
-            &installation.process().environment(),
-            IN_ENVIRONMENT
-        ));
+        assert!(holds(&installation.process().environment(), IN_ENVIRONMENT));
     }
     assert!(holds(&fs::read(&key_file).unwrap(), IN_FILE));
     for (place, content) in places {
@@ -186,4 +184,98 @@ fn holds(content: &[u8], needle: &str) -> bool {
     content
         .windows(needle.len())
         .any(|window| window == needle.as_bytes())
+}
+
+/// What only one party may know is in no file, no log and no other process: gateway tokens,
+/// sessions, recovery codes, API tokens.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_proves_somebody_is_written_down_nowhere() {
+    let installation = Setup::default()
+        .hostile_guest()
+        .config("[log]\nlevel = \"trace\"")
+        .start()
+        .await;
+    let mut alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let guest = Ask::new(
+        "GET",
+        &alice.host(Role::Live),
+        "/hostile/listing?environment",
+    );
+    let environment = alice.client.send(guest).await.expect(200).json();
+    let api = alice
+        .control(
+            "POST",
+            "/me/tokens",
+            Some(json!({ "name": "canary", "scopes": ["sandboxes"] })),
+        )
+        .await
+        .expect(201)
+        .json();
+    let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+    let mut secrets = vec![
+        text(&environment["CHOIR_PROVIDER_GATEWAY_TOKEN"]),
+        text(&api["token"]),
+    ];
+    for host in ["localhost".to_owned(), alice.host(Role::Live)] {
+        for cookie in alice.client.cookies(&host).split("; ") {
+            secrets.push(cookie.split_once('=').expect("a cookie").1.to_owned());
+        }
+    }
+    for code in alice.registered["recovery_codes"]
+        .as_array()
+        .expect("codes")
+    {
+        secrets.push(text(code));
+    }
+    // Each is used once, so that it passes through everything that might note it.
+    let recovered = json!({ "name": "alice", "code": secrets.last() });
+    let client = installation.client();
+    let by_token = Ask::new("GET", "localhost", "/me/sandboxes").bearer(&secrets[1]);
+    client.send(by_token).await.expect(200);
+    alice
+        .command(Role::Live, &json!({ "argv": ["true"] }))
+        .await;
+    alice.sign_in().await.expect(200);
+    let used = post(
+        &client,
+        &installation.control(),
+        "/auth/recovery",
+        &recovered,
+    )
+    .await;
+    used.expect(200);
+
+    let mut places = vec![
+        ("the log".to_owned(), installation.log().into_bytes()),
+        (
+            "standard output".to_owned(),
+            installation.output().into_bytes(),
+        ),
+    ];
+    files(&installation.data_dir(), &mut places);
+    for process in installation.others() {
+        let name = process.command_line();
+        places.push((
+            format!("the arguments of {name}"),
+            name.clone().into_bytes(),
+        ));
+        // The guest's own environment is the one place for its token.
+        if !name.starts_with("/choir/bin/sandbox") {
+            places.push((format!("the environment of {name}"), process.environment()));
+        }
+    }
+    assert!(places.len() > 10, "only {} places", places.len());
+    assert!(secrets.len() >= 14, "only {} secrets", secrets.len());
+    for (place, content) in places {
+        for secret in &secrets {
+            assert!(!holds(&content, secret), "{secret} is in {place}");
+            // Without the hyphens that are there for people.
+            assert!(
+                !holds(&content, &secret.replace('-', "")),
+                "{secret} is in {place}"
+            );
+        }
+    }
 }

@@ -1,0 +1,171 @@
+//! Commands and terminals: what a runner can reach, and what it cannot.
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use system_tests::wait::within;
+use system_tests::{Account, Setup};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use types::Role;
+
+/// Asks paths below the gateway's origin and prints the status of each, `0` for no answer.
+const ASK: &str = r#"
+import os, sys, urllib.request, urllib.error
+base = os.environ.get("CHOIR_PROVIDER_GATEWAY_BASE_URL", "http://127.0.0.1:9090/provider/v1")
+origin = base.rsplit("/provider/v1", 1)[0]
+token = os.environ.get("CHOIR_PROVIDER_GATEWAY_TOKEN", "none")
+for path in sys.argv[1:]:
+    request = urllib.request.Request(origin + path, headers={"authorization": "Bearer " + token})
+    try:
+        status = urllib.request.urlopen(request, timeout=5).status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except OSError:
+        status = 0
+    print(path, status)
+"#;
+
+fn ask(capabilities: &[&str]) -> Value {
+    json!({
+        "argv": ["python3", "-c", ASK, "/provider/v1", "/commands", "/token/renew", "/me/sandboxes"],
+        "capabilities": capabilities,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_reaches_providers_only_when_granted_and_the_router_never() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let (_, granted) = alice.command(Role::Live, &ask(&["provider:call"])).await;
+    assert!(granted.contains("/provider/v1 200"), "{granted}");
+    for closed in ["/commands", "/me/sandboxes"] {
+        let answers: Vec<String> = [401, 403, 404, 405]
+            .iter()
+            .map(|status| format!("{closed} {status}"))
+            .collect();
+        assert!(answers.iter().any(|one| granted.contains(one)), "{granted}");
+    }
+    let (_, ungranted) = alice.command(Role::Live, &ask(&[])).await;
+    assert!(ungranted.contains("/provider/v1 0"), "{ungranted}");
+    let (_, seen) = alice
+        .command(
+            Role::Live,
+            &json!({ "argv": ["sh", "-c", "env; ls -A /run/choir /run/choir/* /var/lib/choir 2>&1"] }),
+        )
+        .await;
+    assert!(!seen.contains("choirgw_"), "{seen}");
+    assert!(!seen.contains("events.db"), "{seen}");
+    assert!(!seen.contains(".sock"), "{seen}");
+    // What nobody may be granted is refused, not ignored.
+    let unknown = json!({ "argv": ["true"], "capabilities": ["root:everything"] });
+    let refused = alice
+        .control("POST", "/me/sandboxes/live/commands", Some(unknown))
+        .await;
+    assert!(matches!(refused.status, 400 | 403), "{}", refused.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runners_of_one_sandbox_share_a_workbench_and_end_with_their_command() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.start(Role::Dev).await;
+    // A service answers the next command on localhost, and nobody else's.
+    let serve = json!({
+        "argv": ["python3", "-m", "http.server", "8123", "--bind", "127.0.0.1"],
+        "detach": true,
+        "label": "server",
+    });
+    alice
+        .control("POST", "/me/sandboxes/live/commands", Some(serve))
+        .await
+        .expect(201);
+    let fetch = json!({ "argv": ["sh", "-c",
+        "for i in $(seq 100); do python3 -c 'import urllib.request as u; print(u.urlopen(\"http://127.0.0.1:8123/\").status)' 2>/dev/null && exit 0; sleep 0.1; done; exit 1"] });
+    let (code, output) = alice.command(Role::Live, &fetch).await;
+    assert_eq!((code, output.trim()), (Some(0), "200"));
+    let once = json!({ "argv": ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8123/')"] });
+    let (code, _) = alice.command(Role::Dev, &once).await;
+    assert_eq!(code, Some(1), "another sandbox reached the service");
+    // What a command leaves in the background dies with it.
+    let leave = json!({ "argv": ["sh", "-c", "sleep 300 & echo left"] });
+    assert_eq!(alice.command(Role::Live, &leave).await.1, "left\n");
+    let look = json!({ "argv": ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"] });
+    let (_, processes) = alice.command(Role::Live, &look).await;
+    assert!(!processes.contains("sleep 300"), "{processes}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_echoes_resizes_and_comes_back_with_its_scroll_back() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let made = alice
+        .runtime(
+            Role::Live,
+            "POST",
+            "/api/terminals",
+            Some(json!({ "cols": 80, "rows": 24 })),
+        )
+        .await
+        .expect(201)
+        .json();
+    let id = made["id"].as_str().unwrap();
+    let mut socket = open(&alice, id).await;
+    type_in(&mut socket, "echo one-$((20 + 22))\n").await;
+    read_until(&mut socket, "one-42").await;
+    let resize = json!({ "type": "resize", "cols": 100, "rows": 30 }).to_string();
+    socket.send(Message::text(resize)).await.unwrap();
+    type_in(&mut socket, "stty size\n").await;
+    read_until(&mut socket, "30 100").await;
+    drop(socket);
+    // Another connection gets what was there.
+    let mut again = open(&alice, id).await;
+    read_until(&mut again, "one-42").await;
+    alice
+        .runtime(Role::Live, "DELETE", &format!("/api/terminals/{id}"), None)
+        .await;
+    let ended = within("the end of the terminal", async {
+        while let Some(Ok(message)) = again.next().await {
+            if message.is_text() && message.to_text().unwrap().contains("exited") {
+                return true;
+            }
+        }
+        false
+    })
+    .await;
+    assert!(ended, "nothing said that the terminal ended");
+}
+
+type Socket = WebSocketStream<TcpStream>;
+
+async fn open(account: &Account, id: &str) -> Socket {
+    let target = format!("/ws/terminal/{id}?from=0");
+    let origin = account.origin(Role::Live);
+    account
+        .client
+        .websocket(&account.host(Role::Live), &target, Some(&origin))
+        .await
+        .expect("a terminal")
+}
+
+async fn type_in(socket: &mut Socket, keys: &str) {
+    let message = Message::binary(keys.as_bytes().to_vec());
+    socket.send(message).await.expect("the terminal listens");
+}
+
+async fn read_until(socket: &mut Socket, text: &str) {
+    let mut seen = String::new();
+    within(text, async {
+        while !seen.contains(text) {
+            let message = socket.next().await.expect("the terminal goes on");
+            if let Message::Binary(bytes) = message.expect("a message") {
+                seen.push_str(&String::from_utf8_lossy(&bytes));
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,195 @@
+//! Starting, waking, administering, and going on after the hypervisor has gone.
+
+use rustix::process::Signal;
+use serde_json::json;
+use system_tests::http::Ask;
+use system_tests::wait::until;
+use system_tests::{Account, Identity, Setup};
+use types::Role;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_navigation_wakes_a_sandbox() {
+    let installation = Setup::default().hostile_guest().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    alice.stop(Role::Live).await;
+    let host = alice.host(Role::Live);
+    let origin = alice.origin(Role::Live);
+
+    let call = alice.runtime(Role::Live, "GET", "/echo", None).await;
+    assert_eq!(
+        (call.status, call.code().as_str()),
+        (503, "sandbox_not_running")
+    );
+    assert!(
+        call.header("retry-after").parse::<u32>().is_ok(),
+        "{:?}",
+        call.headers
+    );
+    let socket = alice.client.websocket(&host, "/ws", Some(&origin)).await;
+    assert_eq!(socket.err(), Some(503));
+    assert_eq!(alice.sandbox(Role::Live).await["state"], "stopped");
+
+    let page = alice
+        .client
+        .send(Ask::new("GET", &host, "/").navigation())
+        .await;
+    assert!(
+        page.header("content-type").starts_with("text/html"),
+        "{:?}",
+        page.headers
+    );
+    until("the woken sandbox", async || {
+        let answer = alice
+            .client
+            .send(Ask::new("GET", &host, "/").navigation())
+            .await;
+        answer.text().contains("attack.js").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_that_come_together_are_one() {
+    let installation = Setup::default().hostile_guest().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let start = || alice.control("POST", "/me/sandboxes/live/start", None);
+    let answers = futures_util::future::join_all((0..16).map(|_| start())).await;
+    assert!(
+        answers.iter().all(|answer| answer.status == 200),
+        "{answers:?}"
+    );
+    let starts = std::fs::read_dir(installation.data_dir().join("run"))
+        .unwrap()
+        .count();
+    assert_eq!(starts, 1);
+    assert_eq!(installation.supervisors().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_manages_what_is_somebody_elses_and_nobody_else_does() {
+    let installation = Setup::default().hostile_guest().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let bob = Account::invited(&installation, &alice, "bob").await;
+    alice
+        .control("POST", "/admin/sandboxes/bob/live/start", None)
+        .await
+        .expect(200);
+    assert_eq!(bob.sandbox(Role::Live).await["state"], "running");
+    let listing = alice
+        .control("GET", "/admin/sandboxes", None)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(
+        listing["sandboxes"].as_array().map(Vec::len),
+        Some(4),
+        "{listing:#}"
+    );
+    for target in [
+        "/admin/sandboxes/alice/live/start",
+        "/admin/sandboxes/alice/live/stop",
+        "/admin/sandboxes/bob/live/stop",
+        "/admin/sandboxes/bob/swap",
+        "/admin/sandboxes/nobody/live/start",
+    ] {
+        assert_eq!(
+            bob.control("POST", target, None).await.status,
+            403,
+            "{target}"
+        );
+    }
+    assert_eq!(bob.sandbox(Role::Live).await["state"], "running");
+    let own = bob
+        .control("GET", "/me/sandboxes", None)
+        .await
+        .expect(200)
+        .text();
+    assert!(!own.contains("alice"), "{own}");
+    let missing = alice
+        .control("POST", "/admin/sandboxes/nobody/live/start", None)
+        .await;
+    assert_eq!(missing.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_and_its_commands_outlive_the_hypervisor() {
+    let mut installation = Setup::default().leave_running().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let before = alice.sandbox(Role::Live).await["start_id"].clone();
+    let service = json!({ "argv": ["sleep", "600"], "detach": true });
+    let made = alice
+        .control("POST", "/me/sandboxes/live/commands", Some(service))
+        .await
+        .expect(201)
+        .json();
+    let supervisors = installation.supervisors();
+    assert_eq!(supervisors.len(), 1);
+    installation.end(Signal::KILL);
+    assert!(
+        supervisors[0].is_alive(),
+        "the sandbox died with the hypervisor"
+    );
+    installation.spawn().await;
+    assert_eq!(alice.sandbox(Role::Live).await["start_id"], before);
+    assert_eq!(installation.supervisors(), supervisors);
+    // Commands are known again, and new ones run; the agent's channel works too.
+    let listing = alice
+        .control("GET", "/me/sandboxes/live/commands", None)
+        .await
+        .expect(200)
+        .text();
+    assert!(listing.contains(made["id"].as_str().unwrap()), "{listing}");
+    assert_eq!(
+        alice
+            .command(Role::Live, &json!({ "argv": ["echo", "back"] }))
+            .await
+            .1,
+        "back\n"
+    );
+    alice.enter(Role::Live).await;
+    alice
+        .runtime(Role::Live, "GET", "/api/info", None)
+        .await
+        .expect(200);
+    let body = json!({ "prompt": "run: echo again" });
+    let begun = alice
+        .runtime(Role::Live, "POST", "/conductor/execute", Some(body))
+        .await
+        .expect(202)
+        .json();
+    let run = format!("/conductor/runs/{}", begun["run_id"].as_str().unwrap());
+    let run = until("the end of the run", async || {
+        let seen = alice
+            .runtime(Role::Live, "GET", &run, None)
+            .await
+            .expect(200)
+            .json();
+        (seen["run"]["status"] != "running").then_some(seen["run"].clone())
+    })
+    .await;
+    assert_eq!(run["status"], "done", "{run:#}");
+    alice.stop(Role::Live).await;
+    assert!(!supervisors[0].is_alive());
+}
+
+/// No root is needed for any of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_user_can_run_an_installation() {
+    let installation = Setup::default().identity(Identity::Ordinary).start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.start(Role::Dev).await;
+    let look = json!({ "argv": ["sh", "-c", "id -u; touch here && ls; touch /usr/x 2>/dev/null || echo refused"] });
+    let (code, output) = alice.command(Role::Live, &look).await;
+    assert_eq!((code, output.as_str()), (Some(0), "1000\nhere\nrefused\n"));
+    alice
+        .control("POST", "/me/sandboxes/swap", None)
+        .await
+        .expect(200);
+    alice.stop(Role::Live).await;
+    alice.stop(Role::Dev).await;
+    assert_eq!(installation.supervisors(), []);
+}
