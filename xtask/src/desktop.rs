@@ -28,12 +28,13 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     write_stamp(&stamp, state)
 }
 
-/// Type checks and tests.
+/// Type checks and tests; the last ones in Chromium, against the build.
 pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     let directory = workspace.desktop();
     install(workspace, &directory)?;
     process::run(npm(&directory).args(["run", "--silent", "check"]))?;
-    process::run(npm(&directory).args(["run", "--silent", "test"]))
+    process::run(npm(&directory).args(["run", "--silent", "test"]))?;
+    process::run(npm(&directory).args(["run", "--silent", "test:browser"]))
 }
 
 /// `npm ci` in a directory with a lock file, unless what it makes is up to date.
