@@ -64,6 +64,12 @@ const CHROMIUM: Prerequisite = Prerequisite {
 const TEST: &[Prerequisite] = &[
     CHROMIUM,
     Prerequisite {
+        what: "Python (what tests run inside sandboxes)",
+        programs: &["python3"],
+        debian: &["python3"],
+        nix: "python3",
+    },
+    Prerequisite {
         what: "openssl (test certificates)",
         programs: &["openssl"],
         debian: &["openssl"],
