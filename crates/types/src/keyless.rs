@@ -108,7 +108,10 @@ mod tests {
         assert_eq!(credential("OPENAI_API_KEY", "x"), Some(Reason::Name));
         assert_eq!(credential("openai_api_key", "x"), Some(Reason::Name));
         assert_eq!(credential("NEWCOMER_API_KEY", "x"), Some(Reason::Name));
-        assert_eq!(credential("NOTE", "sk-0123456789abcdef"), Some(Reason::Shape));
+        assert_eq!(
+            credential("NOTE", "sk-0123456789abcdef"),
+            Some(Reason::Shape)
+        );
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub(super) fn fix(replay: &mut Replay, command: Option<&str>) -> Result<String, 
         Some(command) => command.to_owned(),
         None => detect(replay)?,
     };
-    let command = fresh(command);
-    let mut outcome = replay.run(&format!("I run the test: `{command}`."), &command)?;
+    let line = fresh(&command);
+    let mut outcome = replay.run(&format!("I run the test: `{command}`."), &line)?;
     if outcome.ok {
         return Ok(format!(
             "`{command}` passes already; there was nothing to fix."
@@ -48,7 +48,7 @@ pub(super) fn fix(replay: &mut Replay, command: Option<&str>) -> Result<String, 
     }
     let mut changed = Vec::new();
     for _ in 0..MAX_ROUNDS {
-        match mend(replay, &command, &outcome)? {
+        match mend(replay, &line, &outcome)? {
             None => break,
             Some((what, after)) => {
                 changed.push(what);
@@ -74,15 +74,19 @@ pub(super) fn fix(replay: &mut Replay, command: Option<&str>) -> Result<String, 
     )))
 }
 
-/// Python takes a compiled file for current when source time (in seconds) and size are the
-/// same, and both are after a change of one character. So it must not write any.
-fn fresh(command: String) -> String {
+/// The command line that really runs `command`.
+///
+/// Python takes a compiled file for current when the source's time (in seconds) and size are
+/// those it was compiled from, and both are after a quick change of one character. So what
+/// was compiled before goes, and nothing is compiled to a file.
+fn fresh(command: &str) -> String {
     let mut words = command.split_whitespace();
-    let python = words.any(|word| word.starts_with("python") || word.starts_with("pytest"));
-    if python && !command.contains("PYTHONDONTWRITEBYTECODE") {
-        format!("PYTHONDONTWRITEBYTECODE=1 {command}")
+    if words.any(|word| word.starts_with("python") || word.starts_with("pytest")) {
+        format!(
+            "find . -maxdepth 4 -name __pycache__ -prune -exec rm -r {{}} +; PYTHONDONTWRITEBYTECODE=1 {command}"
+        )
     } else {
-        command
+        command.to_owned()
     }
 }
 

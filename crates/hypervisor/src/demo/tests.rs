@@ -284,7 +284,10 @@ async fn mends_python_in_another_file_than_the_test() {
             ),
         ],
         |files, command| {
-            assert_eq!(command, "PYTHONDONTWRITEBYTECODE=1 python3 -m unittest");
+            assert!(
+                command.ends_with("PYTHONDONTWRITEBYTECODE=1 python3 -m unittest"),
+                "{command}"
+            );
             if files["calc.py"].contains("w * h") {
                 return ("OK".into(), 0);
             }
