@@ -60,11 +60,15 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
         .and_then(Value::as_array)
         .context("cargo metadata lists no packages")?;
 
-    let built = built(&metadata);
+    let built = built(workspace)?;
     let in_builds = || {
-        packages
-            .iter()
-            .filter(|package| built.contains(text(package, "id")))
+        packages.iter().filter(|package| {
+            built.contains(&format!(
+                "{} v{}",
+                text(package, "name"),
+                text(package, "version")
+            ))
+        })
     };
     let mut wrong = directions(&deny.bans);
     wrong.extend(in_builds().filter_map(|package| licence_problem(&deny.licenses, package)));
@@ -101,33 +105,23 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The packages that some build of ours contains. The lock file names more: what no
-/// enabled feature turns on is in it too.
-fn built(metadata: &Value) -> BTreeSet<&str> {
-    let nodes = metadata
-        .pointer("/resolve/nodes")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    let by_id: BTreeMap<&str, &Value> = nodes.iter().map(|node| (text(node, "id"), node)).collect();
-    let mut open: Vec<&str> = metadata
-        .get("workspace_members")
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice)
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    let mut reached = BTreeSet::new();
-    while let Some(id) = open.pop() {
-        if !reached.insert(id) {
-            continue;
-        }
-        let dependencies = by_id
-            .get(id)
-            .and_then(|node| node.get("dependencies"))
-            .and_then(Value::as_array);
-        open.extend(dependencies.into_iter().flatten().filter_map(Value::as_str));
-    }
-    reached
+/// The packages that some build of ours contains, as `name vVERSION`. The lock file names
+/// more, and so does the resolution of `cargo metadata`: both count a crate whose feature
+/// is only mentioned (`ring?/std`) and never turned on.
+fn built(workspace: &Workspace) -> Result<BTreeSet<String>> {
+    let tree = process::output(workspace.cargo().args([
+        "tree",
+        "--locked",
+        "--workspace",
+        "--edges=normal,build,dev",
+        "--prefix=none",
+        "--format={p}",
+    ]))?;
+    let name_and_version = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some(format!("{} {}", words.next()?, words.next()?))
+    };
+    Ok(tree.lines().filter_map(name_and_version).collect())
 }
 
 fn text<'a>(package: &'a Value, key: &str) -> &'a str {
