@@ -12,6 +12,8 @@ mod pages;
 mod pairing;
 pub mod route;
 mod sandboxes;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
