@@ -90,7 +90,8 @@ pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
         match listening {
             Ok(listener) => accept(&channel, &listener).await,
             Err(error) => {
-                tracing::error!(start = %channel.peer.instance.start_id, %error, "a channel cannot be served")
+                let start = channel.peer.instance.start_id;
+                tracing::error!(%start, %error, "a channel cannot be served");
             }
         }
         channel.plane.tokens.revoke(&channel.peer.slot);

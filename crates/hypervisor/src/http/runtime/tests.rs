@@ -68,13 +68,12 @@ fn location(response: &Response) -> String {
 
 /// `name=value` of the cookie that a response sets.
 fn set_cookie(headers: &HeaderMap, name: &str) -> String {
-    let all = headers
+    let mut all = headers
         .get_all(header::SET_COOKIE)
         .iter()
         .map(|value| value.to_str().unwrap());
     let found = all
-        .filter(|value| value.starts_with(&format!("{name}=")))
-        .next()
+        .find(|value| value.starts_with(&format!("{name}=")))
         .unwrap();
     found.split(';').next().unwrap().to_owned()
 }
