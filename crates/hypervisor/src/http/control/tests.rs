@@ -175,7 +175,7 @@ async fn nothing_but_the_listed_exemptions_answers_a_stranger() {
         let what = format!("{} {}", route.method, route.path);
         match route.access {
             Access::Public | Access::Program => {
-                assert_ne!(status, StatusCode::UNAUTHORIZED, "{what}")
+                assert_ne!(status, StatusCode::UNAUTHORIZED, "{what}");
             }
             Access::Page => {
                 assert_eq!(status, StatusCode::SEE_OTHER, "{what}");
@@ -757,7 +757,7 @@ async fn after_recovery_nothing_opens_before_the_decision() {
             Access::Public | Access::Program | Access::Recovery => {}
             Access::Page => assert_eq!(headers[header::LOCATION], "/recovery", "{what}"),
             Access::Anyone if route.path == "/auth/me" => {
-                assert_eq!(status, StatusCode::OK, "{what}")
+                assert_eq!(status, StatusCode::OK, "{what}");
             }
             _ => assert_eq!(status, StatusCode::FORBIDDEN, "{what}"),
         }
