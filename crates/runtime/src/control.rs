@@ -118,6 +118,12 @@ impl Control {
         listener(fds)
     }
 
+    /// A runner's own channel listener, once more.
+    pub(crate) async fn runner_channel(&self, id: CommandId) -> Result<UnixListener, ControlError> {
+        let (_, fds) = self.ask(&Request::RunnerChannel { command_id: id }).await?;
+        listener(fds)
+    }
+
     pub(crate) async fn spawn(&self, spec: RunnerSpec) -> Result<Spawned, ControlError> {
         let wants_channel = spec.channel;
         let id = spec.command_id;

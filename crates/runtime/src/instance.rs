@@ -92,6 +92,18 @@ impl Instance {
         self.control.signal(id, signal).await
     }
 
+    /// The channel listener of a runner that was granted one, for a host that takes this
+    /// start over.
+    ///
+    /// # Errors
+    /// The runner is gone or has no channel, or the supervisor cannot be reached.
+    pub async fn runner_channel(
+        &self,
+        id: CommandId,
+    ) -> Result<std::os::unix::net::UnixListener, ControlError> {
+        self.control.runner_channel(id).await
+    }
+
     /// Forgets an exited runner and its output.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The command router: what the agent, a terminal or the owner wants to run becomes a
 //! runner, after policy and ledger (arch §6).
 
+mod grants;
 mod leash;
 mod request;
 
@@ -14,11 +15,11 @@ use types::{CommandId, CommandRequest, CommandState, CommandView};
 
 use crate::actor::Actor;
 use crate::error::Error;
-use crate::http::channel;
 use crate::services::audit::Entry;
 use crate::services::authorize;
 use crate::services::sandboxes::tokens::Tokens;
 use crate::services::sandboxes::{Identity, Plane, of_runner, of_runner_gateway};
+pub(crate) use grants::take_over;
 pub(crate) use leash::Leash;
 use request::{PROVIDER_CALL, runner_spec};
 
@@ -264,28 +265,14 @@ async fn spawn(
     let token = Tokens::mint(&plane.random).map_err(Error::internal)?;
     spec.channel = true;
     spec.relay_env = of_runner_gateway(&plane.config, token.expose());
+    grants::keep(plane, instance, id, token.hash()).await?;
     let spawned = instance.spawn(spec).await.map_err(refused)?;
     let Some(listener) = spawned.channel else {
         return Err(Error::BadGateway(
             "the supervisor gave no channel for the command".to_owned(),
         ));
     };
-    let ended = instance.ended().child_token();
-    let peer = channel::Peer {
-        instance: Arc::clone(instance),
-        command: Some(id),
-        slot: plane.tokens.runner(instance.sandbox_id, token.hash()),
-        ended: ended.clone(),
-    };
-    channel::serve(Arc::clone(plane), peer, listener);
-    let instance = Arc::clone(instance);
-    tokio::spawn(async move {
-        tokio::select! {
-            () = ended.cancelled() => {}
-            // The runner's channel and token end with it.
-            () = leash::wait_for_exit(&instance, id) => ended.cancel(),
-        }
-    });
+    grants::serve(plane, instance, id, token.hash(), listener);
     Ok(())
 }
 

@@ -485,6 +485,12 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
     let adopted = app.sandboxes.fleet.adopt().await;
     if adopted > 0 {
         tracing::info!(adopted, "took over sandboxes that were running");
+        let plane = &app.sandboxes.plane;
+        for sandbox in plane.routes.sandboxes() {
+            if let Some(instance) = app.sandboxes.fleet.running(sandbox) {
+                crate::services::commands::take_over(plane, &instance).await;
+            }
+        }
     }
     Ok(())
 }

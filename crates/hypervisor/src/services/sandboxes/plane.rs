@@ -245,7 +245,7 @@ impl Plane {
                     + u64::from(config.limits.guest_processes),
                 ..Rlimits::default()
             },
-            accept_missing: Vec::new(),
+            accept_missing: config.accept_missing.clone(),
             log_bytes: LOG_BYTES,
         })
     }
