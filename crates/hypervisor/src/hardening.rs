@@ -1,8 +1,11 @@
 //! What this process gives up before it holds a secret.
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::fs::Mode;
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask,
+};
 
-/// No core dump of this process, whose memory holds platform keys, is ever written; and
+/// What this process writes is for its own user alone; no core dump of this process, whose memory holds platform keys, is ever written; and
 /// no other process of the same user reads its memory or environment through `/proc`.
 /// Children that execute another program are traceable again, but dump no core either.
 ///
@@ -16,6 +19,8 @@ pub fn keep_memory_private() -> std::io::Result<()> {
             maximum: Some(0),
         },
     )?;
+    // The database and its journals take their mode from here.
+    umask(Mode::RWXG | Mode::RWXO);
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use runtime::spec::OptionalWall;
 use serde::Deserialize;
 
 use super::ConfigError;
@@ -15,8 +16,8 @@ const FOREIGN_VARIABLES: &[&str] = &[
     "CHOIR_SANDBOX_ID",
     "CHOIR_SANDBOX_ROLE",
     "CHOIR_SANDBOX_USER_ID",
-    "CHOIR_TOKEN",
-    "CHOIR_URL",
+    "CHOIR_SERVER",
+    "CHOIR_TOKEN_FILE",
 ];
 
 /// The whole file. Every key is optional; absent ones fit a single machine on localhost.
@@ -115,6 +116,8 @@ pub struct RawSandbox {
     pub sdk_env: bool,
     /// Directory of `supervisor` and `sandbox`; next to this program when absent.
     pub binaries_dir: Option<PathBuf>,
+    /// Walls that may be missing; each named one is isolation given up.
+    pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
     pub limits: RawLimits,
 }

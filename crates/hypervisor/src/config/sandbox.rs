@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use runtime::spec::OptionalWall;
+
 use super::ConfigError;
 use super::raw::{RawLimits, RawSandbox};
 use super::values::{DAY, HOUR, duration, within};
@@ -20,6 +22,8 @@ pub struct Sandbox {
     pub sdk_env: bool,
     /// Directory of `supervisor` and `sandbox`; next to this program when absent.
     pub binaries_dir: Option<PathBuf>,
+    /// Walls that may be missing (arch §8: only when the configuration says so by name).
+    pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
     pub limits: Limits,
 }
@@ -115,6 +119,7 @@ impl Sandbox {
             }),
             sdk_env: raw.sdk_env,
             binaries_dir: raw.binaries_dir.clone(),
+            accept_missing: raw.accept_missing.clone(),
             limits: Limits::build(&raw.limits)?,
         })
     }
