@@ -134,6 +134,7 @@ fn spec(sandbox_id: SandboxId, start_id: StartId) -> SandboxSpec {
             cwd: "/".to_owned(),
         },
         rlimits: Rlimits::default(),
+        accept_missing: Vec::new(),
         log_bytes: 0,
     }
 }
