@@ -3,44 +3,10 @@
 
 use std::net::IpAddr;
 
+pub use policy::Scope;
 use types::{CommandId, RequestId, Role, SandboxId, SessionId, StartId, TokenId, UserId, UserName};
 
 use crate::error::Error;
-
-/// What an API token may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// Read the account: passkeys, sessions and tokens by name.
-    Account,
-    /// List, start, stop, restart and swap one's own sandboxes, and read their logs.
-    Sandboxes,
-    /// Run commands in one's own sandboxes.
-    Commands,
-    /// What admins may, if the user is one.
-    Admin,
-}
-
-impl Scope {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Account, Self::Sandboxes, Self::Commands, Self::Admin];
-
-    /// As it stands in JSON and in the database.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Account => "account",
-            Self::Sandboxes => "sandboxes",
-            Self::Commands => "commands",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// Reads one scope.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|scope| scope.as_str() == text)
-    }
-}
 
 /// A signed-in user.
 #[derive(Debug, Clone)]

@@ -64,12 +64,7 @@ fn subject(actor: &Actor) -> Subject {
         Via::Session(_) => Standing::Session,
         Via::RecoverySession(_) => Standing::RecoverySession,
         Via::RuntimeSession(_) => Standing::RuntimeSession,
-        Via::ApiToken { scopes, .. } => Standing::Token(
-            scopes
-                .iter()
-                .filter_map(|scope| scope.as_str().parse().ok())
-                .collect(),
-        ),
+        Via::ApiToken { scopes, .. } => Standing::Token(scopes.iter().copied().collect()),
     };
     Subject::User {
         id: user.id,

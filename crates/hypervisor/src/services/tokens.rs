@@ -67,7 +67,7 @@ pub fn parse_scopes(texts: &[String]) -> Result<Vec<Scope>, Error> {
     };
     let mut scopes = Vec::new();
     for text in texts {
-        let scope = Scope::parse(text).ok_or_else(unknown)?;
+        let scope: Scope = text.parse().map_err(|_| unknown())?;
         if !scopes.contains(&scope) {
             scopes.push(scope);
         }
@@ -129,7 +129,11 @@ pub async fn find(app: &App, text: &str) -> Result<Option<(User, Via)>, Error> {
     {
         app.store.touch_token(row.id, now).await?;
     }
-    let scopes = row.scopes.split(' ').filter_map(Scope::parse).collect();
+    let scopes = row
+        .scopes
+        .split(' ')
+        .filter_map(|text| text.parse().ok())
+        .collect();
     let user = User {
         id: row.user_id,
         name: row.user_name,
