@@ -135,7 +135,9 @@ impl Error {
             Self::RateLimited { .. } => "wait as long as Retry-After says",
             Self::SandboxNotRunning => "open it in a browser, or run: choir sandbox start",
             Self::SandboxFailed { hint, .. } => return hint.clone(),
-            Self::UnhealthyTarget(_) => "look at its log: choir sandbox logs --role dev",
+            Self::UnhealthyTarget(_) => {
+                "start it with `choir sandbox start dev`, or see why it fails: choir sandbox logs --role dev"
+            }
             Self::AuditUnavailable(_) => {
                 "an administrator has to look at the disk of the data directory"
             }

@@ -193,7 +193,8 @@ impl Plane {
             uid: row.host_uid,
             gid: row.host_uid,
         });
-        let hostname = format!("{}-{}", owner.name, role);
+        // Not the role: a swap changes that, and a host name stays.
+        let hostname = owner.name.to_string();
         let spec = self.spec(identity, start, hostname, host_ids, &token)?;
         Ok(StartRequest { spec, host_record })
     }
