@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
@@ -54,7 +54,10 @@ pub(crate) fn install(workspace: &Workspace, directory: &Path) -> Result<()> {
 
 fn npm(directory: &Path) -> Command {
     let mut command = Command::new("npm");
-    command.current_dir(directory);
+    // What a build says is no result: standard output is for those.
+    command
+        .current_dir(directory)
+        .stdout(Stdio::from(std::io::stderr()));
     command
 }
 

@@ -193,3 +193,30 @@ async fn an_ordinary_user_can_run_an_installation() {
     alice.stop(Role::Dev).await;
     assert_eq!(installation.supervisors(), []);
 }
+
+/// What `cargo xtask up` sets up: the toolchain that built all this, shown inside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_toolchain_of_the_host_can_be_shown_inside() {
+    let output = std::process::Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .unwrap();
+    let sysroot = String::from_utf8(output.stdout).unwrap();
+    let installation = Setup::default()
+        .config(&format!(
+            "[sandbox]\npath = \"/choir/bin:/opt/rust/bin:/usr/bin:/bin\"\n\
+             mounts = [{{ source = {:?}, target = \"/opt/rust\" }}]",
+            sysroot.trim()
+        ))
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let (code, output) = alice
+        .command(Role::Live, &json!({ "argv": ["cargo", "--version"] }))
+        .await;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.starts_with("cargo 1."), "{output}");
+    let write = json!({ "argv": ["touch", "/opt/rust/mine"] });
+    assert_eq!(alice.command(Role::Live, &write).await.0, Some(1));
+}

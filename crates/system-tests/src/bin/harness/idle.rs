@@ -78,7 +78,9 @@ pub(crate) async fn memory(as_json: bool) {
     }
     println!("Resident memory in KiB; `shared` divides what several processes share among them");
     println!("{:<44} {:>8} {:>8}", "", "shared", "resident");
-    let line = |name: &str, pss: &Value, rss: &Value| println!("{name:<44} {pss:>8} {rss:>8}");
+    let line = |name: &str, pss: &Value, rss: &Value| {
+        println!("{name:<44} {:>8} {:>8}", pss.to_string(), rss.to_string());
+    };
     for (name, key) in [
         ("hypervisor, idle", "hypervisor_idle"),
         (

@@ -119,13 +119,13 @@ fn show(rows: &[Value], as_json: bool) {
     for row in rows {
         println!(
             "{:>11} {:<11} {:>10} {:>9} {:>9} {:>7} {:>6}",
-            row["connections"],
+            row["connections"].to_string(),
             row["proxy"].as_str().unwrap_or_default(),
-            row["requests_per_second"],
-            row["p50_ms"],
-            row["p99_ms"],
-            row["errors"],
-            row["ratio_to_nginx"],
+            row["requests_per_second"].to_string(),
+            row["p50_ms"].to_string(),
+            row["p99_ms"].to_string(),
+            row["errors"].to_string(),
+            row["ratio_to_nginx"].to_string(),
         );
     }
 }
