@@ -12,11 +12,13 @@ use rustix::process::{
 /// # Errors
 /// The kernel refused.
 pub fn keep_memory_private() -> std::io::Result<()> {
+    // One byte, not none: with 0 the kernel still runs a `core_pattern` program of the host
+    // over a crashed process, and sandboxes inherit this limit (core(5)).
     setrlimit(
         Resource::Core,
         Rlimit {
-            current: Some(0),
-            maximum: Some(0),
+            current: Some(1),
+            maximum: Some(1),
         },
     )?;
     // The database and its journals take their mode from here.

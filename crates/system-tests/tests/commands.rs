@@ -66,6 +66,19 @@ async fn a_runner_reaches_providers_only_when_granted_and_the_router_never() {
     assert!(matches!(refused.status, 400 | 403), "{}", refused.text());
 }
 
+/// With a limit of 0 the kernel still runs a `core_pattern` program of the host over what
+/// crashed; with 1 it does not (`fs/coredump.c`, and core(5)).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_inside_runs_no_program_of_the_host() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let limits = json!({ "argv": ["sh", "-c", "ulimit -Sc; ulimit -Hc; grep 'core file' /proc/self/limits"] });
+    let (_, output) = alice.command(Role::Live, &limits).await;
+    let fields: Vec<&str> = output.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(fields[4..6], ["1", "1"], "{output}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn runners_of_one_sandbox_share_a_workbench_and_end_with_their_command() {
     let installation = Setup::default().start().await;

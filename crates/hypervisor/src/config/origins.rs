@@ -280,8 +280,9 @@ impl Origins {
     }
 
     /// A runtime host is never the control host nor beneath it: a page there could claim
-    /// the control plane's rpId (WebAuthn §5.1.2). `localhost` is exempt because browsers
-    /// treat it as a public suffix, and a sandbox at `alice.localhost` cannot claim it.
+    /// the control plane's rpId (WebAuthn §5.1.2). `localhost` is exempt, because there is no
+    /// other name without DNS: Chromium lets a page at `alice.localhost` ask for a passkey of
+    /// `localhost`. Its answer is refused at sign-in, where only the exact origin counts.
     fn check_separation(&self) -> Result<(), ConfigError> {
         let runtime: Vec<(&str, &Origin)> = match &self.runtime {
             RuntimeOrigins::PerUser { live, dev } => {
