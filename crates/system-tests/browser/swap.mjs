@@ -28,8 +28,11 @@ await main(async (input) => {
     const info = (page) => page.evaluate(async () => (await fetch("api/info")).json());
     const before = { live: await info(pages.live), dev: await info(pages.dev) };
     for (const role of ["live", "dev"]) {
-      // A socket of our own beside the desktop's: it tells the close code.
-      await pages[role].evaluate(() => {
+      // A socket of our own tells the close code. It is on a page without a desktop, which
+      // might reload before this socket's turn comes.
+      const witness = await browser.context.newPage();
+      await witness.goto(`${input[role]}/health`);
+      await witness.evaluate(() => {
         const socket = new WebSocket(`${location.origin.replace(/^http/, "ws")}/ws`);
         window.probe = new Promise((resolve) => {
           socket.onclose = (event) => resolve({ code: event.code, reason: event.reason });
@@ -39,8 +42,7 @@ await main(async (input) => {
           socket.onerror = () => reject(new Error("no WebSocket"));
         });
       });
-      // The desktop reloads after a swap, which would take the promise with it.
-      closes.push(pages[role].evaluate(() => window.probe).catch((error) => ({ error: String(error) })));
+      closes.push(witness.evaluate(() => window.probe));
     }
     const loads = { live: 0, dev: 0 };
     for (const role of ["live", "dev"]) pages[role].on("load", () => { loads[role] += 1; });
