@@ -163,3 +163,23 @@ async fn draining_ends_the_listener_and_frees_the_port() {
     assert!(TcpStream::connect(served.address).await.is_err());
     drop(idle);
 }
+
+#[tokio::test]
+async fn http2_passes_the_same_gate_by_host() {
+    let served = Served::new().await;
+    let stream = TcpStream::connect(served.address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Body>(
+        hyper_util::rt::TokioExecutor::new(),
+        hyper_util::rt::TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    let own = format!("localhost:{}", served.address.port());
+    for (host, status) in [(own.as_str(), 200), ("evil.example", 421)] {
+        let request = request(&format!("http://{host}/healthz"), &[]);
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.version(), http::Version::HTTP_2);
+        assert_eq!(answer.status(), status, "{host}");
+    }
+}
