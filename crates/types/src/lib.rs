@@ -7,6 +7,8 @@ mod command;
 mod id;
 pub mod keyless;
 mod name;
+mod network;
+mod notice;
 mod problem;
 mod role;
 mod sandbox;
@@ -20,6 +22,8 @@ pub use id::{
     TokenId, UserId,
 };
 pub use name::{UserName, UserNameError};
+pub use network::{NetworkMode, ParseNetworkModeError};
+pub use notice::{NoticeKind, SandboxNotice};
 pub use problem::{ErrorCode, Problem};
 pub use role::{ParseRoleError, Role};
 pub use sandbox::{ParseStateError, SandboxState, SandboxView, SwapView};

@@ -22,7 +22,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use types::{Role, SandboxState};
+use types::{NoticeKind, Role, SandboxState};
 
 use crate::app::App;
 
@@ -60,6 +60,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -94,6 +99,7 @@ pub struct Metrics {
     provider_calls: Family<ProviderLabels, Counter>,
     provider_seconds: Histogram,
     refusals: Family<ReasonLabels, Counter>,
+    notices: Family<KindLabels, Counter>,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -125,6 +131,7 @@ impl Metrics {
         let provider_calls = Family::<ProviderLabels, Counter>::default();
         let provider_seconds = Histogram::new(BUCKETS);
         let refusals = Family::<ReasonLabels, Counter>::default();
+        let notices = Family::<KindLabels, Counter>::default();
         let uptime = Gauge::<f64, AtomicU64>::default();
         registry.register(
             "requests",
@@ -172,6 +179,11 @@ impl Metrics {
             "Refused requests on channels by reason",
             refusals.clone(),
         );
+        registry.register(
+            "sandbox_notices",
+            "What users were told about their sandboxes by kind",
+            notices.clone(),
+        );
         registry.register_with_unit(
             "uptime",
             "Time since the process started to serve",
@@ -191,6 +203,7 @@ impl Metrics {
             provider_calls,
             provider_seconds,
             refusals,
+            notices,
             uptime,
         }
     }
@@ -255,6 +268,14 @@ impl Metrics {
     /// Counts a refused request on a channel.
     pub fn channel_refusal(&self, reason: &'static str) {
         self.refusals.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Counts things that users are told about their sandboxes.
+    pub fn notices(&self, kind: NoticeKind, times: u64) {
+        let kind = kind.as_str();
+        self.notices
+            .get_or_create(&KindLabels { kind })
+            .inc_by(times);
     }
 
     /// Sets what is measured at the moment of a scrape.
@@ -389,7 +410,7 @@ mod tests {
     use super::Metrics;
     use http::StatusCode;
     use std::time::Duration;
-    use types::{Role, SandboxState};
+    use types::{NoticeKind, Role, SandboxState};
 
     #[test]
     fn a_scrape_shows_what_was_counted() {

@@ -2,6 +2,7 @@
 
 import { get, post, text } from './api.js';
 import { busy, confirm, errorNotice, fill, h, loading, show, time, toast } from './dom.js';
+import { showNotices } from './notices.js';
 
 /** How often states are asked for while the page is in sight. */
 const REFRESH_MS = 3000;
@@ -47,6 +48,7 @@ export function sandboxCard(sandbox, act) {
       button('stop', 'Stop', state === 'running' || state === 'starting'),
       button('restart', 'Restart', state === 'running'),
       button('logs', 'Log', state === 'running' || state === 'starting', 'btn-quiet'),
+      button('notices', 'Notices', true, 'btn-quiet'),
     ),
   );
 }
@@ -91,6 +93,7 @@ export function sandboxesView(view, _me, signal) {
 
   async function act(name, role, button) {
     if (name === 'logs') return busy(button, message, () => showLog(role));
+    if (name === 'notices') return busy(button, message, () => showNotices(role));
     if (name !== 'start') {
       const sure = await confirm({
         title: `${name === 'stop' ? 'Stop' : 'Restart'} ${role}?`,

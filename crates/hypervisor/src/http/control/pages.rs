@@ -76,6 +76,11 @@ const ASSETS: &[Asset] = &[
         content: include_str!("../../pages/sandboxes.js"),
     },
     Asset {
+        name: "notices.js",
+        kind: JS,
+        content: include_str!("../../pages/notices.js"),
+    },
+    Asset {
         name: "account.js",
         kind: JS,
         content: include_str!("../../pages/account.js"),

@@ -37,6 +37,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/me/sandboxes/{role}/stop", own, stop),
         Route::post("/me/sandboxes/{role}/restart", own, restart),
         Route::get("/me/sandboxes/{role}/logs", own, logs),
+        Route::get("/me/sandboxes/{role}/notices", own, notices),
         Route::get("/admin/sandboxes", Access::Admin, list_all),
         Route::post("/admin/sandboxes/{user}/swap", Access::Admin, swap_of),
         Route::post(
@@ -70,6 +71,18 @@ async fn list(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, 
     Ok(Json(
         json!({ "sandboxes": app.sandboxes.list(&actor).await? }),
     ))
+}
+
+async fn notices(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+) -> Result<Json<Value>, Error> {
+    let notices = app
+        .sandboxes
+        .notices(&actor, Whose::Own, role(&of)?)
+        .await?;
+    Ok(Json(json!({ "notices": notices })))
 }
 
 async fn list_all(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, Error> {

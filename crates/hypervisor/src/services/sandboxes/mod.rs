@@ -1,6 +1,7 @@
 //! Sandboxes: lifecycle, routes, swap (arch §4).
 
 mod environment;
+pub(crate) mod notices;
 mod plane;
 mod table;
 #[cfg(test)]
@@ -16,7 +17,9 @@ use crypto::Random;
 use gateway::websocket::CloseNotice;
 use policy::Action;
 use runtime::{Fleet, FleetOptions, Instance, NamespaceDriver, SandboxRuntime, StartError, Status};
-use types::{Role, SandboxId, SandboxState, SandboxView, SwapView, UserId, UserName};
+use types::{
+    Role, SandboxId, SandboxNotice, SandboxState, SandboxView, SwapView, UserId, UserName,
+};
 
 use crate::actor::{Actor, User};
 use crate::app::App;
@@ -96,6 +99,7 @@ impl Sandboxes {
             providers,
             routes: table::RouteTable::default(),
             tokens: tokens::Tokens::default(),
+            notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
             upstreams: gateway::Upstreams::new(),
             forwarder: gateway::Forwarder::new(),
             random: crypto::OsRandom::new(),
@@ -121,6 +125,22 @@ impl Sandboxes {
             .authorize(actor, Whose::Own, Role::Live, Action::ViewSandbox)
             .await?;
         Ok(self.views(&route, &owner.name))
+    }
+
+    /// What a user should know about one of their sandboxes, the latest first.
+    ///
+    /// # Errors
+    /// The actor may not, or the database failed.
+    pub async fn notices(
+        &self,
+        actor: &Actor,
+        whose: Whose<'_>,
+        role: Role,
+    ) -> Result<Vec<SandboxNotice>, Error> {
+        let (_, route) = self
+            .authorize(actor, whose, role, Action::ViewSandbox)
+            .await?;
+        Ok(self.plane.notices.of(route.sandbox(role), role))
     }
 
     /// Everybody's sandboxes, by user.

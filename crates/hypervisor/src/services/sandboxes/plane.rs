@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use types::{Role, SandboxId, StartId, UserId};
 
 use super::environment::{self, Identity};
+use super::notices::Notices;
 use super::table::RouteTable;
 use super::tokens::Tokens;
 use crate::actor::{Actor, User};
@@ -45,6 +46,7 @@ pub(crate) struct Plane {
     pub(crate) providers: Providers,
     pub(crate) routes: RouteTable,
     pub(crate) tokens: Tokens,
+    pub(crate) notices: Notices,
     pub(crate) upstreams: Upstreams,
     pub(crate) forwarder: Forwarder,
     pub(crate) random: OsRandom,

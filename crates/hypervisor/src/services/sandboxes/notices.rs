@@ -1,0 +1,225 @@
+//! What users should know about their sandboxes: denials, limits, storms, crashes. Kept in
+//! memory, bounded, and told to the log and the metrics without a flood.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use types::{NoticeKind, Role, SandboxId, SandboxNotice};
+
+use crate::clock::{Clock, millis, rfc3339};
+use crate::http::metrics::Metrics;
+
+/// Different things kept for one sandbox; the one that is longest ago goes first.
+const MAX_NOTICES: usize = 64;
+
+/// Longest key, message and hint, in characters. What a sandbox caused may be in them.
+const MAX_TEXT: usize = 500;
+
+/// The log is told again about the same thing after this long.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
+
+/// Notices of all sandboxes.
+pub(crate) struct Notices {
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    /// Held only to look up or insert; never across an await. Grows with the sandboxes that
+    /// ever had a notice, not with what happens.
+    kept: Mutex<HashMap<SandboxId, VecDeque<Kept>>>,
+}
+
+struct Kept {
+    kind: NoticeKind,
+    key: String,
+    message: String,
+    hint: Option<String>,
+    count: u64,
+    first_ms: i64,
+    last_ms: i64,
+    logged_ms: i64,
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").finish_non_exhaustive()
+    }
+}
+
+impl Notices {
+    /// None yet.
+    pub(crate) fn new(clock: Clock, metrics: Arc<Metrics>) -> Self {
+        Self {
+            clock,
+            metrics,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// Something happened once. What has the same kind and key is counted together, with the
+    /// latest words.
+    pub(crate) fn note(
+        &self,
+        sandbox: SandboxId,
+        kind: NoticeKind,
+        key: &str,
+        message: &str,
+        hint: Option<&str>,
+    ) {
+        self.note_times(sandbox, kind, key, message, hint, 1);
+    }
+
+    /// Something happened that often since it was last told.
+    pub(crate) fn note_times(
+        &self,
+        sandbox: SandboxId,
+        kind: NoticeKind,
+        key: &str,
+        message: &str,
+        hint: Option<&str>,
+        times: u64,
+    ) {
+        self.metrics.notices(kind, times);
+        let now = self.clock.now_ms();
+        let (key, message) = (bounded(key), bounded(message));
+        let hint = hint.map(bounded);
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = all.entry(sandbox).or_default();
+        let before = ring
+            .iter()
+            .position(|kept| kept.kind == kind && kept.key == key)
+            .and_then(|at| ring.remove(at));
+        let mut kept = before.unwrap_or(Kept {
+            kind,
+            key,
+            message: String::new(),
+            hint: None,
+            count: 0,
+            first_ms: now,
+            last_ms: now,
+            logged_ms: i64::MIN,
+        });
+        kept.count = kept.count.saturating_add(times);
+        kept.message = message;
+        kept.hint = hint;
+        kept.last_ms = now;
+        if now.saturating_sub(kept.logged_ms) >= millis(LOG_AGAIN) {
+            kept.logged_ms = now;
+            tracing::warn!(
+                %sandbox,
+                kind = kind.as_str(),
+                count = kept.count,
+                hint = kept.hint,
+                "{}",
+                kept.message
+            );
+        }
+        if ring.len() >= MAX_NOTICES {
+            ring.pop_front();
+        }
+        ring.push_back(kept);
+    }
+
+    /// What is known about a sandbox, the latest first.
+    pub(crate) fn of(&self, sandbox: SandboxId, role: Role) -> Vec<SandboxNotice> {
+        let all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&sandbox)
+            .into_iter()
+            .flatten()
+            .rev()
+            .map(|kept| SandboxNotice {
+                kind: kept.kind,
+                role,
+                message: kept.message.clone(),
+                hint: kept.hint.clone(),
+                count: kept.count,
+                first_at: rfc3339(kept.first_ms),
+                last_at: rfc3339(kept.last_ms),
+            })
+            .collect()
+    }
+}
+
+/// Without control characters, and not longer than allowed.
+fn bounded(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(MAX_TEXT)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::{MAX_NOTICES, MAX_TEXT, Notices};
+    use crate::clock::Clock;
+    use crate::http::metrics::Metrics;
+    use types::{NoticeKind, Role, SandboxId};
+
+    fn notices() -> (Notices, Clock, Arc<Metrics>) {
+        let clock = Clock::fixed(1_000);
+        let metrics = Arc::new(Metrics::new());
+        (
+            Notices::new(clock.clone(), Arc::clone(&metrics)),
+            clock,
+            metrics,
+        )
+    }
+
+    #[test]
+    fn what_repeats_is_counted_and_comes_first() {
+        let (notices, clock, metrics) = notices();
+        let sandbox = SandboxId::generate();
+        notices.note(sandbox, NoticeKind::Quota, "memory", "first words", None);
+        notices.note(sandbox, NoticeKind::Crash, "guest", "it crashed", None);
+        clock.advance(Duration::from_secs(5));
+        notices.note_times(
+            sandbox,
+            NoticeKind::Quota,
+            "memory",
+            "later words",
+            Some("do this"),
+            3,
+        );
+        let seen = notices.of(sandbox, Role::Dev);
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen[0].count, 4);
+        assert_eq!(seen[0].message, "later words");
+        assert_eq!(seen[0].hint.as_deref(), Some("do this"));
+        assert_eq!(seen[0].role, Role::Dev);
+        assert!(seen[0].first_at < seen[0].last_at);
+        assert!(
+            metrics
+                .text()
+                .contains("choir_sandbox_notices_total{kind=\"quota\"} 4")
+        );
+        assert!(
+            notices.of(SandboxId::generate(), Role::Live).is_empty(),
+            "another sandbox's are nobody else's"
+        );
+    }
+
+    #[test]
+    fn a_sandbox_cannot_fill_the_memory() {
+        let (notices, _, _) = notices();
+        let sandbox = SandboxId::generate();
+        for number in 0..10 * MAX_NOTICES {
+            let key = format!("{number}");
+            notices.note(
+                sandbox,
+                NoticeKind::NetworkDenied,
+                &key,
+                &"long\n".repeat(1000),
+                None,
+            );
+        }
+        let seen = notices.of(sandbox, Role::Live);
+        assert_eq!(seen.len(), MAX_NOTICES);
+        assert!(
+            seen.iter()
+                .all(|notice| notice.message.len() <= MAX_TEXT && !notice.message.contains('\n'))
+        );
+    }
+}
