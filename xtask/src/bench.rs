@@ -21,6 +21,8 @@ pub(crate) enum Name {
     Start,
     /// Resident memory of an idle hypervisor and an idle sandbox.
     Memory,
+    /// Starting, waking, cost at 10, 50 and 100 sandboxes, taking over, next to peers.
+    Lifecycle,
 }
 
 impl Name {
@@ -29,6 +31,7 @@ impl Name {
             Self::Proxy => "proxy",
             Self::Start => "start",
             Self::Memory => "memory",
+            Self::Lifecycle => "lifecycle",
         }
     }
 }

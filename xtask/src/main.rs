@@ -55,7 +55,8 @@ enum Command {
         #[arg(long)]
         fast: bool,
     },
-    /// Measure: `proxy` (against nginx), `start` (cold start), `memory` (idle).
+    /// Measure: `proxy` (against nginx), `start` (cold start), `memory` (idle),
+    /// `lifecycle` (starting, waking, cost by number, taking over).
     Bench {
         /// Which one; all when absent.
         name: Option<bench::Name>,

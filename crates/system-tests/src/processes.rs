@@ -14,6 +14,19 @@ pub struct Process {
     pub start_ticks: u64,
 }
 
+/// What a process holds, and what it has used since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Processor time of all threads, in clock ticks.
+    pub cpu_ticks: u64,
+    /// How often its present threads went to sleep: each is a wake-up later.
+    pub context_switches: u64,
+}
+
 impl Process {
     /// The process that has this number now.
     #[must_use]
@@ -77,6 +90,29 @@ impl Process {
             .to_owned()
     }
 
+    /// What it holds and has used so far.
+    #[must_use]
+    pub fn usage(self) -> Option<Usage> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        let switches = |tid: &str| {
+            let path = format!("/proc/{}/task/{tid}/status", self.pid);
+            let text = fs::read_to_string(path).ok()?;
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        let threads = entries(&format!("/proc/{}/task", self.pid));
+        Some(Usage {
+            descriptors: entries(&format!("/proc/{}/fd", self.pid)).len(),
+            threads: threads.len(),
+            cpu_ticks: number(11)? + number(12)?,
+            context_switches: threads.iter().filter_map(|tid| switches(tid)).sum(),
+        })
+    }
+
     /// Resident memory in KiB, with shared pages divided among those who share them
     /// (`Pss` of `smaps_rollup`), and without dividing (`Rss`).
     #[must_use]
@@ -92,11 +128,19 @@ impl Process {
 
 /// The numbers of all processes.
 fn all() -> Vec<u32> {
-    fs::read_dir("/proc")
+    entries("/proc")
+        .iter()
+        .filter_map(|name| name.parse().ok())
+        .collect()
+}
+
+/// The names in a directory.
+fn entries(dir: &str) -> Vec<String> {
+    fs::read_dir(dir)
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
 

@@ -3,6 +3,7 @@
 
 mod drills;
 mod idle;
+mod lifecycle;
 mod load;
 mod screens;
 
@@ -47,6 +48,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Starting, waking, cost by number, taking over.
+    Lifecycle {
+        /// Only this section; may be given more than once.
+        #[arg(long)]
+        section: Vec<lifecycle::Section>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Save pictures of every page.
     Screens {
         /// Where the PNG files go.
@@ -61,6 +71,7 @@ async fn main() -> ExitCode {
         Command::Proxy { engine, json } => load::run(engine.as_deref(), json).await,
         Command::Start { json } => idle::start(json).await,
         Command::Memory { json } => idle::memory(json).await,
+        Command::Lifecycle { section, json } => lifecycle::run(&section, json).await,
         Command::Screens { dir } => screens::run(&dir).await,
     }
     ExitCode::SUCCESS

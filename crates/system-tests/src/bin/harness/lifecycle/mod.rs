@@ -1,0 +1,50 @@
+//! `cargo xtask bench lifecycle`: what starting, keeping, waking and taking over sandboxes
+//! costs. One file per section; each measures its peers in the same run.
+
+mod peers;
+mod report;
+mod scale;
+mod start;
+
+use clap::ValueEnum;
+use serde_json::{Map, Value};
+
+pub(crate) use report::Table;
+
+/// A part of the measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Section {
+    /// From the request to the first proxied answer: starting, waking, and peers.
+    Start,
+    /// Memory, descriptors and wake-ups at 10, 50 and 100 sandboxes; taking 100 over after
+    /// `kill -9`; a thousand stopped ones.
+    Scale,
+}
+
+impl Section {
+    async fn run(self) -> Vec<Table> {
+        match self {
+            Self::Start => start::run().await,
+            Self::Scale => scale::run().await,
+        }
+    }
+}
+
+/// Runs sections, all of them when none is named.
+pub(crate) async fn run(sections: &[Section], as_json: bool) {
+    let all = Section::value_variants();
+    let sections = if sections.is_empty() { all } else { sections };
+    let mut document = Map::new();
+    for section in sections {
+        for table in section.run().await {
+            if as_json {
+                document.insert(table.name().to_owned(), table.into_json());
+            } else {
+                table.show();
+            }
+        }
+    }
+    if as_json {
+        println!("{}", Value::Object(document));
+    }
+}
