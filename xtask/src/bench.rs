@@ -23,6 +23,8 @@ pub(crate) enum Name {
     Memory,
     /// Starting, waking, cost at 10, 50 and 100 sandboxes, taking over, next to peers.
     Lifecycle,
+    /// A runner's `true` and the start of a sandbox, next to bubblewrap and crun.
+    Isolation,
 }
 
 impl Name {
@@ -32,6 +34,7 @@ impl Name {
             Self::Start => "start",
             Self::Memory => "memory",
             Self::Lifecycle => "lifecycle",
+            Self::Isolation => "isolation",
         }
     }
 }
@@ -40,7 +43,7 @@ impl Name {
 pub(crate) fn run(workspace: &Workspace, name: Option<Name>, json: bool) -> Result<ExitCode> {
     let names = name.map_or_else(|| Name::value_variants().to_vec(), |one| vec![one]);
     prerequisites::ensure(
-        if names.contains(&Name::Proxy) {
+        if names.contains(&Name::Proxy) || names.contains(&Name::Isolation) {
             Purpose::Bench
         } else {
             Purpose::Build

@@ -56,7 +56,8 @@ enum Command {
         fast: bool,
     },
     /// Measure: `proxy` (against nginx), `start` (cold start), `memory` (idle),
-    /// `lifecycle` (starting, waking, cost by number, taking over).
+    /// `lifecycle` (starting, waking, cost by number, taking over),
+    /// `isolation` (a runner's `true` and a start, against bubblewrap and crun).
     Bench {
         /// Which one; all when absent.
         name: Option<bench::Name>,

@@ -102,6 +102,18 @@ const BENCH: &[Prerequisite] = &[
         debian: &["wrk"],
         nix: "wrk",
     },
+    Prerequisite {
+        what: "bubblewrap (to compare with)",
+        programs: &["bwrap"],
+        debian: &["bubblewrap"],
+        nix: "bubblewrap",
+    },
+    Prerequisite {
+        what: "crun (to compare with)",
+        programs: &["crun"],
+        debian: &["crun"],
+        nix: "crun",
+    },
 ];
 
 /// What a command needs beyond Rust.

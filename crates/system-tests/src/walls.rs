@@ -64,6 +64,30 @@ impl Sandbox {
     /// # Panics
     /// The supervisor cannot be run at all.
     pub fn start(identity: Identity, program: &str, argv: &[&str]) -> Result<Self, Value> {
+        Self::launch(identity, program, argv, &[])
+    }
+
+    /// Starts one with the real guest runtime in it, to whose channel nobody answers.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn guest(identity: Identity) -> Self {
+        Self::launch(identity, "sandbox", &[GUEST_BINARY], &guest_environment())
+            .unwrap_or_else(|refusal| panic!("{refusal}"))
+    }
+
+    fn launch(
+        identity: Identity,
+        program: &str,
+        argv: &[&str],
+        more: &[(&'static str, String)],
+    ) -> Result<Self, Value> {
+        let mut env: Vec<(&str, String)> = environment()
+            .into_iter()
+            .map(|(name, value)| (name, value.to_owned()))
+            .collect();
+        env.extend(more.iter().cloned());
         let scratch = tempfile::Builder::new()
             .prefix("choir-walls-")
             .tempdir()
@@ -93,7 +117,7 @@ impl Sandbox {
             "home": homes[1],
             "data": homes[2],
             "guest_binary": binaries.program(program),
-            "guest": { "argv": argv, "env": environment(), "cwd": "/workspace" },
+            "guest": { "argv": argv, "env": env, "cwd": "/workspace" },
         });
         if as_root {
             spec["host_ids"] = json!({ "uid": HOST_ID, "gid": HOST_ID });
@@ -275,11 +299,33 @@ fn give(identity: Identity, as_root: bool, data: &Path) {
     }
 }
 
-fn environment() -> Vec<(&'static str, &'static str)> {
+/// What every program inside gets.
+#[must_use]
+pub fn environment() -> Vec<(&'static str, &'static str)> {
     vec![
         ("PATH", "/usr/bin:/bin:/usr/sbin:/sbin"),
         ("HOME", "/home/choir"),
         ("LANG", "C.UTF-8"),
+    ]
+}
+
+/// What the guest runtime gets beyond it (arch §5).
+#[must_use]
+pub fn guest_environment() -> Vec<(&'static str, String)> {
+    vec![
+        (
+            "CHOIR_PROVIDER_GATEWAY_BASE_URL",
+            "http://127.0.0.1:9090/provider/v1".to_owned(),
+        ),
+        (
+            "CHOIR_PROVIDER_GATEWAY_TOKEN",
+            format!("choirgw_{}", "t".repeat(43)),
+        ),
+        ("CHOIR_SANDBOX_ID", SandboxId::generate().to_string()),
+        (
+            "DATABASE_URL",
+            "sqlite:///var/lib/choir/events.db".to_owned(),
+        ),
     ]
 }
 

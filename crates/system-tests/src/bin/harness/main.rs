@@ -3,6 +3,7 @@
 
 mod drills;
 mod idle;
+mod isolation;
 mod lifecycle;
 mod load;
 mod screens;
@@ -57,6 +58,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// A runner's `true` and the start of a sandbox, next to bubblewrap and crun.
+    Isolation {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Save pictures of every page.
     Screens {
         /// Where the PNG files go.
@@ -72,6 +79,7 @@ async fn main() -> ExitCode {
         Command::Start { json } => idle::start(json).await,
         Command::Memory { json } => idle::memory(json).await,
         Command::Lifecycle { section, json } => lifecycle::run(&section, json).await,
+        Command::Isolation { json } => isolation::run(json).await,
         Command::Screens { dir } => screens::run(&dir).await,
     }
     ExitCode::SUCCESS
