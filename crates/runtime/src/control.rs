@@ -35,6 +35,9 @@ const TAIL_BYTES: usize = 4 * 1024;
 /// How long [`Control::log_tail`] waits for more of the log.
 const TAIL_WITHIN: Duration = Duration::from_millis(200);
 
+/// How long [`Control::log_tail`] reads at most: a guest may write without end.
+const TAIL_TOTAL: Duration = Duration::from_secs(1);
+
 /// What can go wrong between a hypervisor and a supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -193,8 +196,10 @@ impl Control {
     pub(crate) async fn log_tail(&self) -> Result<String, ControlError> {
         let mut log = self.guest_log(0).await?;
         let mut tail = Vec::new();
-        while let Ok(Ok(Some(Output::Data { data, .. }))) =
-            tokio::time::timeout(TAIL_WITHIN, log.next()).await
+        let deadline = tokio::time::Instant::now() + TAIL_TOTAL;
+        while tokio::time::Instant::now() < deadline
+            && let Ok(Ok(Some(Output::Data { data, .. }))) =
+                tokio::time::timeout(TAIL_WITHIN, log.next()).await
         {
             tail.extend(data);
             let excess = tail.len().saturating_sub(TAIL_BYTES);

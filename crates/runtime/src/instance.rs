@@ -25,6 +25,9 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// Longest line of [`Self::last_log_line`], in characters.
+    pub const MAX_LOG_LINE: usize = 200;
+
     pub(crate) fn new(
         sandbox_id: SandboxId,
         start_id: StartId,
@@ -126,6 +129,24 @@ impl Instance {
     /// The supervisor cannot be reached.
     pub async fn guest_log(&self, from: u64) -> Result<Attachment, ControlError> {
         self.control.guest_log(from).await
+    }
+
+    /// The last line of the guest's log that is not empty, without control characters and
+    /// at most [`Self::MAX_LOG_LINE`] characters long. `None` when it cannot be had within
+    /// a second or so.
+    pub async fn last_log_line(&self) -> Option<String> {
+        let text = self.control.log_tail().await.ok()?;
+        let line = text
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())?;
+        Some(
+            line.chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .take(Self::MAX_LOG_LINE)
+                .collect(),
+        )
     }
 }
 

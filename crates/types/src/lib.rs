@@ -12,6 +12,7 @@ mod notice;
 mod problem;
 mod role;
 mod sandbox;
+mod swap;
 
 pub use command::{
     CommandEvent, CommandExit, CommandLimits, CommandRequest, CommandState, CommandView,
@@ -26,4 +27,5 @@ pub use network::{NetworkMode, ParseNetworkModeError};
 pub use notice::{NoticeKind, SandboxNotice};
 pub use problem::{ErrorCode, Problem};
 pub use role::{ParseRoleError, Role};
-pub use sandbox::{ParseStateError, SandboxState, SandboxView, SwapView};
+pub use sandbox::{ParseStateError, SandboxState, SandboxView};
+pub use swap::{ParseSwapOutcomeError, SwapOutcome, SwapRequest, SwapStatus, SwapView};

@@ -18,7 +18,7 @@ pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
 pub use providers::{Provider, ProviderKind};
 pub use raw::RawConfig;
-pub use sandbox::{Limits, Mount, Sandbox};
+pub use sandbox::{Limits, Mount, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
 
 /// The whole configuration, valid.

@@ -120,6 +120,8 @@ pub struct RawSandbox {
     pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
     pub limits: RawLimits,
+    /// Swaps.
+    pub swap: RawSwap,
 }
 
 /// `[[sandbox.mounts]]`
@@ -150,6 +152,16 @@ pub struct RawLimits {
     pub open_files: Option<u64>,
     /// Commands that run at the same time in one sandbox.
     pub commands: Option<u32>,
+}
+
+/// `[sandbox.swap]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSwap {
+    /// How long the new `live` is on trial.
+    pub grace: Option<String>,
+    /// Pause between two looks at it.
+    pub probe_interval: Option<String>,
 }
 
 /// `[[providers]]`

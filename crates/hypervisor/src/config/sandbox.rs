@@ -6,7 +6,7 @@ use std::time::Duration;
 use runtime::spec::OptionalWall;
 
 use super::ConfigError;
-use super::raw::{RawLimits, RawSandbox};
+use super::raw::{RawLimits, RawSandbox, RawSwap};
 use super::values::{DAY, HOUR, duration, within};
 
 /// What sandboxes get.
@@ -26,6 +26,18 @@ pub struct Sandbox {
     pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
     pub limits: Limits,
+    /// Swaps.
+    pub swap: Swap,
+}
+
+/// How a swap goes on after the pointer has changed (arch §4).
+#[derive(Debug, Clone, Copy)]
+pub struct Swap {
+    /// How long the new `live` is on trial: when it fails within this time and the old one is
+    /// healthy, the swap is taken back.
+    pub grace: Duration,
+    /// Pause between two looks at it.
+    pub probe_interval: Duration,
 }
 
 /// A read-only mount.
@@ -121,6 +133,34 @@ impl Sandbox {
             binaries_dir: raw.binaries_dir.clone(),
             accept_missing: raw.accept_missing.clone(),
             limits: Limits::build(&raw.limits)?,
+            swap: Swap::build(&raw.swap)?,
+        })
+    }
+}
+
+impl Swap {
+    fn build(raw: &RawSwap) -> Result<Self, ConfigError> {
+        let grace = duration(
+            "sandbox.swap.grace",
+            raw.grace.as_deref(),
+            Duration::from_secs(30),
+        )?;
+        let probe_interval = duration(
+            "sandbox.swap.probe_interval",
+            raw.probe_interval.as_deref(),
+            Duration::from_secs(2),
+        )?;
+        if grace > HOUR {
+            return Err(ConfigError::value(
+                "sandbox.swap.grace",
+                format!("{}s", grace.as_secs()),
+                "it is out of bounds",
+                "1s to 1h",
+            ));
+        }
+        Ok(Self {
+            grace,
+            probe_interval: probe_interval.min(grace),
         })
     }
 }

@@ -95,6 +95,7 @@ pub struct Metrics {
     starts: Family<OutcomeLabels, Counter>,
     start_seconds: Histogram,
     swaps: Family<OutcomeLabels, Counter>,
+    rollbacks: Family<OutcomeLabels, Counter>,
     commands: Counter,
     provider_calls: Family<ProviderLabels, Counter>,
     provider_seconds: Histogram,
@@ -127,6 +128,7 @@ impl Metrics {
         let starts = Family::<OutcomeLabels, Counter>::default();
         let start_seconds = Histogram::new(BUCKETS);
         let swaps = Family::<OutcomeLabels, Counter>::default();
+        let rollbacks = Family::<OutcomeLabels, Counter>::default();
         let commands = Counter::default();
         let provider_calls = Family::<ProviderLabels, Counter>::default();
         let provider_seconds = Histogram::new(BUCKETS);
@@ -162,6 +164,11 @@ impl Metrics {
             start_seconds.clone(),
         );
         registry.register("swaps", "Swaps by outcome", swaps.clone());
+        registry.register(
+            "swap_rollbacks",
+            "Swaps whose new live failed, by whether they could be taken back",
+            rollbacks.clone(),
+        );
         registry.register("commands", "Commands started", commands.clone());
         registry.register(
             "provider_calls",
@@ -199,6 +206,7 @@ impl Metrics {
             starts,
             start_seconds,
             swaps,
+            rollbacks,
             commands,
             provider_calls,
             provider_seconds,
@@ -244,6 +252,15 @@ impl Metrics {
     /// Counts a swap.
     pub fn swap(&self, ok: bool) {
         self.swaps
+            .get_or_create(&OutcomeLabels {
+                outcome: outcome(ok),
+            })
+            .inc();
+    }
+
+    /// Counts a swap whose new `live` failed; `ok`: it was taken back.
+    pub fn rollback(&self, ok: bool) {
+        self.rollbacks
             .get_or_create(&OutcomeLabels {
                 outcome: outcome(ok),
             })
@@ -410,7 +427,7 @@ mod tests {
     use super::Metrics;
     use http::StatusCode;
     use std::time::Duration;
-    use types::{NoticeKind, Role, SandboxState};
+    use types::{Role, SandboxState};
 
     #[test]
     fn a_scrape_shows_what_was_counted() {

@@ -431,7 +431,11 @@ async fn a_swap_turns_the_next_request() {
     installation
         .app
         .sandboxes
-        .swap(&installation.actor(), Whose::Own)
+        .swap(
+            &installation.actor(),
+            Whose::Own,
+            types::SwapRequest::default(),
+        )
         .await
         .unwrap();
     let seen = json(get(&installation, ALICE, "/", &[("cookie", &cookie)]).await).await;

@@ -14,7 +14,7 @@ use runtime::spec::{
 };
 use runtime::{BoxFuture, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use types::{Role, SandboxId, StartId, UserId};
 
 use super::environment::{self, Identity};
@@ -54,6 +54,8 @@ pub(crate) struct Plane {
     /// Provider calls that a sandbox, its runners included, may still open.
     pub(crate) calls: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     pub(crate) began: Instant,
+    /// Names users whose routes, swaps or notices have changed, for those who follow.
+    pub(crate) changes: broadcast::Sender<UserId>,
 }
 
 /// The programs that belong to this one.
@@ -95,7 +97,16 @@ struct HostRecord {
 /// all of a provider's connections.
 const MAX_PROVIDER_CALLS: usize = 32;
 
+/// Changes that a slow follower may lag behind by; then it looks at everything again.
+pub(super) const CHANGES_BACKLOG: usize = 64;
+
 impl Plane {
+    /// Tells followers that a user's routes, swaps or notices have changed.
+    pub(crate) fn changed(&self, user: UserId) {
+        // An error means that nobody follows.
+        let _ = self.changes.send(user);
+    }
+
     /// Leave for one more provider call of a sandbox, if it has not too many open.
     pub(crate) fn provider_call(&self, sandbox: SandboxId) -> Option<OwnedSemaphorePermit> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
