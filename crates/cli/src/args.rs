@@ -142,17 +142,12 @@ pub enum Sandbox {
     Restart(One),
     /// Make dev live and live dev, once dev has proved healthy.
     #[command(
-        after_help = "A second swap takes the first one back.\n\nExamples:\n  choir sandbox swap\n  \
-choir sandbox swap --user bob --json"
+        after_help = "For a while the new live is on trial: if it crashes or stops answering and the old one is\n\
+healthy, the swap is taken back by itself. A second swap takes the first one back by hand.\n\n\
+Exit code with --wait: 0 when the swap stands, 1 when the new live failed.\n\n\
+Examples:\n  choir sandbox swap\n  choir sandbox swap --wait\n  choir sandbox swap --user bob --json"
     )]
-    Swap {
-        /// Somebody else's; for admins.
-        #[arg(long, value_name = "NAME", value_parser = user)]
-        user: Option<UserName>,
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    Swap(Swap),
     /// Print what a sandbox's guest runtime logs.
     #[command(after_help = "Examples:\n  choir sandbox logs\n  choir sandbox logs -f dev")]
     Logs {
@@ -182,6 +177,23 @@ impl Of {
     pub fn role(&self) -> Role {
         self.argument.or(self.option).unwrap_or(Role::Live)
     }
+}
+
+/// `choir sandbox swap`.
+#[derive(Debug, Args)]
+pub struct Swap {
+    /// Somebody else's; for admins.
+    #[arg(long, value_name = "NAME", value_parser = user)]
+    pub user: Option<UserName>,
+    /// Leaves the new live in place, whatever happens to it.
+    #[arg(long)]
+    pub no_rollback: bool,
+    /// Waits until the swap stands or was taken back.
+    #[arg(long)]
+    pub wait: bool,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// One sandbox.

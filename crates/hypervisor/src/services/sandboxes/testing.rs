@@ -340,6 +340,10 @@ fn guest_router(id: SandboxId) -> Router {
     Router::new()
         .route("/health", get(|| async { "{\"status\":\"ok\"}" }))
         .route("/ws", get(websocket))
+        .route(
+            "/liar",
+            get(|| async { [("x-choir-generation", "77"), ("x-choir-role", "dev")] }),
+        )
         .fallback(any(echo))
         .with_state(id)
 }
