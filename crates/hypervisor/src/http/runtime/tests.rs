@@ -11,7 +11,7 @@ use crate::actor::{Actor, Via};
 use crate::http::Client;
 use crate::services::handover::{self, CODE_LIFETIME};
 use crate::services::sandboxes::Whose;
-use crate::services::sandboxes::testing::{Installation, add_session, add_user};
+use crate::services::sandboxes::testing::{Installation, NOW, add_session, add_user};
 use crate::services::sessions;
 use crate::store::SessionKind;
 
