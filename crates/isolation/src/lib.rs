@@ -19,7 +19,10 @@
 //! supervisor) and [`probe`] (whether this machine can build it). The `supervisor` binary
 //! is [`supervisor::main`].
 
+mod copier;
+pub mod copying;
 mod exec;
+mod freeze;
 mod init;
 mod namespaces;
 mod packet;

@@ -276,6 +276,24 @@ pub(crate) fn signal_all(signal: i32) {
     unsafe { libc::kill(-1, signal) };
 }
 
+/// Sends a signal to one process, if it is there and may be signalled.
+pub(crate) fn signal_one(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill has no precondition; a positive number names one process.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Has the dirty pages of a file written out, and waits for it (sync_file_range(2)).
+pub(crate) fn write_out(file: &OwnedFd) {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // A file that cannot be written out is no worse off than before.
+    // SAFETY: the call takes a descriptor and numbers; length 0 means to the end.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+}
+
 /// Installs a seccomp filter for this process and all it will fork.
 pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result<()> {
     seccompiler::apply_filter(program).map_err(|error| match error {

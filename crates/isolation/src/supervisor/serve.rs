@@ -11,6 +11,7 @@ use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
 use types::{CommandExit, CommandId};
 
 use super::connection::{Connection, Mode};
+use super::freezing::Freeze;
 use super::runner::Runner;
 use super::start::{Built, Workbench};
 use super::task::{Part, Task, Told};
@@ -44,6 +45,7 @@ pub(crate) struct Supervisor {
     pub(super) connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     stop_at: Option<Instant>,
+    pub(super) freeze: Option<Freeze>,
 }
 
 /// Whom a readiness concerns.
@@ -79,6 +81,7 @@ impl Supervisor {
             connections: BTreeMap::new(),
             next_connection: 0,
             stop_at: None,
+            freeze: None,
         })
     }
 
@@ -92,6 +95,7 @@ impl Supervisor {
             }
             self.enforce_deadlines(now);
             self.feed_connections();
+            self.enforce_thaw(now);
         }
         self.end();
         Ok(())
@@ -100,6 +104,8 @@ impl Supervisor {
     /// Begins to take the sandbox down; more than one may ask.
     pub(crate) fn stop(&mut self, grace: Duration, now: Instant) {
         let at = now + grace;
+        // Who stands still cannot end in good order.
+        self.thaw(now);
         if self.stop_at.is_none() {
             for runner in self.runners.values() {
                 runner.task.kill();
@@ -188,7 +194,8 @@ impl Supervisor {
             .filter_map(|runner| runner.task.deadline);
         let connections = self.connections.values().filter_map(Connection::deadline);
         let stop = self.stop_at.filter(|_| self.guest.exit.is_none());
-        runners.chain(connections).chain(stop).min()
+        let thaw = self.freeze.as_ref().and_then(Freeze::deadline);
+        runners.chain(connections).chain(stop).chain(thaw).min()
     }
 
     fn enforce_deadlines(&mut self, now: Instant) {
@@ -239,12 +246,15 @@ impl Supervisor {
             Part::Output(index) => self.guest.read_output(index),
             Part::Input => self.guest.write_input(),
             Part::News => {
-                self.guest.read_news();
+                if let Told::Froze(froze) = self.guest.read_news() {
+                    self.hear_frozen(None, froze, now);
+                }
             }
             Part::Process => {
                 // Reaps the guest's first process, a child of this one.
                 let _ = waitpid(Some(self.guest_pid), WaitOptions::NOHANG);
                 let exit = self.guest.finish(now);
+                self.check_frozen(now);
                 self.note(&format!("guest {}", ending(&exit)));
                 self.tell(&Event::GuestExited { exit });
             }
@@ -258,14 +268,17 @@ impl Supervisor {
         match part {
             Part::Output(index) => runner.task.read_output(index),
             Part::Input => runner.task.write_input(),
-            Part::News => {
-                if let Told::Failed(error) = runner.task.read_news() {
+            Part::News => match runner.task.read_news() {
+                Told::Failed(error) => {
                     self.note(&format!("a runner could not be built: {error}"));
                 }
-            }
+                Told::Froze(froze) => self.hear_frozen(Some(id), froze, now),
+                Told::Nothing | Told::Started => {}
+            },
             Part::Process => {
                 let exit = runner.task.finish(now);
                 runner.close(&self.dirs);
+                self.check_frozen(now);
                 self.tell(&Event::RunnerExited {
                     command_id: id,
                     exit,
@@ -302,7 +315,7 @@ impl Supervisor {
         };
         while self.takes_input(&connection) {
             match connection.next_frame() {
-                Ok(Some(frame)) => requests::handle(self, &mut connection, frame, now),
+                Ok(Some(frame)) => requests::handle(self, id, &mut connection, frame, now),
                 Ok(None) => break,
                 Err(error) => {
                     connection.refuse(&Refusal::new("bad_request", error.to_string()));

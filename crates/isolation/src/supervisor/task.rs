@@ -10,7 +10,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use types::{CommandExit, TerminalSize};
 
 use super::log::Log;
-use crate::init::{Deliver, News};
+use crate::init::{Command, News};
 use crate::namespaces::winsize;
 use crate::packet;
 use crate::protocol::Stream;
@@ -44,6 +44,8 @@ pub(crate) enum Told {
     Nothing,
     Started,
     Failed(WallError),
+    /// It stands still, or why it does not.
+    Froze(Result<u32, String>),
 }
 
 #[derive(Debug)]
@@ -187,6 +189,8 @@ impl Task {
                 });
                 Told::Nothing
             }
+            Ok(Some((News::Frozen { processes }, _))) => Told::Froze(Ok(processes)),
+            Ok(Some((News::NotFrozen { reason }, _))) => Told::Froze(Err(reason)),
             Ok(Some((News::Failed(error), _))) => {
                 let text = format!("the runner could not be built: {error}");
                 self.report = Some(CommandExit {
@@ -281,9 +285,14 @@ impl Task {
 
     /// Has a signal delivered within. `false` when nobody is there to do it.
     pub(crate) fn deliver(&self, signal: i32) -> bool {
+        self.command(Command::Signal(signal))
+    }
+
+    /// Tells the task's first process something. `false` when it is not there.
+    pub(crate) fn command(&self, command: Command) -> bool {
         self.control
             .as_ref()
-            .is_some_and(|control| packet::send(control, &Deliver { signal }, &[]).is_ok())
+            .is_some_and(|control| packet::send(control, &command, &[]).is_ok())
     }
 
     /// Ends the whole tree: the death of its first process is that of the pid namespace.

@@ -32,6 +32,10 @@ use crate::services::health;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
 
+/// The directory of a sandbox that holds workspace, home and data: one name, so that all
+/// three can be replaced in one step.
+pub(crate) const STATE: &str = "state";
+
 /// Bytes of guest output that its supervisor keeps.
 const LOG_BYTES: u64 = 1 << 20;
 
@@ -222,9 +226,7 @@ impl Plane {
     ) -> Result<SandboxSpec, Error> {
         let config = &self.config.sandbox;
         let data_dir = &self.config.data_dir;
-        let own = data_dir
-            .join("sandboxes")
-            .join(identity.sandbox.to_string());
+        let own = self.sandbox_dir(identity.sandbox).join(STATE);
         let extra_mounts = config
             .mounts
             .iter()
@@ -262,6 +264,12 @@ impl Plane {
             accept_missing: config.accept_missing.clone(),
             log_bytes: LOG_BYTES,
         })
+    }
+
+    /// Where everything of a sandbox lies: its present state, and its snapshots.
+    pub(crate) fn sandbox_dir(&self, sandbox: SandboxId) -> PathBuf {
+        let all = self.config.data_dir.join("sandboxes");
+        all.join(sandbox.to_string())
     }
 
     fn nonce(&self) -> Result<Nonce, Error> {
