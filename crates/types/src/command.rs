@@ -49,6 +49,16 @@ pub struct CommandRequest {
     /// Keep running when the caller goes away: a listed, stoppable service.
     #[serde(default)]
     pub detach: bool,
+    /// The id that it will have, so that a caller can write it down before the command
+    /// begins; chosen by the router when absent. A request with an id that is known is
+    /// refused as a conflict, so asking again starts nothing twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<CommandId>,
+    /// Keep running when the caller goes away because the caller, or its successor, comes
+    /// back for it: within its limits, and listed as an ordinary command. Answered like
+    /// `detach`, with the command's view at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rejoin: bool,
     /// Capabilities asked for, such as `provider:call`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,

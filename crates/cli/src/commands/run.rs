@@ -39,6 +39,8 @@ pub(super) async fn run(
         Some(read_stdin(context.io.stdin.as_mut())?)
     };
     let request = CommandRequest {
+        id: None,
+        rejoin: false,
         argv: command.argv,
         cwd: command.cwd,
         env: command.env,
