@@ -28,6 +28,9 @@ use crate::walls::{Step, WallError, capabilities, landlock};
 pub(crate) enum News {
     /// A wall could not be built; the process is gone.
     Failed(WallError),
+    /// From here on system calls are denied. The descriptor that tells which rides along; none
+    /// does where the kernel cannot tell.
+    Guarded,
     /// Everything stands and the program runs. For a terminal, its near end rides along.
     Started,
     /// Everything but this process stands still, as asked.
@@ -91,8 +94,9 @@ pub(crate) struct Locks<'a> {
 }
 
 impl Locks<'_> {
-    /// Gives everything up for good, for this process and all it will fork.
-    pub(crate) fn close(&self) -> Result<(), WallError> {
+    /// Gives everything up for good, for this process and all it will fork. Returns where the
+    /// calls arrive that are denied from now on, if this kernel tells.
+    pub(crate) fn close(&self) -> Result<Option<OwnedFd>, WallError> {
         // The program has the same user id as this process; undumpable, this one's memory,
         // descriptors and root stay out of its reach (proc(5)).
         hide()?;
@@ -139,13 +143,22 @@ pub(crate) fn fail(control: &OwnedFd, error: WallError) -> ! {
 }
 
 /// Starts the program and looks after it until it ends; then ends.
+///
+/// `denials` is where denied calls arrive. It is the supervisor's, and leaves this process
+/// before there is a program that could reach for it.
 pub(crate) fn run(
     program: Program,
     control: OwnedFd,
+    denials: Option<OwnedFd>,
     terminal: Option<Terminal>,
     relay: Option<Relay>,
     delivery: Delivery,
 ) -> ! {
+    let riders: Vec<_> = denials.iter().map(AsFd::as_fd).collect();
+    if packet::send(&control, &News::Guarded, &riders).is_err() {
+        sys::exit(1);
+    }
+    drop(denials);
     let near = terminal.as_ref().map(|terminal| &terminal.near);
     let code = match Keeper::start(program, control, near, relay, delivery) {
         Ok(mut keeper) => keeper.keep(),

@@ -83,7 +83,7 @@ pub(crate) struct Born {
 /// Becomes a guest's first process.
 pub(crate) fn guest(ground: Ground, program: Program, control: OwnedFd) -> ! {
     init::name(c"choir-guest");
-    let built = || -> Result<(), WallError> {
+    let built = || -> Result<Option<OwnedFd>, WallError> {
         let mut keep = standard(&program.stdio);
         keep.push(control.as_fd());
         let ground = settle(ground, &keep, OOM_GUEST)?;
@@ -97,7 +97,7 @@ pub(crate) fn guest(ground: Ground, program: Program, control: OwnedFd) -> ! {
         .close()
     };
     match built() {
-        Ok(()) => init::run(program, control, None, None, Delivery::Program),
+        Ok(denials) => init::run(program, control, denials, None, None, Delivery::Program),
         Err(error) => init::fail(&control, error),
     }
 }
@@ -219,14 +219,30 @@ fn runner(ground: &Ground, fds: Vec<OwnedFd>) -> ! {
         _ => None,
     };
     match build_runner(ground, &job, &control, stdio) {
-        Ok((program, terminal, relay)) => {
-            init::run(program, control, terminal, relay, Delivery::Everyone)
-        }
+        Ok(Built {
+            program,
+            denials,
+            terminal,
+            relay,
+        }) => init::run(
+            program,
+            control,
+            denials,
+            terminal,
+            relay,
+            Delivery::Everyone,
+        ),
         Err(error) => init::fail(&control, error),
     }
 }
 
-type Built = (Program, Option<Terminal>, Option<Relay>);
+/// A runner that only has to start its program.
+struct Built {
+    program: Program,
+    denials: Option<OwnedFd>,
+    terminal: Option<Terminal>,
+    relay: Option<Relay>,
+}
 
 fn build_runner(
     ground: &Ground,
@@ -271,7 +287,7 @@ fn build_runner(
         relay = Some(listening);
     }
     let reach = &ground.plan.reach;
-    Locks {
+    let denials = Locks {
         reach,
         filter: &ground.filter,
         scopes: ground.scopes,
@@ -290,7 +306,12 @@ fn build_runner(
         rlimits,
         stdio,
     };
-    Ok((program, terminal, relay))
+    Ok(Built {
+        program,
+        denials,
+        terminal,
+        relay,
+    })
 }
 
 fn read_job(from: &OwnedFd) -> io::Result<RunnerJob> {

@@ -283,6 +283,23 @@ pub enum Event {
         /// How it ended.
         exit: CommandExit,
     },
+    /// The seccomp filter refused system calls. Told at most once per second.
+    Denied {
+        /// Each pair of task and call once.
+        denials: Vec<Denial>,
+    },
+}
+
+/// How often a task was denied a system call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// The runner, or none for the guest.
+    pub command_id: Option<CommandId>,
+    /// The name of the call; `unknown` when no profile names it, `others` for what exceeds the
+    /// pairs that are counted apart.
+    pub call: String,
+    /// How often since it was told last.
+    pub count: u64,
 }
 
 /// A refusal, on the control socket and, when a start fails, on standard output.

@@ -4,6 +4,7 @@
 
 mod births;
 mod connection;
+mod denials;
 mod dirs;
 mod freezing;
 mod log;

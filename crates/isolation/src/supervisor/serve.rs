@@ -12,6 +12,7 @@ use types::{CommandExit, CommandId};
 
 use super::connection::{Connection, Mode};
 use super::freezing::Freeze;
+use super::denials::Counts;
 use super::runner::Runner;
 use super::start::{Built, Workbench};
 use super::task::{Part, Task, Told};
@@ -28,6 +29,10 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// Grace when the supervisor itself is asked to end by SIGTERM.
 const SIGTERM_GRACE: Duration = Duration::from_secs(5);
+
+/// Said once per start, and per command, where it is so.
+const UNCOUNTED: &str = "denied system calls are refused and not counted: this kernel gives no \
+                         notification of them, or a filter around the supervisor has it already";
 
 /// A running sandbox.
 #[derive(Debug)]
@@ -46,6 +51,8 @@ pub(crate) struct Supervisor {
     next_connection: u64,
     stop_at: Option<Instant>,
     pub(super) freeze: Option<Freeze>,
+    /// System calls that were refused and not told yet.
+    denied: Counts,
 }
 
 /// Whom a readiness concerns.
@@ -82,6 +89,7 @@ impl Supervisor {
             next_connection: 0,
             stop_at: None,
             freeze: None,
+            denied: Counts::default(),
         })
     }
 
@@ -94,6 +102,7 @@ impl Supervisor {
                 self.handle(source, flags, now);
             }
             self.enforce_deadlines(now);
+            self.tell_denials(now);
             self.feed_connections();
             self.enforce_thaw(now);
         }
@@ -195,7 +204,19 @@ impl Supervisor {
         let connections = self.connections.values().filter_map(Connection::deadline);
         let stop = self.stop_at.filter(|_| self.guest.exit.is_none());
         let thaw = self.freeze.as_ref().and_then(Freeze::deadline);
-        runners.chain(connections).chain(stop).chain(thaw).min()
+        let windows = self
+            .runners
+            .values()
+            .filter_map(|runner| runner.task.denials.deadline())
+            .chain(self.guest.denials.deadline());
+        let told = self.denied.deadline().filter(|_| self.is_watched());
+        runners
+            .chain(connections)
+            .chain(stop)
+            .chain(windows)
+            .chain(told)
+            .chain(thaw)
+            .min()
     }
 
     fn enforce_deadlines(&mut self, now: Instant) {
@@ -245,6 +266,7 @@ impl Supervisor {
         match part {
             Part::Output(index) => self.guest.read_output(index),
             Part::Input => self.guest.write_input(),
+            Part::Denials => self.guest.denials.refuse(None, &mut self.denied, now),
             Part::News => {
                 if let Told::Froze(froze) = self.guest.read_news() {
                     self.hear_frozen(None, froze, now);
@@ -268,11 +290,13 @@ impl Supervisor {
         match part {
             Part::Output(index) => runner.task.read_output(index),
             Part::Input => runner.task.write_input(),
+            Part::Denials => runner.task.denials.refuse(Some(id), &mut self.denied, now),
             Part::News => match runner.task.read_news() {
                 Told::Failed(error) => {
                     self.note(&format!("a runner could not be built: {error}"));
                 }
                 Told::Froze(froze) => self.hear_frozen(Some(id), froze, now),
+                Told::Uncounted => self.note(UNCOUNTED),
                 Told::Nothing | Told::Started => {}
             },
             Part::Process => {
@@ -344,6 +368,26 @@ impl Supervisor {
         }
         self.connections
             .retain(|_, connection| !connection.is_done());
+    }
+
+    fn is_watched(&self) -> bool {
+        self.connections
+            .values()
+            .any(|connection| connection.mode == Mode::Watching)
+    }
+
+    /// Tells what was denied, if it is time and anybody listens; what nobody listened to is told
+    /// to whoever watches next.
+    fn tell_denials(&mut self, now: Instant) {
+        self.guest.denials.turn_window(now);
+        for runner in self.runners.values_mut() {
+            runner.task.denials.turn_window(now);
+        }
+        if self.is_watched()
+            && let Some(event) = self.denied.report(now)
+        {
+            self.tell(&event);
+        }
     }
 
     /// Tells every watcher.

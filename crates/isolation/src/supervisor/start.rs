@@ -19,8 +19,8 @@ use crate::protocol::{Refusal, Stream};
 use crate::spec::{HostIds, OptionalWall, SandboxSpec};
 use crate::sys::{self, Forked};
 use crate::walls::filter::Filter;
-use crate::walls::filter_table::Who;
 use crate::walls::plan::Plan;
+use crate::walls::profile::Profile;
 use crate::walls::{Step, WallError, capabilities, hints};
 
 /// How long the walls may take to stand.
@@ -92,8 +92,8 @@ fn build_in(
         .channel()
         .step(|| "listen on the channel".into())
         .map_err(wall)?;
-    let guest_ground = ground(spec, Plan::guest(spec), owner, Who::Guest).map_err(wall)?;
-    let bench_ground = ground(spec, Plan::workbench(spec), owner, Who::Both).map_err(wall)?;
+    let guest_ground = ground(spec, Plan::guest(spec), owner, Profile::Sandbox).map_err(wall)?;
+    let bench_ground = ground(spec, Plan::workbench(spec), owner, Profile::Runner).map_err(wall)?;
     give_up_privileges(owner)
         .step(|| "give up privileges".into())
         .map_err(wall)?;
@@ -162,7 +162,7 @@ fn ground(
     spec: &SandboxSpec,
     plan: Result<Plan, WallError>,
     owner: Option<HostIds>,
-    profile: Who,
+    profile: Profile,
 ) -> Result<Ground, WallError> {
     let plan = plan?;
     let trees = owner.map(|_| plan.open()).transpose()?;
@@ -313,7 +313,7 @@ fn await_guest(guest: &mut Task, now: Instant) -> Result<(), Refusal> {
         match guest.read_news() {
             Told::Started => return Ok(()),
             Told::Failed(error) => return Err(hints::refusal(&error)),
-            Told::Nothing | Told::Froze(_) => {
+            Told::Nothing | Told::Uncounted | Told::Froze(_) => {
                 if let Some(error) = guest.reported_error() {
                     return Err(Refusal::new("guest_program", format!("the guest was not started: {error}"))
                         .with_hint("the guest binary must run on this machine; see sandbox.guest in the configuration"));

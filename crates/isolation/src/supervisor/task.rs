@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use types::{CommandExit, TerminalSize};
 
+use super::denials::Denials;
 use super::log::Log;
 use crate::init::{Command, News};
 use crate::namespaces::winsize;
@@ -36,12 +37,15 @@ pub(crate) enum Part {
     News,
     Output(usize),
     Input,
+    Denials,
 }
 
 /// What came of reading a task's news.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Nothing,
+    /// This kernel does not tell which calls it denies.
+    Uncounted,
     Started,
     Failed(WallError),
     /// It stands still, or why it does not.
@@ -55,6 +59,8 @@ pub(crate) struct Task {
     pub(crate) exit: Option<CommandExit>,
     /// When its time is up.
     pub(crate) deadline: Option<Instant>,
+    /// The system calls that it was denied.
+    pub(crate) denials: Denials,
     process: Option<OwnedFd>,
     control: Option<OwnedFd>,
     outputs: Vec<(OwnedFd, Stream)>,
@@ -89,6 +95,7 @@ impl Task {
             log: Log::new(log_bytes),
             exit: None,
             deadline: wall.map(|wall| now + wall),
+            denials: Denials::new(now),
             process: None,
             control: Some(control),
             terminal: outputs.is_empty(),
@@ -116,7 +123,7 @@ impl Task {
 
     /// What to wait for.
     pub(crate) fn interest(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
-        let mut wanted = Vec::with_capacity(5);
+        let mut wanted = Vec::with_capacity(6);
         if self.exit.is_some() {
             return wanted;
         }
@@ -125,6 +132,9 @@ impl Task {
         }
         if let Some(control) = &self.control {
             wanted.push((Part::News, control.as_fd(), PollFlags::IN));
+        }
+        if let Some(listener) = self.denials.interest() {
+            wanted.push((Part::Denials, listener, PollFlags::IN));
         }
         for (index, (fd, _)) in self.outputs.iter().enumerate() {
             wanted.push((Part::Output(index), fd.as_fd(), PollFlags::IN));
@@ -167,6 +177,13 @@ impl Task {
             return Told::Nothing;
         };
         match packet::receive::<News>(control, false) {
+            Ok(Some((News::Guarded, fds))) => match fds.into_iter().next() {
+                Some(listener) => {
+                    self.denials.listen(listener);
+                    Told::Nothing
+                }
+                None => Told::Uncounted,
+            },
             Ok(Some((News::Started, fds))) => {
                 if let Some(near_end) = fds.into_iter().next() {
                     self.connect_terminal(near_end);
@@ -333,6 +350,7 @@ impl Task {
         exit.wall_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
         self.process = None;
         self.control = None;
+        self.denials.close();
         self.input = None;
         self.outputs.clear();
         self.deadline = None;
