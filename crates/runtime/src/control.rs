@@ -21,6 +21,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::broadcast;
 use types::{CommandExit, CommandId, OutputStream, TerminalSize};
 
 /// How long a supervisor may take to answer a request that needs no waiting.
@@ -383,15 +384,17 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Waits until the guest is gone. A supervisor that goes away takes its guest along.
-    pub(crate) async fn guest_exit(mut self) -> CommandExit {
+    /// Waits until the guest is gone, and tells everything else meanwhile to `events`. A
+    /// supervisor that goes away takes its guest along.
+    pub(crate) async fn guest_exit(mut self, events: broadcast::Sender<Event>) -> CommandExit {
         loop {
             match self.connection.receive().await {
-                Ok(Frame::Json(body)) => {
-                    if let Ok(Message::Event(Event::GuestExited { exit })) = Message::parse(&body) {
-                        return exit;
-                    }
-                }
+                Ok(Frame::Json(body)) => match Message::parse(&body) {
+                    Ok(Message::Event(Event::GuestExited { exit })) => return exit,
+                    // Nobody may be listening.
+                    Ok(Message::Event(event)) => drop(events.send(event)),
+                    _ => {}
+                },
                 Ok(Frame::Data { .. }) => {}
                 Err(_) => {
                     let error = Some("its supervisor went away".to_owned());

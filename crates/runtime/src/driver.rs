@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 
+use isolation::protocol::Event;
 use isolation::spec::SandboxSpec;
+use tokio::sync::broadcast;
 use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::Control;
@@ -40,6 +42,8 @@ pub struct Started {
     pub channel: UnixListener,
     /// Resolves when the guest is gone.
     pub exited: BoxFuture<'static, CommandExit>,
+    /// Whom its supervisor's news is told. It is read while `exited` is being awaited.
+    pub events: broadcast::Sender<Event>,
     /// What the host wrote into the [`StartRequest`].
     pub host_record: String,
 }

@@ -393,6 +393,7 @@ impl Fleet {
             app_dir,
             channel,
             exited,
+            events,
             host_record,
         } = started;
         let instance = Arc::new(Instance::new(
@@ -401,6 +402,7 @@ impl Fleet {
             started_at,
             app_dir,
             control,
+            events,
             host_record,
         ));
         self.inner

@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use isolation::protocol::{RunnerStatus, Signal};
+use isolation::protocol::{Event, RunnerStatus, Signal};
 use isolation::spec::RunnerSpec;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, SandboxId, StartId};
 
@@ -21,6 +22,7 @@ pub struct Instance {
     app_dir: OwnedFd,
     control: Control,
     ended: CancellationToken,
+    events: broadcast::Sender<Event>,
     host_record: String,
 }
 
@@ -34,6 +36,7 @@ impl Instance {
         started_at: String,
         app_dir: OwnedFd,
         control: Control,
+        events: broadcast::Sender<Event>,
         host_record: String,
     ) -> Self {
         let ended = CancellationToken::new();
@@ -44,6 +47,7 @@ impl Instance {
             app_dir,
             control,
             ended,
+            events,
             host_record,
         }
     }
@@ -65,6 +69,13 @@ impl Instance {
     #[must_use]
     pub fn host_record(&self) -> &str {
         &self.host_record
+    }
+
+    /// What the supervisor tells from now on, but for the guest's end. A receiver that lags
+    /// misses the oldest.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
     }
 
     pub(crate) fn control(&self) -> &Control {

@@ -18,10 +18,14 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
+use tokio::sync::broadcast;
 use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::{Control, ControlError};
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
+
+/// News of a supervisor that waits for a host that is busy; the oldest goes first.
+const MAX_EVENTS: usize = 64;
 
 /// How long a supervisor may take to build its sandbox.
 const BUILD_WITHIN: Duration = Duration::from_secs(20);
@@ -310,8 +314,10 @@ async fn take_over(
     .map_err(|errno| ControlError::Io(errno.into()))?;
     let channel = control.channel().await?;
     let watch = control.watch().await?;
-    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit());
+    let events = broadcast::Sender::new(MAX_EVENTS);
+    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit(events.clone()));
     Ok(Started {
+        events,
         control,
         app_dir,
         channel,

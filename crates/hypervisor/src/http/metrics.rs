@@ -69,6 +69,13 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+/// `who` is `guest` or `command`; `call` is a name from the seccomp profiles, or `unknown`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    who: &'static str,
+    call: &'static str,
+}
+
 /// The provider's name comes from the configuration, never from a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProviderLabels {
@@ -101,6 +108,7 @@ pub struct Metrics {
     provider_seconds: Histogram,
     refusals: Family<ReasonLabels, Counter>,
     notices: Family<KindLabels, Counter>,
+    denied_calls: Family<CallLabels, Counter>,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -134,6 +142,7 @@ impl Metrics {
         let provider_seconds = Histogram::new(BUCKETS);
         let refusals = Family::<ReasonLabels, Counter>::default();
         let notices = Family::<KindLabels, Counter>::default();
+        let denied_calls = Family::<CallLabels, Counter>::default();
         let uptime = Gauge::<f64, AtomicU64>::default();
         registry.register(
             "requests",
@@ -191,6 +200,11 @@ impl Metrics {
             "What users were told about their sandboxes by kind",
             notices.clone(),
         );
+        registry.register(
+            "syscalls_denied",
+            "System calls that the seccomp profiles refused by who made them and name",
+            denied_calls.clone(),
+        );
         registry.register_with_unit(
             "uptime",
             "Time since the process started to serve",
@@ -212,6 +226,7 @@ impl Metrics {
             provider_seconds,
             refusals,
             notices,
+            denied_calls,
             uptime,
         }
     }
@@ -292,6 +307,13 @@ impl Metrics {
         let kind = kind.as_str();
         self.notices
             .get_or_create(&KindLabels { kind })
+            .inc_by(times);
+    }
+
+    /// Counts refused system calls. `call` must be a name that the profiles have.
+    pub fn denied_calls(&self, who: &'static str, call: &'static str, times: u64) {
+        self.denied_calls
+            .get_or_create(&CallLabels { who, call })
             .inc_by(times);
     }
 

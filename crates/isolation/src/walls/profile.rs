@@ -35,10 +35,6 @@ pub(crate) struct Rule {
     /// When they are allowed: when every test of any one line holds. Empty: always.
     pub(crate) only: &'static [&'static [Test]],
     /// Who needs them, or why the verdict is what it is.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for readers; the build demands one of each rule")
-    )]
     pub(crate) reason: &'static str,
 }
 
@@ -64,12 +60,21 @@ impl Profile {
 
 /// What a call is named, for people.
 pub(crate) fn name(number: u32) -> Option<&'static str> {
-    RUNNER
-        .iter()
-        .chain(SANDBOX)
-        .chain(DENIED)
+    all()
         .flat_map(|rule| rule.calls)
         .find_map(|&(known, name)| (known == number).then_some(name))
+}
+
+/// The name of a call as the profiles have it, and their reason for what happens to it.
+pub(crate) fn describe(name: &str) -> Option<(&'static str, &'static str)> {
+    all().find_map(|rule| {
+        let (_, known) = rule.calls.iter().find(|(_, known)| *known == name)?;
+        Some((*known, rule.reason))
+    })
+}
+
+fn all() -> impl Iterator<Item = &'static Rule> {
+    RUNNER.iter().chain(SANDBOX).chain(DENIED)
 }
 
 include!(concat!(env!("OUT_DIR"), "/profiles.rs"));

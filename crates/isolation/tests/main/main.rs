@@ -6,6 +6,8 @@
 mod control;
 mod copies;
 #[cfg(test)]
+mod denials;
+#[cfg(test)]
 mod drills;
 mod freezing;
 #[cfg(test)]

@@ -35,6 +35,7 @@ impl Double {
             app_dir: OwnedFd::from(std::fs::File::open("/").unwrap()),
             channel: UnixListener::bind(dir.path().join("channel.sock")).unwrap(),
             exited: Box::pin(async move { ended.await.unwrap_or_default() }),
+            events: tokio::sync::broadcast::Sender::new(1),
             host_record: String::new(),
         }
     }

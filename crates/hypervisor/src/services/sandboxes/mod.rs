@@ -7,6 +7,7 @@ mod swap;
 #[cfg(test)]
 mod swap_tests;
 mod table;
+mod telemetry;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

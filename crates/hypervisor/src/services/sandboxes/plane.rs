@@ -20,6 +20,7 @@ use types::{Role, SandboxId, StartId, UserId};
 use super::environment::{self, Identity};
 use super::notices::Notices;
 use super::table::RouteTable;
+use super::telemetry;
 use super::tokens::Tokens;
 use crate::actor::{Actor, User};
 use crate::clock::Clock;
@@ -324,6 +325,7 @@ impl Host for Asked {
             .0
             .tokens
             .guest(instance.sandbox_id, hash, self.0.clock.now_ms());
+        telemetry::follow(Arc::clone(&self.0), &instance);
         let ended = instance.ended().clone();
         let peer = channel::Peer {
             instance,

@@ -310,6 +310,7 @@ impl FakeDriver {
             app_dir: handle,
             channel,
             exited: Box::pin(async move { ended.await.unwrap_or_default() }),
+            events: tokio::sync::broadcast::Sender::new(1),
             host_record: request.host_record.clone(),
         }
     }
