@@ -295,6 +295,9 @@ pub enum Event {
 pub struct Denial {
     /// The runner, or none for the guest.
     pub command_id: Option<CommandId>,
+    /// The runner's program as its command named it, at most 100 characters of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
     /// The name of the call; `unknown` when no profile names it, `others` for what exceeds the
     /// pairs that are counted apart.
     pub call: String,

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use types::CommandId;
+use types::{CommandId, CommandView};
 
 use crate::protocol::{Denial, Event};
 use crate::sys;
@@ -31,6 +31,9 @@ const MOST_COUNTS: usize = 1024;
 
 /// Most pairs in one report, so that it fits a message.
 const MOST_TOLD: usize = 512;
+
+/// Longest program name that is told, in characters.
+const MAX_PROGRAM: usize = 100;
 
 /// Calls that no profile names.
 const UNKNOWN: &str = "unknown";
@@ -86,7 +89,7 @@ impl Denials {
     }
 
     /// Refuses and counts a slice of what waits.
-    pub(crate) fn refuse(&mut self, who: Option<CommandId>, counts: &mut Counts, now: Instant) {
+    pub(crate) fn refuse(&mut self, who: Option<&CommandView>, counts: &mut Counts, now: Instant) {
         self.turn_window(now);
         for _ in 0..SLICE {
             let Some(listener) = self
@@ -120,11 +123,19 @@ impl Denials {
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     counts: BTreeMap<(Option<CommandId>, &'static str), u64>,
+    /// What the commands among them run; they may be forgotten before they are told.
+    programs: BTreeMap<CommandId, String>,
     told: Option<Instant>,
 }
 
 impl Counts {
-    fn add(&mut self, who: Option<CommandId>, call: &'static str) {
+    fn add(&mut self, who: Option<&CommandView>, call: &'static str) {
+        if let Some(view) = who {
+            self.programs
+                .entry(view.id)
+                .or_insert_with(|| program(view));
+        }
+        let who = who.map(|view| view.id);
         let is_new = !self.counts.contains_key(&(who, call));
         let call = if is_new && self.counts.len() >= MOST_COUNTS {
             OTHERS
@@ -155,12 +166,21 @@ impl Counts {
         {
             denials.push(Denial {
                 command_id,
+                program: command_id.and_then(|id| self.programs.get(&id).cloned()),
                 call: call.to_owned(),
                 count,
             });
         }
+        if self.counts.is_empty() {
+            self.programs.clear();
+        }
         Some(Event::Denied { denials })
     }
+}
+
+fn program(view: &CommandView) -> String {
+    let name = view.argv.first().map(String::as_str).unwrap_or_default();
+    name.chars().take(MAX_PROGRAM).collect()
 }
 
 fn readiness(listener: &OwnedFd) -> PollFlags {
@@ -175,6 +195,18 @@ fn readiness(listener: &OwnedFd) -> PollFlags {
 mod tests {
     use super::*;
 
+    fn command() -> CommandView {
+        CommandView {
+            id: CommandId::generate(),
+            argv: vec!["tracer".into(), "--all".into()],
+            label: None,
+            terminal: false,
+            detach: false,
+            state: types::CommandState::Running,
+            exit: None,
+        }
+    }
+
     fn told(event: Option<Event>) -> Vec<Denial> {
         match event {
             None => Vec::new(),
@@ -187,23 +219,27 @@ mod tests {
     fn a_flood_is_told_once_per_second_and_none_of_it_is_lost() {
         let begin = Instant::now();
         let mut counts = Counts::default();
-        let one = Some(CommandId::generate());
+        let one = command();
         for _ in 0..5000 {
-            counts.add(one, "ptrace");
+            counts.add(Some(&one), "ptrace");
         }
-        let denial = |command_id, call: &str, count| Denial {
-            command_id,
+        let denial = |who: Option<&CommandView>, call: &str, count| Denial {
+            command_id: who.map(|view| view.id),
+            program: who.map(|_| "tracer".to_owned()),
             call: call.to_owned(),
             count,
         };
-        assert_eq!(told(counts.report(begin)), [denial(one, "ptrace", 5000)]);
-        counts.add(one, "ptrace");
+        assert_eq!(
+            told(counts.report(begin)),
+            [denial(Some(&one), "ptrace", 5000)]
+        );
+        counts.add(Some(&one), "ptrace");
         assert_eq!(told(counts.report(begin + WINDOW / 2)), []);
         assert_eq!(counts.deadline(), Some(begin + WINDOW));
         counts.add(None, "mount");
         assert_eq!(
             told(counts.report(begin + WINDOW)),
-            [denial(None, "mount", 1), denial(one, "ptrace", 1)]
+            [denial(None, "mount", 1), denial(Some(&one), "ptrace", 1)]
         );
         assert_eq!(counts.deadline(), None);
     }
@@ -215,9 +251,9 @@ mod tests {
         let calls = || profile::DENIED.iter().flat_map(|rule| rule.calls);
         let mut added = 0;
         for _ in 0..100 {
-            let one = Some(CommandId::generate());
+            let one = command();
             for (_, name) in calls() {
-                counts.add(one, name);
+                counts.add(Some(&one), name);
                 added += 1;
             }
         }

@@ -30,7 +30,7 @@ const MAX_CELLS: u16 = 1000;
 #[derive(Debug)]
 pub(crate) struct Runner {
     pub(crate) task: Task,
-    view: CommandView,
+    pub(crate) view: CommandView,
     started_unix_ms: u64,
     channel: Option<OwnedFd>,
     has_channel: bool,

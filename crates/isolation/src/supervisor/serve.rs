@@ -290,7 +290,10 @@ impl Supervisor {
         match part {
             Part::Output(index) => runner.task.read_output(index),
             Part::Input => runner.task.write_input(),
-            Part::Denials => runner.task.denials.refuse(Some(id), &mut self.denied, now),
+            Part::Denials => {
+                let denials = &mut runner.task.denials;
+                denials.refuse(Some(&runner.view), &mut self.denied, now);
+            }
             Part::News => match runner.task.read_news() {
                 Told::Failed(error) => {
                     self.note(&format!("a runner could not be built: {error}"));

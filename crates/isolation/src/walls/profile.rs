@@ -1,6 +1,8 @@
 //! The seccomp profiles as the build compiled them from `profiles/*.toml`, where each rule says
 //! who needs it.
 
+pub(crate) use compiled::{DENIED, RUNNER, SANDBOX};
+
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -77,4 +79,13 @@ fn all() -> impl Iterator<Item = &'static Rule> {
     RUNNER.iter().chain(SANDBOX).chain(DENIED)
 }
 
-include!(concat!(env!("OUT_DIR"), "/profiles.rs"));
+mod compiled {
+    #![expect(
+        clippy::unnecessary_cast,
+        reason = "constants of libc have several types"
+    )]
+
+    use super::{Rule, Test, Verdict};
+
+    include!(concat!(env!("OUT_DIR"), "/profiles.rs"));
+}

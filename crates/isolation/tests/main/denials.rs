@@ -28,6 +28,7 @@ fn totals(watcher: &mut Client, enough: impl Fn(&Totals) -> bool) -> (Totals, us
                 command_id,
                 call,
                 count,
+                ..
             } in denials
             {
                 *totals.entry((command_id, call)).or_default() += count;

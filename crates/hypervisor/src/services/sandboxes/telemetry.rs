@@ -6,7 +6,7 @@ use std::sync::Arc;
 use runtime::Instance;
 use runtime::protocol::{Denial, Event};
 use tokio::sync::broadcast::error::RecvError;
-use types::NoticeKind;
+use types::{NoticeKind, SandboxId};
 
 use super::plane::Plane;
 
@@ -14,15 +14,11 @@ use super::plane::Plane;
 /// choice, and must not push the other notices of its sandbox out.
 const MOST_CALLS: usize = 16;
 
-/// Longest program name that a notice repeats, in characters.
-const MAX_PROGRAM: usize = 100;
-
 /// Follows what the supervisor of this start tells, until its end.
 pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
     let mut events = instance.events();
-    let instance = Arc::clone(instance);
+    let (sandbox, ended) = (instance.sandbox_id, instance.ended().clone());
     tokio::spawn(async move {
-        let ended = instance.ended().clone();
         let mut named = BTreeSet::new();
         loop {
             let event = tokio::select! {
@@ -31,7 +27,7 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
             };
             match event {
                 Ok(Event::Denied { denials }) => {
-                    denied(&plane, &instance, denials, &mut named).await;
+                    denied(&plane, sandbox, denials, &mut named);
                 }
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
@@ -40,29 +36,19 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
     });
 }
 
-async fn denied(
+fn denied(
     plane: &Plane,
-    instance: &Instance,
+    sandbox: SandboxId,
     denials: Vec<Denial>,
     named: &mut BTreeSet<(&'static str, &'static str)>,
 ) {
-    // Whose names they are is worth a question to the supervisor; without an answer the id says it.
-    let runners = instance.runners().await.unwrap_or_default();
     for denial in denials {
         let (call, reason) = runtime::describe_call(&denial.call).unwrap_or(UNNAMED);
         let (kind, who) = match denial.command_id {
             None => ("guest", "The guest runtime".to_owned()),
             Some(id) => {
-                let program = runners
-                    .iter()
-                    .find(|runner| runner.view.id == id)
-                    .and_then(|runner| runner.view.argv.first())
-                    .map(|name| name.chars().take(MAX_PROGRAM).collect::<String>());
-                let who = program.map_or_else(
-                    || format!("Command {id}"),
-                    |program| format!("`{program}` (command {id})"),
-                );
-                ("command", who)
+                let program = denial.program.as_deref().unwrap_or("a program");
+                ("command", format!("`{program}` (command {id})"))
             }
         };
         plane.metrics.denied_calls(kind, call, denial.count);
@@ -79,7 +65,7 @@ async fn denied(
              goes on."
         );
         plane.notices.note_times(
-            instance.sandbox_id,
+            sandbox,
             NoticeKind::SyscallDenied,
             &key,
             &message,
