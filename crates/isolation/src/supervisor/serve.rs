@@ -11,8 +11,8 @@ use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
 use types::{CommandExit, CommandId};
 
 use super::connection::{Connection, Mode};
-use super::freezing::Freeze;
 use super::denials::Counts;
+use super::freezing::Freeze;
 use super::runner::Runner;
 use super::start::{Built, Workbench};
 use super::task::{Part, Task, Told};
