@@ -8,7 +8,6 @@ mod logout;
 mod open;
 mod run;
 mod sandbox;
-mod swap;
 mod whoami;
 
 use std::path::{Path, PathBuf};

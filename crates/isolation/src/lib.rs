@@ -19,10 +19,8 @@
 //! supervisor) and [`probe`] (whether this machine can build it). The `supervisor` binary
 //! is [`supervisor::main`].
 
-mod copier;
-pub mod copying;
+pub mod cgroups;
 mod exec;
-mod freeze;
 mod init;
 mod namespaces;
 mod packet;
@@ -33,10 +31,3 @@ pub mod spec;
 pub mod supervisor;
 mod sys;
 mod walls;
-
-/// The name of a system call as the seccomp profiles have it, and their reason for what happens
-/// to it. `None` for what no profile names.
-#[must_use]
-pub fn describe_call(name: &str) -> Option<(&'static str, &'static str)> {
-    walls::profile::describe(name)
-}

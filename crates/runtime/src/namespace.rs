@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isolation::protocol::Refusal;
@@ -18,14 +19,12 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
-use tokio::sync::broadcast;
+use tokio::sync::mpsc;
 use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::{Control, ControlError};
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
-
-/// News of a supervisor that waits for a host that is busy; the oldest goes first.
-const MAX_EVENTS: usize = 64;
+use crate::groups::Groups;
 
 /// How long a supervisor may take to build its sandbox.
 const BUILD_WITHIN: Duration = Duration::from_secs(20);
@@ -36,6 +35,9 @@ const REPLY_MAX: usize = 64 * 1024;
 /// Beyond the guest's grace: how long a supervisor may take to clean up.
 const CLEAN_UP_WITHIN: Duration = Duration::from_secs(5);
 
+/// Events of a start that wait to be told to the host; more are dropped.
+const MAX_EVENTS: usize = 256;
+
 /// The file in a start's directory that lets a later hypervisor adopt it.
 const RECORD: &str = "start.json";
 
@@ -44,6 +46,7 @@ const RECORD: &str = "start.json";
 pub struct NamespaceDriver {
     supervisor: PathBuf,
     run_dir: PathBuf,
+    groups: Arc<Groups>,
 }
 
 /// What is kept about a start, in a directory that is never mounted into a sandbox.
@@ -77,12 +80,15 @@ enum Answer {
 }
 
 impl NamespaceDriver {
-    /// A driver that runs `supervisor` and keeps one directory per start in `run_dir`.
+    /// A driver that runs `supervisor`, keeps one directory per start in `run_dir`, and
+    /// remembers in the file `groups` where its cgroups are. Under cgroups version 2 it
+    /// moves this process into a group of its own.
     #[must_use]
-    pub fn new(supervisor: PathBuf, run_dir: PathBuf) -> Self {
+    pub fn new(supervisor: PathBuf, run_dir: PathBuf, groups: &Path) -> Self {
         Self {
             supervisor,
             run_dir,
+            groups: Arc::new(Groups::open(groups)),
         }
     }
 
@@ -94,15 +100,20 @@ impl NamespaceDriver {
 
     async fn build(&self, request: StartRequest) -> Result<Started, StartError> {
         let dir = self.start_dir(request.spec.start_id);
+        let start = request.spec.start_id;
         let built = self.try_build(&dir, request).await;
         if built.is_err() {
+            Arc::clone(&self.groups).end(start).await;
             remove_dir(&dir).await;
         }
         built
     }
 
     async fn try_build(&self, dir: &Path, request: StartRequest) -> Result<Started, StartError> {
-        let StartRequest { spec, host_record } = request;
+        let StartRequest {
+            mut spec,
+            host_record,
+        } = request;
         let mut record = Record {
             sandbox_id: spec.sandbox_id,
             start_id: spec.start_id,
@@ -117,6 +128,7 @@ impl NamespaceDriver {
             .write(dir)
             .map_err(|e| unavailable("cannot write the start's record", &e))?;
 
+        self.groups.begin(&mut spec)?;
         self.spawn_supervisor(&spec).await?;
         let control = Control::new(dir.to_owned(), spec.nonce);
         let pid = control.hello().await.map_err(unreachable)?;
@@ -210,14 +222,13 @@ impl NamespaceDriver {
         if let Some(process) = process {
             end(process).await;
         }
+        Arc::clone(&self.groups).end(start).await;
         remove_dir(&dir).await;
     }
 
     async fn adopt_all(&self) -> Vec<Adopted> {
         let mut found = Vec::new();
-        let Ok(entries) = fs::read_dir(&self.run_dir) else {
-            return found;
-        };
+        let entries = fs::read_dir(&self.run_dir).into_iter().flatten();
         for dir in entries.flatten().map(|entry| entry.path()) {
             match adopt_one(&dir).await {
                 Ok(adopted) => found.push(adopted),
@@ -231,6 +242,8 @@ impl NamespaceDriver {
                 }
             }
         }
+        let alive = found.iter().map(|one| one.start_id.to_string()).collect();
+        Arc::clone(&self.groups).sweep(alive).await;
         found
     }
 }
@@ -314,14 +327,14 @@ async fn take_over(
     .map_err(|errno| ControlError::Io(errno.into()))?;
     let channel = control.channel().await?;
     let watch = control.watch().await?;
-    let events = broadcast::Sender::new(MAX_EVENTS);
-    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit(events.clone()));
+    let (sender, events) = mpsc::channel(MAX_EVENTS);
+    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit(sender));
     Ok(Started {
-        events,
         control,
         app_dir,
         channel,
         exited,
+        events,
         host_record,
     })
 }

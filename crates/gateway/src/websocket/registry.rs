@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{CloseNotice, SocketTag};
+use super::CloseNotice;
 
 /// An order to close one WebSocket.
 #[derive(Debug, Clone)]
@@ -25,14 +25,7 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    open: HashMap<u64, Place>,
-}
-
-#[derive(Debug)]
-struct Place {
-    tag: SocketTag,
-    /// Gone once it was told to close.
-    order: Option<oneshot::Sender<CloseOrder>>,
+    open: HashMap<u64, Option<oneshot::Sender<CloseOrder>>>,
 }
 
 /// One WebSocket's place in the registry, from the moment its upgrade is asked for.
@@ -52,7 +45,7 @@ impl Registry {
     }
 
     /// A place, unless there are too many already.
-    pub(crate) fn register(&self, tag: SocketTag) -> Option<Registration> {
+    pub(crate) fn register(&self) -> Option<Registration> {
         let (sender, order) = oneshot::channel();
         let mut state = self.lock();
         if state.open.len() >= self.max {
@@ -60,11 +53,7 @@ impl Registry {
         }
         let key = state.next;
         state.next += 1;
-        let place = Place {
-            tag,
-            order: Some(sender),
-        };
-        state.open.insert(key, place);
+        state.open.insert(key, Some(sender));
         Some(Registration {
             registry: self.clone(),
             key,
@@ -72,28 +61,17 @@ impl Registry {
         })
     }
 
-    /// Orders every WebSocket that `concerned` names to close within `window` and returns the
-    /// tags of those that were told. Whoever was told before is not told again.
+    /// Orders every WebSocket to close within `window` and returns how many were told.
     ///
     /// Each gets its own slice of the window and a random moment in it, so that clients
     /// come back spread evenly and not in the order in which they connected.
-    pub(crate) fn close(
-        &self,
-        concerned: impl Fn(&SocketTag) -> bool,
-        notice: &CloseNotice,
-        window: Duration,
-        seed: u64,
-    ) -> Vec<SocketTag> {
-        let mut tags = Vec::new();
-        let mut orders = Vec::new();
-        for place in self.lock().open.values_mut() {
-            if concerned(&place.tag)
-                && let Some(order) = place.order.take()
-            {
-                tags.push(place.tag);
-                orders.push(order);
-            }
-        }
+    pub(crate) fn close_all(&self, notice: &CloseNotice, window: Duration, seed: u64) -> usize {
+        let mut orders: Vec<_> = self
+            .lock()
+            .open
+            .values_mut()
+            .filter_map(Option::take)
+            .collect();
         let count = orders.len();
         let notice = Arc::new(notice.clone());
         let mut random = SplitMix(seed);
@@ -111,12 +89,7 @@ impl Registry {
             // Whoever has closed meanwhile needs no order.
             drop(sender.send(order));
         }
-        tags
-    }
-
-    /// The tags of all that are open or being opened.
-    pub(crate) fn tags(&self) -> Vec<SocketTag> {
-        self.lock().open.values().map(|place| place.tag).collect()
+        count
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -159,12 +132,11 @@ mod tests {
     #[test]
     fn closes_are_spread_over_the_whole_window() {
         let registry = Registry::new(100);
-        let tag = SocketTag::default();
-        let mut places: Vec<_> = (0..100).map(|_| registry.register(tag).unwrap()).collect();
-        assert!(registry.register(tag).is_none());
+        let mut places: Vec<_> = (0..100).map(|_| registry.register().unwrap()).collect();
+        assert!(registry.register().is_none());
         let window = Duration::from_secs(10);
         let notice = CloseNotice::new(CloseNotice::SERVICE_RESTART, "x");
-        assert_eq!(registry.close(|_| true, &notice, window, 42).len(), 100);
+        assert_eq!(registry.close_all(&notice, window, 42), 100);
         let delays: Vec<_> = places
             .iter_mut()
             .map(|place| place.order.try_recv().unwrap().after)
@@ -181,25 +153,8 @@ mod tests {
         sorted.sort();
         assert_ne!(delays, sorted, "not in the order of connecting");
         // Told once is enough.
-        assert!(registry.close(|_| true, &notice, window, 42).is_empty());
+        assert_eq!(registry.close_all(&notice, window, 42), 0);
         drop(places);
-        assert!(registry.register(tag).is_some());
-    }
-
-    #[test]
-    fn only_those_concerned_are_told() {
-        let registry = Registry::new(10);
-        let of = |session, generation| SocketTag {
-            session,
-            generation,
-        };
-        let mut old = registry.register(of(1, 4)).unwrap();
-        let mut new = registry.register(of(1, 5)).unwrap();
-        let notice = CloseNotice::new(CloseNotice::SERVICE_RESTART, "x");
-        let told = registry.close(|tag| tag.generation < 5, &notice, Duration::ZERO, 1);
-        assert_eq!(told, [of(1, 4)]);
-        assert!(old.order.try_recv().is_ok());
-        assert!(new.order.try_recv().is_err(), "it was not concerned");
-        assert_eq!(registry.tags().len(), 2);
+        assert!(registry.register().is_some());
     }
 }

@@ -40,8 +40,6 @@ pub(crate) enum Mode {
     GuestLog(u64),
     /// It is told what ends.
     Watching,
-    /// It waits for everything to stand still.
-    Freezing,
     /// It waits for the end of the sandbox.
     Stopping,
 }
@@ -83,7 +81,7 @@ impl Connection {
     /// What to wait for. `takes_input` says whether what it is attached to does.
     pub(crate) fn interest(&self, takes_input: bool) -> PollFlags {
         let mut flags = PollFlags::empty();
-        let busy = self.is_busy();
+        let busy = matches!(self.mode, Mode::Spawning(_) | Mode::Stopping);
         if !self.closing && !busy && takes_input {
             flags |= PollFlags::IN;
         }
@@ -91,14 +89,6 @@ impl Connection {
             flags |= PollFlags::OUT;
         }
         flags
-    }
-
-    /// Whether it waits for an answer that takes its time.
-    const fn is_busy(&self) -> bool {
-        matches!(
-            self.mode,
-            Mode::Spawning(_) | Mode::Freezing | Mode::Stopping
-        )
     }
 
     /// When it has to have proved itself, if it has not.
@@ -123,7 +113,7 @@ impl Connection {
 
     /// The next complete frame, unless it is no time for one.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
-        if self.closing || self.is_busy() {
+        if self.closing || matches!(self.mode, Mode::Spawning(_) | Mode::Stopping) {
             return Ok(None);
         }
         self.decoder.next_frame()

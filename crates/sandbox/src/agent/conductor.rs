@@ -1,21 +1,17 @@
-//! Starts runs, knows which ones work, cancels them; `resume` goes on with those that an
-//! earlier process left unfinished.
+//! Starts runs, knows which ones work, cancels them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::RunId;
 
-use super::history::Conversation;
 use super::model::{ModelClient, RetryPolicy};
-use super::providers::Choice;
-use super::run::{self, Agent, Beginning};
-use super::task::{Bounds, Task, TaskError};
+use super::run::{self, Agent};
+use super::task::{Task, TaskError};
 use super::tools::Tools;
 use crate::channel::{Channel, ChannelError};
 use crate::files::Workspace;
@@ -64,15 +60,15 @@ impl From<StoreError> for ConductorError {
 /// The agent's front; clones share it.
 #[derive(Debug, Clone)]
 pub struct Conductor {
-    pub(super) store: EventStore,
-    pub(super) channel: Channel,
+    store: EventStore,
+    channel: Channel,
     workspace: Workspace,
     file_operations: Arc<Semaphore>,
-    pub(super) retries: RetryPolicy,
-    pub(super) places: Arc<Semaphore>,
+    retries: RetryPolicy,
+    places: Arc<Semaphore>,
     working: Arc<Mutex<HashMap<RunId, CancellationToken>>>,
     tasks: TaskTracker,
-    pub(super) cancelled: CancellationToken,
+    cancelled: CancellationToken,
 }
 
 impl Conductor {
@@ -105,6 +101,32 @@ impl Conductor {
         self
     }
 
+    /// Marks runs that an earlier process left unfinished as failed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn fail_interrupted(&self) -> Result<(), StoreError> {
+        let events: Vec<_> = self
+            .store
+            .unfinished_runs()
+            .await?
+            .into_iter()
+            .map(|id| {
+                run::finished(
+                    id,
+                    RunStatus::Failed,
+                    None,
+                    Some("interrupted by a restart"),
+                )
+            })
+            .collect();
+        if !events.is_empty() {
+            tracing::info!(runs = events.len(), "runs were interrupted by a restart");
+            self.store.append_all(events).await?;
+        }
+        Ok(())
+    }
+
     /// Starts a run; it works on by itself.
     ///
     /// # Errors
@@ -124,15 +146,10 @@ impl Conductor {
             .map_err(ConductorError::Channel)?;
         let choice = offered.choose(task.model.as_deref())?;
         let run_id = RunId::generate();
-        let cancelled = self.enrol(run_id);
-        // Everything that a resumption needs.
-        let started = json!({
-            "prompt": task.prompt,
-            "model": choice.name(),
-            "max_steps": bounds.steps,
-            "max_seconds": bounds.time.as_secs(),
-            "max_tokens": bounds.tokens,
-        });
+        // In the map before anybody can know of the run, so that it can be cancelled at once.
+        let cancelled = self.cancelled.child_token();
+        self.working().insert(run_id, cancelled.clone());
+        let started = json!({"prompt": task.prompt, "model": choice.name()});
         if let Err(error) = self
             .store
             .append(NewEvent::of_run(run_id, "run.started", started))
@@ -141,31 +158,7 @@ impl Conductor {
             self.working().remove(&run_id);
             return Err(error.into());
         }
-        let agent = self.agent(run_id, choice, bounds, cancelled);
-        let from = Beginning {
-            conversation: Conversation::new(task.prompt.clone()),
-            recalled: None,
-            worked: Duration::ZERO,
-        };
-        self.supervise(run_id, Some(place), run::work(agent, task.prompt, from));
-        Ok(run_id)
-    }
-
-    /// Makes a run known, before anybody can hear of it, so that it can be cancelled at once.
-    pub(super) fn enrol(&self, run_id: RunId) -> CancellationToken {
-        let cancelled = self.cancelled.child_token();
-        self.working().insert(run_id, cancelled.clone());
-        cancelled
-    }
-
-    pub(super) fn agent(
-        &self,
-        run_id: RunId,
-        choice: Choice,
-        bounds: Bounds,
-        cancelled: CancellationToken,
-    ) -> Agent {
-        Agent {
+        let agent = Agent {
             run_id,
             store: self.store.clone(),
             model: ModelClient::new(self.channel.clone(), choice, self.retries),
@@ -175,25 +168,16 @@ impl Conductor {
                 self.channel.clone(),
                 self.workspace.clone(),
                 self.file_operations.clone(),
-                self.retries,
             ),
             bounds,
             cancelled,
             stopping: self.cancelled.clone(),
-        }
-    }
-
-    /// Lets a run work in the background and records its end.
-    pub(super) fn supervise(
-        &self,
-        run_id: RunId,
-        place: Option<OwnedSemaphorePermit>,
-        work: impl Future<Output = NewEvent> + Send + 'static,
-    ) {
+        };
         let (working, store) = (self.working.clone(), self.store.clone());
         self.tasks.spawn(async move {
             // A task of its own: even a fault of ours gives the place back and ends the run.
-            let end = tokio::spawn(work).await.unwrap_or_else(|error| {
+            let work = tokio::spawn(run::work(agent, task.prompt));
+            let end = work.await.unwrap_or_else(|error| {
                 tracing::error!(%error, %run_id, "a run met a fault");
                 let error = "the run met a fault of the sandbox; its log has the details";
                 run::finished(run_id, RunStatus::Failed, None, Some(error))
@@ -208,6 +192,7 @@ impl Conductor {
                 tracing::error!(%error, %run_id, "the end of a run was not recorded");
             }
         });
+        Ok(run_id)
     }
 
     /// Cancels a run. Its last event tells when it has ended.

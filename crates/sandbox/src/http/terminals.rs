@@ -135,8 +135,6 @@ pub async fn open(
         ));
     }
     let command = CommandRequest {
-        id: None,
-        rejoin: false,
         argv: vec![shell().to_owned(), "-l".to_owned()],
         cwd: None,
         env: Vec::new(),

@@ -94,15 +94,16 @@ impl RuntimeSessions {
         Ok(Some(session))
     }
 
-    /// Forgets a user's sessions that have ended, and cuts what goes on in their names.
-    pub(crate) fn forget(&self, user: UserId, ended: &dyn Fn(SessionId) -> bool) {
+    /// Forgets a user's sessions and cuts what goes on in their names. Those that still
+    /// live are found again at their next request.
+    pub(crate) fn forget(&self, user: UserId) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|_, session| {
-            let gone = session.user.id == user && ended(session.id);
-            if gone {
+            let of_user = session.user.id == user;
+            if of_user {
                 session.ended.cancel();
             }
-            !gone
+            !of_user
         });
     }
 
