@@ -8,6 +8,7 @@ mod logout;
 mod open;
 mod run;
 mod sandbox;
+mod swap;
 mod whoami;
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use crate::headers::{
     check_framing, clean_request, clean_response, forwarded_uri, is_service_worker_script,
 };
 use crate::upstream::{Answer, Lease};
-use crate::websocket::{Tunnel, TunnelEnds, check_answer, prepare, wants_websocket};
+use crate::websocket::{SocketTag, Tunnel, TunnelEnds, check_answer, prepare, wants_websocket};
 use crate::{
     ForwardError, HeaderRules, Refusal, RequestBody, ResponseBody, ServiceWorkers, Upstream,
 };
@@ -44,14 +44,33 @@ impl Forwarder {
     /// [`ForwardError`]; its `code` and `status` are for the problem document.
     pub async fn forward(
         &self,
+        request: Request<RequestBody>,
+        upstream: &Upstream,
+        rules: &HeaderRules,
+    ) -> Result<Response<ResponseBody>, ForwardError> {
+        self.forward_tagged(request, upstream, rules, SocketTag::default())
+            .await
+    }
+
+    /// The same; a WebSocket is registered under `tag`, for
+    /// [`Upstream::close_websockets_of`].
+    ///
+    /// # Errors
+    /// As for [`Self::forward`].
+    pub async fn forward_tagged(
+        &self,
         mut request: Request<RequestBody>,
         upstream: &Upstream,
         rules: &HeaderRules,
+        tag: SocketTag,
     ) -> Result<Response<ResponseBody>, ForwardError> {
         let websocket = check_request(&request, rules).map_err(ForwardError::Refused)?;
         let client = websocket.then(|| hyper::upgrade::on(&mut request));
         let registration = match &client {
-            Some(_) => Some(upstream.websockets().register().ok_or(ForwardError::Busy)?),
+            Some(_) => {
+                let registered = upstream.websockets().register(tag);
+                Some(registered.ok_or(ForwardError::Busy)?)
+            }
             None => None,
         };
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::StartId;
 
-use crate::websocket::{CloseNotice, Registry};
+use crate::websocket::{CloseNotice, Registry, SocketTag};
 use crate::{Activity, AppSocket, Limits};
 
 pub(crate) use connect::{ProviderAddress, Target};
@@ -100,7 +100,28 @@ impl Upstream {
     /// with `notice` to both ends, each at its own moment within `window`; `seed` spreads
     /// them. Returns how many there are. Later upgrades are not affected.
     pub fn close_websockets(&self, notice: &CloseNotice, window: Duration, seed: u64) -> usize {
-        self.inner.websockets.close_all(notice, window, seed)
+        self.inner
+            .websockets
+            .close(|_| true, notice, window, seed)
+            .len()
+    }
+
+    /// The same for those whose tag `concerned` names; returns their tags.
+    pub fn close_websockets_of(
+        &self,
+        concerned: impl Fn(&SocketTag) -> bool,
+        notice: &CloseNotice,
+        window: Duration,
+        seed: u64,
+    ) -> Vec<SocketTag> {
+        self.inner.websockets.close(concerned, notice, window, seed)
+    }
+
+    /// The tags of all WebSockets that are open or being opened; at most
+    /// [`Limits::max_websockets`].
+    #[must_use]
+    pub fn websocket_tags(&self) -> Vec<SocketTag> {
+        self.inner.websockets.tags()
     }
 
     pub(crate) fn ended(&self) -> &CancellationToken {

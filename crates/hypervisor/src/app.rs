@@ -1,11 +1,13 @@
 //! The composition root: what every handler and service reaches for.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crypto::{OsRandom, Token, TokenKind};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use types::UserId;
+use types::{SessionId, UserId};
+use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -94,10 +96,22 @@ impl App {
         }))
     }
 
-    /// Tells listeners that sessions or tokens of a user were ended.
-    pub fn sessions_ended(&self, user: UserId) {
-        self.runtime_sessions.forget(user);
-        self.sandboxes.cut_off(user);
+    /// Cuts what goes on in the names of a user's sessions that were ended, and leaves their
+    /// others alone. To be called once the database knows.
+    pub async fn sessions_ended(&self, user: UserId) {
+        // When the database cannot be asked, nobody vouches for any of them.
+        let live: HashSet<SessionId> = match self.store.sessions(user, self.clock.now_ms()).await {
+            Ok(rows) => rows.into_iter().map(|row| row.id).collect(),
+            Err(error) => {
+                tracing::error!(%error, %user, "sessions cannot be read; all are cut");
+                HashSet::new()
+            }
+        };
+        self.runtime_sessions
+            .forget(user, &|session| !live.contains(&session));
+        self.sandboxes.cut_off(user, &|session| {
+            !live.contains(&SessionId::from_uuid(Uuid::from_u128(session)))
+        });
         // An error means that nobody listens.
         let _ = self.ended.send(user);
     }

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -14,6 +15,7 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 
 use crate::exec::{ExecFailure, Program};
+use crate::freeze::{self, Frozen};
 use crate::packet;
 use crate::relay::Relay;
 use crate::sys::{self, Forked};
@@ -26,8 +28,21 @@ use crate::walls::{Step, WallError, capabilities, landlock};
 pub(crate) enum News {
     /// A wall could not be built; the process is gone.
     Failed(WallError),
+    /// From here on system calls are denied. The descriptor that tells which rides along; none
+    /// does where the kernel cannot tell.
+    Guarded,
     /// Everything stands and the program runs. For a terminal, its near end rides along.
     Started,
+    /// Everything but this process stands still, as asked.
+    Frozen {
+        /// How many processes that are.
+        processes: u32,
+    },
+    /// It could not be made to stand still; everything goes on.
+    NotFrozen {
+        /// What still moved.
+        reason: String,
+    },
     /// The program is gone, and so is everything it left behind.
     Exited {
         /// Exit code, when it exited.
@@ -41,9 +56,14 @@ pub(crate) enum News {
 
 /// What a supervisor tells a first process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Deliver {
-    /// A signal number.
-    pub(crate) signal: i32,
+pub(crate) enum Command {
+    /// Deliver a signal, by its number.
+    Signal(i32),
+    /// Make everything stand still within so many milliseconds; answered by
+    /// [`News::Frozen`] or [`News::NotFrozen`].
+    Freeze(u64),
+    /// Let everything go on.
+    Thaw,
 }
 
 /// Whom a delivered signal reaches.
@@ -74,8 +94,9 @@ pub(crate) struct Locks<'a> {
 }
 
 impl Locks<'_> {
-    /// Gives everything up for good, for this process and all it will fork.
-    pub(crate) fn close(&self) -> Result<(), WallError> {
+    /// Gives everything up for good, for this process and all it will fork. Returns where the
+    /// calls arrive that are denied from now on, if this kernel tells.
+    pub(crate) fn close(&self) -> Result<Option<OwnedFd>, WallError> {
         // The program has the same user id as this process; undumpable, this one's memory,
         // descriptors and root stay out of its reach (proc(5)).
         hide()?;
@@ -122,13 +143,22 @@ pub(crate) fn fail(control: &OwnedFd, error: WallError) -> ! {
 }
 
 /// Starts the program and looks after it until it ends; then ends.
+///
+/// `denials` is where denied calls arrive. It is the supervisor's, and leaves this process
+/// before there is a program that could reach for it.
 pub(crate) fn run(
     program: Program,
     control: OwnedFd,
+    denials: Option<OwnedFd>,
     terminal: Option<Terminal>,
     relay: Option<Relay>,
     delivery: Delivery,
 ) -> ! {
+    let riders: Vec<_> = denials.iter().map(AsFd::as_fd).collect();
+    if packet::send(&control, &News::Guarded, &riders).is_err() {
+        sys::exit(1);
+    }
+    drop(denials);
     let near = terminal.as_ref().map(|terminal| &terminal.near);
     let code = match Keeper::start(program, control, near, relay, delivery) {
         Ok(mut keeper) => keeper.keep(),
@@ -143,6 +173,7 @@ struct Keeper {
     program: Pid,
     relay: Option<Relay>,
     delivery: Delivery,
+    frozen: Option<Frozen>,
 }
 
 impl Keeper {
@@ -186,6 +217,7 @@ impl Keeper {
             program: pid,
             relay,
             delivery,
+            frozen: None,
         })
     }
 
@@ -208,7 +240,7 @@ impl Keeper {
             }
             let seen: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
             let (own, relayed) = seen.split_at_checked(2).unwrap_or_default();
-            if own.first().is_some_and(|flags| !flags.is_empty()) && !self.deliver() {
+            if own.first().is_some_and(|flags| !flags.is_empty()) && !self.obey() {
                 return 1;
             }
             if own.last().is_some_and(|flags| !flags.is_empty()) {
@@ -223,23 +255,40 @@ impl Keeper {
         }
     }
 
-    /// Passes one signal on. `false` when the supervisor is gone.
-    fn deliver(&self) -> bool {
-        match packet::receive::<Deliver>(&self.control, false) {
-            Ok(Some((Deliver { signal }, _))) => {
-                match self.delivery {
-                    Delivery::Everyone => sys::signal_all(signal),
-                    Delivery::Program => {
-                        if let Some(signal) = Signal::from_named_raw(signal) {
-                            // It may have ended this moment; then its exit is what counts.
-                            let _ = rustix::process::kill_process(self.program, signal);
-                        }
+    /// Does what the supervisor says. `false` when it is gone.
+    fn obey(&mut self) -> bool {
+        match packet::receive::<Command>(&self.control, false) {
+            Ok(Some((Command::Signal(signal), _))) => self.deliver(signal),
+            Ok(Some((Command::Freeze(within), _))) => {
+                let news = match freeze::freeze(Duration::from_millis(within)) {
+                    Ok((frozen, processes)) => {
+                        self.frozen = Some(frozen);
+                        News::Frozen { processes }
                     }
-                }
-                true
+                    Err(reason) => News::NotFrozen { reason },
+                };
+                return packet::send(&self.control, &news, &[]).is_ok();
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
-            Ok(None) | Err(_) => false,
+            Ok(Some((Command::Thaw, _))) => {
+                if let Some(frozen) = self.frozen.take() {
+                    freeze::thaw(&frozen);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(None) | Err(_) => return false,
+        }
+        true
+    }
+
+    fn deliver(&self, signal: i32) {
+        match self.delivery {
+            Delivery::Everyone => sys::signal_all(signal),
+            Delivery::Program => {
+                if let Some(signal) = Signal::from_named_raw(signal) {
+                    // It may have ended this moment; then its exit is what counts.
+                    let _ = rustix::process::kill_process(self.program, signal);
+                }
+            }
         }
     }
 

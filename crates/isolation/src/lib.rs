@@ -19,8 +19,10 @@
 //! supervisor) and [`probe`] (whether this machine can build it). The `supervisor` binary
 //! is [`supervisor::main`].
 
-pub mod cgroups;
+mod copier;
+pub mod copying;
 mod exec;
+mod freeze;
 mod init;
 mod namespaces;
 mod packet;
@@ -31,3 +33,10 @@ pub mod spec;
 pub mod supervisor;
 mod sys;
 mod walls;
+
+/// The name of a system call as the seccomp profiles have it, and their reason for what happens
+/// to it. `None` for what no profile names.
+#[must_use]
+pub fn describe_call(name: &str) -> Option<(&'static str, &'static str)> {
+    walls::profile::describe(name)
+}

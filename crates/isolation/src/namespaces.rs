@@ -22,19 +22,20 @@ use crate::walls::plan::{Plan, RUNNER_DIRS};
 use crate::walls::{Step, WallError, root};
 
 /// The namespaces of a guest and of a workbench.
-pub(crate) const SANDBOX: u64 =
-    sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_NET | sys::NEW_IPC | sys::NEW_UTS;
+pub(crate) const SANDBOX: u64 = sys::NEW_USER
+    | sys::NEW_MOUNT
+    | sys::NEW_PID
+    | sys::NEW_NET
+    | sys::NEW_IPC
+    | sys::NEW_UTS
+    | sys::NEW_CGROUP;
 
 /// The namespaces of a runner inside its workbench, whose network and host name it shares.
 /// The user namespace of its own makes RLIMIT_NPROC count this runner alone, and leaves
 /// its first process without power over what belongs to the workbench.
-///
-/// Not the cgroup namespace, here and above: it begins at the group that a process is in
-/// when it makes it, so [`enter_groups`] does that once the process is in its own.
-const RUNNER: u64 = sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_IPC;
+const RUNNER: u64 = sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_IPC | sys::NEW_CGROUP;
 
 /// When memory is short, what the kernel ends first: runners, then guests, then the rest.
-const OOM_WORKBENCH: &str = "0";
 const OOM_GUEST: &str = "200";
 const OOM_RUNNER: &str = "500";
 
@@ -50,7 +51,6 @@ pub(crate) struct Ground {
     pub(crate) trees: Option<Vec<OwnedFd>>,
     pub(crate) filter: Filter,
     pub(crate) scopes: bool,
-    pub(crate) rlimits: Rlimits,
 }
 
 /// Everything that a runner is told, in a memfd because it may be long.
@@ -66,13 +66,11 @@ pub(crate) struct RunnerJob {
     pub(crate) terminal: Option<TerminalSize>,
 }
 
-/// The order for a runner. Rides with the job, the control socket, without a terminal
-/// standard input, output and error, and at last the entrances of its cgroup.
+/// The order for a runner. Rides with the job, the control socket and, without a
+/// terminal, standard input, output and error.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) command_id: CommandId,
-    /// How many of the descriptors are entrances.
-    pub(crate) entrances: usize,
 }
 
 /// The workbench's answer. The runner's pidfd rides along when there is one.
@@ -83,15 +81,9 @@ pub(crate) struct Born {
 }
 
 /// Becomes a guest's first process.
-pub(crate) fn guest(
-    ground: Ground,
-    program: Program,
-    control: OwnedFd,
-    entrances: Vec<OwnedFd>,
-) -> ! {
+pub(crate) fn guest(ground: Ground, program: Program, control: OwnedFd) -> ! {
     init::name(c"choir-guest");
-    let built = || -> Result<(), WallError> {
-        enter_groups(entrances)?;
+    let built = || -> Result<Option<OwnedFd>, WallError> {
         let mut keep = standard(&program.stdio);
         keep.push(control.as_fd());
         let ground = settle(ground, &keep, OOM_GUEST)?;
@@ -105,7 +97,7 @@ pub(crate) fn guest(
         .close()
     };
     match built() {
-        Ok(()) => init::run(program, control, None, None, Delivery::Program),
+        Ok(denials) => init::run(program, control, denials, None, None, Delivery::Program),
         Err(error) => init::fail(&control, error),
     }
 }
@@ -117,9 +109,7 @@ pub(crate) fn guest(
 /// itself: each runner has one of its own, from which this process cannot be seen.
 pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
     init::name(c"choir-workbench");
-    let settled =
-        enter_groups(Vec::new()).and_then(|()| settle(ground, &[control.as_fd()], OOM_WORKBENCH));
-    let mut ground = match settled {
+    let mut ground = match settle(ground, &[control.as_fd()], OOM_GUEST) {
         Ok(ground) => ground,
         Err(error) => init::fail(&control, error),
     };
@@ -135,7 +125,7 @@ pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
     loop {
         match packet::receive::<Order>(&control, true) {
             Ok(Some((order, fds))) => {
-                let (born, pidfd) = match bear(&ground, fds, order.entrances, &control) {
+                let (born, pidfd) = match bear(&ground, fds, &control) {
                     Ok(pidfd) => (
                         Born {
                             command_id: order.command_id,
@@ -162,15 +152,6 @@ pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
     }
 }
 
-/// Moves this process into its groups, and makes what it sees of them begin there. The
-/// entrances were opened by the supervisor, whose right to use them counts.
-fn enter_groups(entrances: Vec<OwnedFd>) -> Result<(), WallError> {
-    for entrance in entrances {
-        rustix::io::write(&entrance, b"0").step(|| "enter its cgroup".into())?;
-    }
-    sys::unshare(sys::NEW_CGROUP).step(|| "create a cgroup namespace".into())
-}
-
 /// Builds a guest's or workbench's namespaces up to the finished root.
 fn settle(mut ground: Ground, keep: &[BorrowedFd<'_>], oom: &str) -> Result<Ground, WallError> {
     let trees = ground.trees.take();
@@ -180,7 +161,7 @@ fn settle(mut ground: Ground, keep: &[BorrowedFd<'_>], oom: &str) -> Result<Grou
     leave_standard_descriptors().step(|| "let go of standard descriptors".into())?;
     init::die_with_parent()?;
     sethostname(ground.hostname.as_bytes()).step(|| "set the host name".into())?;
-    become_inner(ground.outer, oom, &ground.rlimits)?;
+    become_inner(ground.outer, oom)?;
     root::make_private()?;
     let trees = match trees {
         Some(trees) => trees,
@@ -198,17 +179,9 @@ fn leave_standard_descriptors() -> io::Result<()> {
 }
 
 /// Maps the ids of a fresh user namespace and hides again.
-fn become_inner(outer: HostIds, oom: &str, rlimits: &Rlimits) -> Result<(), WallError> {
+fn become_inner(outer: HostIds, oom: &str) -> Result<(), WallError> {
     init::show()?;
     root::map_ids(outer.uid, outer.gid)?;
-    // Of this namespace, whoever mounted the file system through which it is set. Where
-    // that is read-only the host's own numbers hold, as for any program of the host user.
-    for (name, value) in [
-        ("max_inotify_instances", rlimits.inotify_instances),
-        ("max_inotify_watches", rlimits.inotify_watches),
-    ] {
-        let _ = fs::write(format!("/proc/sys/user/{name}"), value.to_string());
-    }
     // Not a wall: where it is refused the kernel just has fewer preferences.
     let _ = fs::write("/proc/self/oom_score_adj", oom);
     init::hide()
@@ -218,7 +191,6 @@ fn become_inner(outer: HostIds, oom: &str, rlimits: &Rlimits) -> Result<(), Wall
 fn bear(
     ground: &Ground,
     fds: Vec<OwnedFd>,
-    entrances: usize,
     control: &OwnedFd,
 ) -> Result<Option<OwnedFd>, WallError> {
     match sys::clone_into(RUNNER).step(|| "create the runner's namespaces".into())? {
@@ -226,15 +198,14 @@ fn bear(
         Forked::Child => {
             // The supervisor's orders are not for runners.
             let _ = control;
-            runner(ground, fds, entrances)
+            runner(ground, fds)
         }
     }
 }
 
 /// Becomes a runner's first process.
-fn runner(ground: &Ground, mut fds: Vec<OwnedFd>, entrances: usize) -> ! {
+fn runner(ground: &Ground, fds: Vec<OwnedFd>) -> ! {
     init::name(c"choir-runner");
-    let entrances = fds.split_off(fds.len().saturating_sub(entrances));
     let mut fds = fds.into_iter();
     let (Some(job), Some(control)) = (fds.next(), fds.next()) else {
         sys::exit(1);
@@ -247,16 +218,31 @@ fn runner(ground: &Ground, mut fds: Vec<OwnedFd>, entrances: usize) -> ! {
         }),
         _ => None,
     };
-    let built = enter_groups(entrances).and_then(|()| build_runner(ground, &job, &control, stdio));
-    match built {
-        Ok((program, terminal, relay)) => {
-            init::run(program, control, terminal, relay, Delivery::Everyone)
-        }
+    match build_runner(ground, &job, &control, stdio) {
+        Ok(Built {
+            program,
+            denials,
+            terminal,
+            relay,
+        }) => init::run(
+            program,
+            control,
+            denials,
+            terminal,
+            relay,
+            Delivery::Everyone,
+        ),
         Err(error) => init::fail(&control, error),
     }
 }
 
-type Built = (Program, Option<Terminal>, Option<Relay>);
+/// A runner that only has to start its program.
+struct Built {
+    program: Program,
+    denials: Option<OwnedFd>,
+    terminal: Option<Terminal>,
+    relay: Option<Relay>,
+}
 
 fn build_runner(
     ground: &Ground,
@@ -276,7 +262,6 @@ fn build_runner(
             gid: INNER_ID,
         },
         OOM_RUNNER,
-        &job.rlimits,
     )?;
     let name = job.command_id.to_string();
     root::enter_runner(job.channel.then_some(name.as_str()))?;
@@ -302,7 +287,7 @@ fn build_runner(
         relay = Some(listening);
     }
     let reach = &ground.plan.reach;
-    Locks {
+    let denials = Locks {
         reach,
         filter: &ground.filter,
         scopes: ground.scopes,
@@ -321,7 +306,12 @@ fn build_runner(
         rlimits,
         stdio,
     };
-    Ok((program, terminal, relay))
+    Ok(Built {
+        program,
+        denials,
+        terminal,
+        relay,
+    })
 }
 
 fn read_job(from: &OwnedFd) -> io::Result<RunnerJob> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::packet;
 use crate::sys::{self, Forked};
 use crate::walls::filter::Filter;
-use crate::walls::filter_table::Who;
+use crate::walls::profile::Profile;
 use crate::walls::{Step, WallError, capabilities, hints, landlock, root};
 
 /// What was found about one wall.
@@ -221,10 +221,11 @@ fn capabilities_away() -> Result<(), WallError> {
 }
 
 fn seccomp() -> Result<(), WallError> {
-    let filter = Filter::compile(Who::Both)?;
+    let filter = Filter::compile(Profile::Runner)?;
     rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs".into())?;
     filter
         .install()
+        .map(drop)
         .step(|| "install the seccomp filter".into())
 }
 

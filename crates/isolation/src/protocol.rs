@@ -20,6 +20,9 @@ pub const MAX_JSON: usize = 8 << 20;
 /// Most bytes of output or input in one `D` frame.
 pub const MAX_DATA: usize = 64 << 10;
 
+/// The longest that a sandbox can be frozen at once, in milliseconds.
+pub const MAX_FREEZE_MS: u64 = 30_000;
+
 /// Length field and kind.
 const HEADER: usize = 5;
 
@@ -162,6 +165,17 @@ pub enum Request {
         /// Offset to begin at; the oldest byte kept when that is later.
         from: u64,
     },
+    /// Makes everything in the sandbox stand still. [`Reply::Frozen`] once it does; until
+    /// then the connection waits. It goes on at [`Request::Thaw`], when this connection
+    /// ends, when the sandbox is stopped, and after `limit_ms` in any case. Commands that
+    /// are spawned meanwhile begin when it goes on.
+    Freeze {
+        /// The longest that it may stand still, in milliseconds; at most
+        /// [`MAX_FREEZE_MS`] counts.
+        limit_ms: u64,
+    },
+    /// Lets what this connection froze go on. [`Reply::Thawed`].
+    Thaw {},
     /// Takes the sandbox down. [`Reply::Done`] once nothing of it runs; then the
     /// supervisor exits.
     Stop {
@@ -237,6 +251,18 @@ pub enum Reply {
         /// All that are known.
         runners: Vec<RunnerStatus>,
     },
+    /// To `freeze`: everything stands still.
+    Frozen {
+        /// How many processes that are.
+        processes: u32,
+    },
+    /// To `thaw`.
+    Thawed {
+        /// Whether everything stood still all the time; if not, it went on by itself.
+        held: bool,
+        /// For how long it stood still, in milliseconds.
+        frozen_ms: u64,
+    },
     /// It is done.
     Done,
 }
@@ -257,6 +283,26 @@ pub enum Event {
         /// How it ended.
         exit: CommandExit,
     },
+    /// The seccomp filter refused system calls. Told at most once per second.
+    Denied {
+        /// Each pair of task and call once.
+        denials: Vec<Denial>,
+    },
+}
+
+/// How often a task was denied a system call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denial {
+    /// The runner, or none for the guest.
+    pub command_id: Option<CommandId>,
+    /// The runner's program as its command named it, at most 100 characters of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// The name of the call; `unknown` when no profile names it, `others` for what exceeds the
+    /// pairs that are counted apart.
+    pub call: String,
+    /// How often since it was told last.
+    pub count: u64,
 }
 
 /// A refusal, on the control socket and, when a start fails, on standard output.

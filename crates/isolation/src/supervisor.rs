@@ -4,7 +4,9 @@
 
 mod births;
 mod connection;
+mod denials;
 mod dirs;
+mod freezing;
 mod log;
 mod requests;
 mod runner;
@@ -32,13 +34,15 @@ const USUAL_SPEC: usize = 256 << 10;
 /// The `supervisor` binary: reads a [`SandboxSpec`] as JSON from standard input until its
 /// end, answers one line on standard output ([`Ready`] or [`Refusal`]), and, if the
 /// sandbox stands, serves its control socket until it is stopped. With the argument
-/// `probe` it writes what [`crate::probe::probe`] finds as JSON and ends.
+/// `probe` it writes what [`crate::probe::probe`] finds as JSON and ends; with `copy` it is
+/// the copier (see [`crate::copying`]).
 #[must_use]
 pub fn main() -> ExitCode {
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|argument| argument == "probe")
-    {
+    let argument = std::env::args_os().nth(1);
+    if argument.as_ref().is_some_and(|argument| argument == "copy") {
+        return crate::copier::main();
+    }
+    if argument.is_some_and(|argument| argument == "probe") {
         return match say(&crate::probe::probe()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,

@@ -67,14 +67,6 @@ pub(crate) fn clone_into(namespaces: u64) -> io::Result<Forked> {
     forked(pid, pidfd)
 }
 
-/// Moves this process into new namespaces (unshare(2)).
-pub(crate) fn unshare(namespaces: u64) -> io::Result<()> {
-    let flags = libc::c_int::try_from(namespaces).map_err(io::Error::other)?;
-    // SAFETY: without CLONE_FILES and CLONE_FS nothing that this process's memory refers to
-    // changes; it has no other thread.
-    check(unsafe { libc::unshare(flags) }.into()).map(drop)
-}
-
 fn forked(pid: libc::c_long, pidfd: RawFd) -> io::Result<Forked> {
     if pid == 0 {
         return Ok(Forked::Child);
@@ -284,12 +276,104 @@ pub(crate) fn signal_all(signal: i32) {
     unsafe { libc::kill(-1, signal) };
 }
 
+/// Sends a signal to one process, if it is there and may be signalled.
+pub(crate) fn signal_one(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill has no precondition; a positive number names one process.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Has the dirty pages of a file written out, and waits for it (sync_file_range(2)).
+pub(crate) fn write_out(file: &OwnedFd) {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // A file that cannot be written out is no worse off than before.
+    // SAFETY: the call takes a descriptor and numbers; length 0 means to the end.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+}
+/// One instruction of a seccomp filter.
+pub(crate) use libc::sock_filter as BpfInstruction;
+
 /// Installs a seccomp filter for this process and all it will fork.
-pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result<()> {
-    seccompiler::apply_filter(program).map_err(|error| match error {
-        seccompiler::Error::Prctl(inner) | seccompiler::Error::Seccomp(inner) => inner,
-        other => io::Error::other(other.to_string()),
+pub(crate) fn install_filter(program: &[BpfInstruction]) -> io::Result<()> {
+    set_filter(program, 0).map(drop)
+}
+
+/// The same, and returns the descriptor on which the calls arrive that the filter holds for an
+/// answer ([`next_held_call`]).
+pub(crate) fn install_listening_filter(program: &[BpfInstruction]) -> io::Result<OwnedFd> {
+    let listen = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // Once we have taken a call in, only a fatal signal ends its wait: no call is restarted, and
+    // counted again, because of a timer. Linux has that since 5.19.
+    let steady = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+    let fd = match set_filter(program, listen | steady) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => set_filter(program, listen),
+        other => other,
+    }?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel just made this descriptor for us (it closes on exec).
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn set_filter(program: &[BpfInstruction], flags: libc::c_ulong) -> io::Result<libc::c_long> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: `program` and the instructions that it points to outlive the call, which only
+    // reads them; the length is theirs.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
     })
+}
+
+/// A call that the kernel holds until it is answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeldCall {
+    id: u64,
+    /// The number of the call.
+    pub(crate) number: u32,
+}
+
+/// Takes in a call that a filter holds. Call it only when the descriptor is readable; then it
+/// does not wait. `None` when its caller ended meanwhile.
+pub(crate) fn next_held_call(listener: &OwnedFd) -> io::Result<Option<HeldCall>> {
+    // SAFETY: `seccomp_notif` is plain data for which all zeroes are valid, and the kernel
+    // demands zeroes.
+    let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    let request = libc::SECCOMP_IOCTL_NOTIF_RECV;
+    // SAFETY: the call writes one `seccomp_notif`, which is what it is given.
+    let result = unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut call) };
+    match check(result.into()) {
+        Ok(_) => Ok(Some(HeldCall {
+            id: call.id,
+            number: call.data.nr.cast_unsigned(),
+        })),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets a held call fail with EPERM. The only answer that there is: a call is never let go on,
+/// because its caller could change what its arguments point to meanwhile.
+pub(crate) fn refuse_held_call(listener: &OwnedFd, call: HeldCall) {
+    let answer = libc::seccomp_notif_resp {
+        id: call.id,
+        val: 0,
+        error: -libc::EPERM,
+        flags: 0,
+    };
+    let request = libc::SECCOMP_IOCTL_NOTIF_SEND;
+    // Fails only when the caller ended meanwhile.
+    // SAFETY: the call reads one `seccomp_notif_resp`, which is what it is given.
+    unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const answer) };
 }
 
 /// Sets the terminal behind `fd` up as the controlling one of this (new) session.

@@ -3,10 +3,10 @@
 pub(crate) mod capabilities;
 pub(crate) mod etc;
 pub(crate) mod filter;
-pub(crate) mod filter_table;
 pub(crate) mod hints;
 pub(crate) mod landlock;
 pub(crate) mod plan;
+pub(crate) mod profile;
 pub(crate) mod root;
 
 use std::io;

@@ -21,7 +21,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::broadcast;
 use types::{CommandExit, CommandId, OutputStream, TerminalSize};
 
 /// How long a supervisor may take to answer a request that needs no waiting.
@@ -35,6 +35,9 @@ const TAIL_BYTES: usize = 4 * 1024;
 
 /// How long [`Control::log_tail`] waits for more of the log.
 const TAIL_WITHIN: Duration = Duration::from_millis(200);
+
+/// How long [`Control::log_tail`] reads at most: a guest may write without end.
+const TAIL_TOTAL: Duration = Duration::from_secs(1);
 
 /// What can go wrong between a hypervisor and a supervisor.
 #[derive(Debug, thiserror::Error)]
@@ -194,8 +197,10 @@ impl Control {
     pub(crate) async fn log_tail(&self) -> Result<String, ControlError> {
         let mut log = self.guest_log(0).await?;
         let mut tail = Vec::new();
-        while let Ok(Ok(Some(Output::Data { data, .. }))) =
-            tokio::time::timeout(TAIL_WITHIN, log.next()).await
+        let deadline = tokio::time::Instant::now() + TAIL_TOTAL;
+        while tokio::time::Instant::now() < deadline
+            && let Ok(Ok(Some(Output::Data { data, .. }))) =
+                tokio::time::timeout(TAIL_WITHIN, log.next()).await
         {
             tail.extend(data);
             let excess = tail.len().saturating_sub(TAIL_BYTES);
@@ -379,20 +384,17 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Waits until the guest is gone. A supervisor that goes away takes its guest along.
-    /// What else happens is put into `events` as long as there is room.
-    pub(crate) async fn guest_exit(mut self, events: mpsc::Sender<Event>) -> CommandExit {
+    /// Waits until the guest is gone, and tells everything else meanwhile to `events`. A
+    /// supervisor that goes away takes its guest along.
+    pub(crate) async fn guest_exit(mut self, events: broadcast::Sender<Event>) -> CommandExit {
         loop {
             match self.connection.receive().await {
-                Ok(Frame::Json(body)) => {
-                    if let Ok(Message::Event(event)) = Message::parse(&body) {
-                        // Nobody may listen, or too slowly: events are for information.
-                        let _ = events.try_send(event.clone());
-                        if let Event::GuestExited { exit } = event {
-                            return exit;
-                        }
-                    }
-                }
+                Ok(Frame::Json(body)) => match Message::parse(&body) {
+                    Ok(Message::Event(Event::GuestExited { exit })) => return exit,
+                    // Nobody may be listening.
+                    Ok(Message::Event(event)) => drop(events.send(event)),
+                    _ => {}
+                },
                 Ok(Frame::Data { .. }) => {}
                 Err(_) => {
                     let error = Some("its supervisor went away".to_owned());

@@ -7,7 +7,7 @@ use std::pin::Pin;
 
 use isolation::protocol::Event;
 use isolation::spec::SandboxSpec;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast;
 use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::Control;
@@ -42,8 +42,8 @@ pub struct Started {
     pub channel: UnixListener,
     /// Resolves when the guest is gone.
     pub exited: BoxFuture<'static, CommandExit>,
-    /// What happens meanwhile; flows while `exited` is awaited.
-    pub events: mpsc::Receiver<Event>,
+    /// Whom its supervisor's news is told. It is read while `exited` is being awaited.
+    pub events: broadcast::Sender<Event>,
     /// What the host wrote into the [`StartRequest`].
     pub host_record: String,
 }

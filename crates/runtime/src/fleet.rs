@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use isolation::protocol::Event;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
@@ -25,9 +24,6 @@ pub trait Host: Send + Sync {
     /// Begins to serve a start's channel; called before the guest is asked for its health,
     /// and again when a start is adopted. Ends with [`Instance::ended`].
     fn serve_channel(&self, instance: Arc<Instance>, listener: std::os::unix::net::UnixListener);
-
-    /// Something happened in a start that a host may want to tell its users.
-    fn happened(&self, _instance: &Instance, _event: Event) {}
 
     /// Asks the guest once whether it is healthy; `Err` is a sentence for people.
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>>;
@@ -397,7 +393,7 @@ impl Fleet {
             app_dir,
             channel,
             exited,
-            mut events,
+            events,
             host_record,
         } = started;
         let instance = Arc::new(Instance::new(
@@ -406,17 +402,12 @@ impl Fleet {
             started_at,
             app_dir,
             control,
+            events,
             host_record,
         ));
         self.inner
             .host
             .serve_channel(Arc::clone(&instance), channel);
-        let (host, of) = (Arc::clone(&self.inner.host), Arc::clone(&instance));
-        tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                host.happened(&of, event);
-            }
-        });
         (instance, exited)
     }
 

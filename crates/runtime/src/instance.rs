@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use isolation::protocol::{RunnerStatus, Signal};
+use isolation::protocol::{Event, RunnerStatus, Signal};
 use isolation::spec::RunnerSpec;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, SandboxId, StartId};
 
@@ -21,16 +22,21 @@ pub struct Instance {
     app_dir: OwnedFd,
     control: Control,
     ended: CancellationToken,
+    events: broadcast::Sender<Event>,
     host_record: String,
 }
 
 impl Instance {
+    /// Longest line of [`Self::last_log_line`], in characters.
+    pub const MAX_LOG_LINE: usize = 200;
+
     pub(crate) fn new(
         sandbox_id: SandboxId,
         start_id: StartId,
         started_at: String,
         app_dir: OwnedFd,
         control: Control,
+        events: broadcast::Sender<Event>,
         host_record: String,
     ) -> Self {
         let ended = CancellationToken::new();
@@ -41,6 +47,7 @@ impl Instance {
             app_dir,
             control,
             ended,
+            events,
             host_record,
         }
     }
@@ -62,6 +69,13 @@ impl Instance {
     #[must_use]
     pub fn host_record(&self) -> &str {
         &self.host_record
+    }
+
+    /// What the supervisor tells from now on, but for the guest's end. A receiver that lags
+    /// misses the oldest.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
     }
 
     pub(crate) fn control(&self) -> &Control {
@@ -126,6 +140,24 @@ impl Instance {
     /// The supervisor cannot be reached.
     pub async fn guest_log(&self, from: u64) -> Result<Attachment, ControlError> {
         self.control.guest_log(from).await
+    }
+
+    /// The last line of the guest's log that is not empty, without control characters and
+    /// at most [`Self::MAX_LOG_LINE`] characters long. `None` when it cannot be had within
+    /// a second or so.
+    pub async fn last_log_line(&self) -> Option<String> {
+        let text = self.control.log_tail().await.ok()?;
+        let line = text
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())?;
+        Some(
+            line.chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .take(Self::MAX_LOG_LINE)
+                .collect(),
+        )
     }
 }
 

@@ -9,7 +9,6 @@
 mod control;
 mod driver;
 mod fleet;
-mod groups;
 mod instance;
 mod namespace;
 
@@ -18,5 +17,5 @@ pub use driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, S
 pub use fleet::{Fleet, FleetOptions, Host, State, Status};
 pub use instance::Instance;
 pub use isolation::probe::{Check, probe};
-pub use isolation::{cgroups, protocol, spec};
+pub use isolation::{describe_call, protocol, spec};
 pub use namespace::NamespaceDriver;

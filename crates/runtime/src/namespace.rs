@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use isolation::protocol::Refusal;
@@ -19,12 +18,14 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
-use tokio::sync::mpsc;
+use tokio::sync::broadcast;
 use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::{Control, ControlError};
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
-use crate::groups::Groups;
+
+/// News of a supervisor that waits for a host that is busy; the oldest goes first.
+const MAX_EVENTS: usize = 64;
 
 /// How long a supervisor may take to build its sandbox.
 const BUILD_WITHIN: Duration = Duration::from_secs(20);
@@ -35,9 +36,6 @@ const REPLY_MAX: usize = 64 * 1024;
 /// Beyond the guest's grace: how long a supervisor may take to clean up.
 const CLEAN_UP_WITHIN: Duration = Duration::from_secs(5);
 
-/// Events of a start that wait to be told to the host; more are dropped.
-const MAX_EVENTS: usize = 256;
-
 /// The file in a start's directory that lets a later hypervisor adopt it.
 const RECORD: &str = "start.json";
 
@@ -46,7 +44,6 @@ const RECORD: &str = "start.json";
 pub struct NamespaceDriver {
     supervisor: PathBuf,
     run_dir: PathBuf,
-    groups: Arc<Groups>,
 }
 
 /// What is kept about a start, in a directory that is never mounted into a sandbox.
@@ -80,15 +77,12 @@ enum Answer {
 }
 
 impl NamespaceDriver {
-    /// A driver that runs `supervisor`, keeps one directory per start in `run_dir`, and
-    /// remembers in the file `groups` where its cgroups are. Under cgroups version 2 it
-    /// moves this process into a group of its own.
+    /// A driver that runs `supervisor` and keeps one directory per start in `run_dir`.
     #[must_use]
-    pub fn new(supervisor: PathBuf, run_dir: PathBuf, groups: &Path) -> Self {
+    pub fn new(supervisor: PathBuf, run_dir: PathBuf) -> Self {
         Self {
             supervisor,
             run_dir,
-            groups: Arc::new(Groups::open(groups)),
         }
     }
 
@@ -100,20 +94,15 @@ impl NamespaceDriver {
 
     async fn build(&self, request: StartRequest) -> Result<Started, StartError> {
         let dir = self.start_dir(request.spec.start_id);
-        let start = request.spec.start_id;
         let built = self.try_build(&dir, request).await;
         if built.is_err() {
-            Arc::clone(&self.groups).end(start).await;
             remove_dir(&dir).await;
         }
         built
     }
 
     async fn try_build(&self, dir: &Path, request: StartRequest) -> Result<Started, StartError> {
-        let StartRequest {
-            mut spec,
-            host_record,
-        } = request;
+        let StartRequest { spec, host_record } = request;
         let mut record = Record {
             sandbox_id: spec.sandbox_id,
             start_id: spec.start_id,
@@ -128,7 +117,6 @@ impl NamespaceDriver {
             .write(dir)
             .map_err(|e| unavailable("cannot write the start's record", &e))?;
 
-        self.groups.begin(&mut spec)?;
         self.spawn_supervisor(&spec).await?;
         let control = Control::new(dir.to_owned(), spec.nonce);
         let pid = control.hello().await.map_err(unreachable)?;
@@ -222,13 +210,14 @@ impl NamespaceDriver {
         if let Some(process) = process {
             end(process).await;
         }
-        Arc::clone(&self.groups).end(start).await;
         remove_dir(&dir).await;
     }
 
     async fn adopt_all(&self) -> Vec<Adopted> {
         let mut found = Vec::new();
-        let entries = fs::read_dir(&self.run_dir).into_iter().flatten();
+        let Ok(entries) = fs::read_dir(&self.run_dir) else {
+            return found;
+        };
         for dir in entries.flatten().map(|entry| entry.path()) {
             match adopt_one(&dir).await {
                 Ok(adopted) => found.push(adopted),
@@ -242,8 +231,6 @@ impl NamespaceDriver {
                 }
             }
         }
-        let alive = found.iter().map(|one| one.start_id.to_string()).collect();
-        Arc::clone(&self.groups).sweep(alive).await;
         found
     }
 }
@@ -327,14 +314,14 @@ async fn take_over(
     .map_err(|errno| ControlError::Io(errno.into()))?;
     let channel = control.channel().await?;
     let watch = control.watch().await?;
-    let (sender, events) = mpsc::channel(MAX_EVENTS);
-    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit(sender));
+    let events = broadcast::Sender::new(MAX_EVENTS);
+    let exited: BoxFuture<'static, CommandExit> = Box::pin(watch.guest_exit(events.clone()));
     Ok(Started {
+        events,
         control,
         app_dir,
         channel,
         exited,
-        events,
         host_record,
     })
 }

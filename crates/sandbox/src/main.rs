@@ -112,10 +112,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.identity,
         cancelled.clone(),
     );
-    app.conductor
-        .fail_interrupted()
-        .await
-        .context("interrupted runs were not closed")?;
     let version = env!("CARGO_PKG_VERSION");
     let started = NewEvent::new("runtime.started", serde_json::json!({"version": version}));
     store
@@ -129,6 +125,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn(relay.run(cancelled.clone()));
     tasks.spawn(keep_token(channel, RENEW_EVERY, cancelled.clone()));
 
+    // Before anybody can ask for another run: those that were cut off keep their places.
+    app.conductor
+        .resume_interrupted()
+        .await
+        .context("interrupted runs were not resumed")?;
     let (conductor, websockets) = (app.conductor.clone(), app.websockets.clone());
     let router = sandbox::http::router(app);
     if let Some(port) = config.port {

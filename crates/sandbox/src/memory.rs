@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 use types::RunId;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -190,26 +191,47 @@ pub async fn recall(
         }
     };
     let now = store.now();
-    let mut memories = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let created_ms: i64 = row.try_get("created_ms")?;
-        let tags: String = row.try_get("tags")?;
-        let relevance: f64 = row.try_get("relevance")?;
-        memories.push(Memory {
-            id: row.try_get("id")?,
-            text: row.try_get("text")?,
-            tags: serde_json::from_str(&tags)
-                .map_err(|_| StoreError::Corrupt("a memory's tags".to_owned()))?,
-            created_at: Timestamp::from_millisecond(created_ms)
-                .unwrap_or_default()
-                .to_string(),
-            score: relevance * weight(now, created_ms),
-        });
-    }
+    let mut memories = rows
+        .iter()
+        .map(|row| read(row, now))
+        .collect::<Result<Vec<_>, _>>()?;
     // Stable: without a query all scores are 0 and the latest stay first.
     memories.sort_by(|one, other| other.score.total_cmp(&one.score));
     memories.truncate(limit);
     Ok(memories)
+}
+
+/// The memories with these ids that were not forgotten since, in this order.
+///
+/// # Errors
+/// When the store fails.
+pub(crate) async fn by_ids(store: &EventStore, ids: &[String]) -> Result<Vec<Memory>, MemoryError> {
+    let rows = sqlx::query(
+        "SELECT memories.id, memories.text, memories.tags, created_ms, 0.0 AS relevance \
+         FROM json_each(?1) AS wanted JOIN memories ON memories.id = wanted.value \
+         ORDER BY wanted.key",
+    )
+    .bind(json!(ids).to_string())
+    .fetch_all(store.readers())
+    .await?;
+    let now = store.now();
+    rows.iter().map(|row| read(row, now)).collect()
+}
+
+fn read(row: &SqliteRow, now: Timestamp) -> Result<Memory, MemoryError> {
+    let created_ms: i64 = row.try_get("created_ms")?;
+    let tags: String = row.try_get("tags")?;
+    let relevance: f64 = row.try_get("relevance")?;
+    Ok(Memory {
+        id: row.try_get("id")?,
+        text: row.try_get("text")?,
+        tags: serde_json::from_str(&tags)
+            .map_err(|_| StoreError::Corrupt("a memory's tags".to_owned()))?,
+        created_at: Timestamp::from_millisecond(created_ms)
+            .unwrap_or_default()
+            .to_string(),
+        score: relevance * weight(now, created_ms),
+    })
 }
 
 /// How much a match of this age counts, from 1 down to [`FLOOR`].

@@ -1,8 +1,11 @@
 //! Commands and terminals: what a runner can reach, and what it cannot.
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use rustix::process::Signal;
 use serde_json::{Value, json};
-use system_tests::wait::within;
+use system_tests::http::{Ask, Client};
+use system_tests::installation::free_port;
+use system_tests::wait::{until, within};
 use system_tests::{Account, Setup};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -181,4 +184,52 @@ async fn read_until(socket: &mut Socket, text: &str) {
         }
     })
     .await;
+}
+
+/// What a command was denied is told to its owner, by name and number, again after a restart of
+/// the hypervisor, and counted for the operator.
+#[tokio::test(flavor = "multi_thread")]
+async fn denied_system_calls_are_told_to_the_owner_and_counted() {
+    let metrics = free_port();
+    let mut installation = Setup::default()
+        .config(&format!(
+            "[listen]\nmetrics_address = \"127.0.0.1:{metrics}\""
+        ))
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let denied = json!({ "argv": ["sh", "-c", "unshare --user true; unshare --user true; true"] });
+    let told = async |call: &str| {
+        until("a notice", async || {
+            let answer = alice.control("GET", "/me/sandboxes/live/notices", None);
+            let notices = answer.await.json()["notices"].clone();
+            // They are told once per second at most, so perhaps in two parts.
+            let of_call = |notice: &&Value| {
+                notice["message"].to_string().contains(call) && notice["count"] == 2
+            };
+            notices.as_array().unwrap().iter().find(of_call).cloned()
+        })
+        .await
+    };
+    alice.command(Role::Live, &denied).await;
+    let notice = told("unshare").await;
+    assert_eq!(notice["kind"], "syscall_denied");
+    assert!(notice["message"].to_string().contains("`sh`"), "{notice}");
+    assert!(
+        notice["hint"].to_string().contains("namespaces"),
+        "{notice}"
+    );
+    let scraper = Client::new(metrics);
+    let text = scraper
+        .send(Ask::new("GET", "localhost", "/metrics"))
+        .await
+        .text();
+    let counter = "choir_syscalls_denied_total{who=\"command\",call=\"unshare\"} 2";
+    assert!(text.contains(counter), "{text}");
+
+    installation.end(Signal::KILL);
+    installation.spawn().await;
+    alice.command(Role::Live, &denied).await;
+    told("unshare").await;
 }

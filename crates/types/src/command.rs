@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CommandId, LimitReached};
+use crate::CommandId;
 
 /// Bounds of one command. Every field has a default and a maximum in the hypervisor's config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -17,15 +17,6 @@ pub struct CommandLimits {
     /// Processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
-    /// Memory of the whole tree in bytes, where the host gives cgroups.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_bytes: Option<u64>,
-    /// Processor time in thousandths of a core, where the host gives cgroups.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu_millis: Option<u32>,
-    /// Size of one file in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub file_bytes: Option<u64>,
 }
 
 /// The size of a terminal, in character cells.
@@ -58,6 +49,16 @@ pub struct CommandRequest {
     /// Keep running when the caller goes away: a listed, stoppable service.
     #[serde(default)]
     pub detach: bool,
+    /// The id that it will have, so that a caller can write it down before the command
+    /// begins; chosen by the router when absent. A request with an id that is known is
+    /// refused as a conflict, so asking again starts nothing twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<CommandId>,
+    /// Keep running when the caller goes away because the caller, or its successor, comes
+    /// back for it: within its limits, and listed as an ordinary command. Answered like
+    /// `detach`, with the command's view at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rejoin: bool,
     /// Capabilities asked for, such as `provider:call`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
@@ -98,9 +99,6 @@ pub struct CommandExit {
     /// Why it could not be started, when it could not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The limit that ended it, or that made calls of it fail.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<LimitReached>,
 }
 
 /// One line of the `application/x-ndjson` stream that answers `POST …/commands`.

@@ -6,13 +6,13 @@
 mod command;
 mod id;
 pub mod keyless;
-mod limits;
 mod name;
 mod network;
 mod notice;
 mod problem;
 mod role;
 mod sandbox;
+mod swap;
 
 pub use command::{
     CommandEvent, CommandExit, CommandLimits, CommandRequest, CommandState, CommandView,
@@ -22,10 +22,10 @@ pub use id::{
     CommandId, InviteId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId, SessionId, StartId,
     TokenId, UserId,
 };
-pub use limits::{LimitReached, LimitScope, LimitedResource, format_bytes, parse_bytes};
 pub use name::{UserName, UserNameError};
 pub use network::{NetworkMode, ParseNetworkModeError};
 pub use notice::{NoticeKind, SandboxNotice};
 pub use problem::{ErrorCode, Problem};
 pub use role::{ParseRoleError, Role};
-pub use sandbox::{ParseStateError, SandboxState, SandboxView, SwapView};
+pub use sandbox::{ParseStateError, SandboxState, SandboxView};
+pub use swap::{ParseSwapOutcomeError, SwapOutcome, SwapRequest, SwapStatus, SwapView};

@@ -100,16 +100,3 @@ pub struct SandboxView {
     /// Where a browser opens it.
     pub url: String,
 }
-
-/// The outcome of a swap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SwapView {
-    /// The generation that the swap made.
-    pub generation: u64,
-    /// The sandbox that is `live` now.
-    pub live: SandboxId,
-    /// The sandbox that is `dev` now.
-    pub dev: SandboxId,
-    /// Time from request to the new pointer being served, in milliseconds.
-    pub took_ms: u64,
-}

@@ -49,6 +49,20 @@ describe('transcript', () => {
     ]);
   });
 
+  it('says that a run was cut off and goes on', () => {
+    const notes = transcript([
+      event('run.reply', { step: 1, reply: {} }),
+      event('run.resumed', { attempt: 1, step: 0 }),
+      event('run.resumed', { attempt: 2, step: 4 }),
+      event('run.resumed', { attempt: 12, step: 5 }),
+    ]);
+    expect(notes.map((note) => note.kind === 'note' && note.text)).toEqual([
+      'Was cut off and goes on from step 1. What was finished is not done again.',
+      'Was cut off and goes on from step 4 (for the 2nd time). What was finished is not done again.',
+      'Was cut off and goes on from step 5 (for the 12th time). What was finished is not done again.',
+    ]);
+  });
+
   it('survives events it does not know and results without a call', () => {
     expect(transcript([event('run.dream', {}), event('run.tool_result', { call_id: 'zz', output: 'x' })])).toEqual([]);
   });

@@ -84,6 +84,9 @@ export function transcript(events: readonly EventRecord[]): Item[] {
       items.push({ kind: 'note', seq, text: `Begins with ${found === 1 ? 'one memory' : `${found} memories`} of earlier tasks.` });
     } else if (kind === 'run.retry') {
       items.push({ kind: 'note', seq, text: `The model did not answer (${text(data.reason)}). Tried again after ${(number(data.wait_ms) / 1000).toFixed(1)} s.` });
+    } else if (kind === 'run.resumed') {
+      const times = number(data.attempt);
+      items.push({ kind: 'note', seq, text: `Was cut off and goes on from step ${Math.max(1, number(data.step))}${times > 1 ? ` (for the ${ordinal(times)} time)` : ''}. What was finished is not done again.` });
     } else if (kind === 'run.finished') {
       const last = items.findLast((item) => item.kind === 'text');
       const answer = text(data.answer);
@@ -98,6 +101,11 @@ export function transcript(events: readonly EventRecord[]): Item[] {
     }
   }
   return items;
+}
+
+function ordinal(count: number): string {
+  const tail = count % 100 >= 11 && count % 100 <= 13 ? 0 : count % 10;
+  return `${count}${['th', 'st', 'nd', 'rd'][tail] ?? 'th'}`;
 }
 
 /** A run after one more of its events. A run that is not known yet begins with `run.started`. */
@@ -151,6 +159,8 @@ export function summary(event: EventRecord): string {
     case 'file.changed': return `${text(data.op).replaceAll('_', ' ')} ${text(data.path)}`;
     case 'runtime.started': return `version ${text(data.version)}`;
     case 'run.retry': return text(data.reason);
+    case 'run.reply': return `The model's reply of step ${text(data.step)}`;
+    case 'run.resumed': return `Goes on from step ${text(data.step)} after it was cut off`;
     case 'terminal.opened':
     case 'terminal.closed': return text(data.id);
     case 'memory.remembered':

@@ -132,7 +132,7 @@ class Runs {
       const id = event.run_id;
       if (!id) continue;
       byRun.set(id, [...(byRun.get(id) ?? []), event]);
-      if (['run.text', 'run.tool_call', 'run.finished', 'run.step'].includes(event.kind)) this.pending.delete(id);
+      if (['run.text', 'run.tool_call', 'run.finished', 'run.step', 'run.retry', 'run.resumed'].includes(event.kind)) this.pending.delete(id);
       if (event.kind === 'run.tool_result') this.output.delete(outputKey(id, text(event.data.call_id)));
       this.#apply(event);
       // Tokens are added up, so they would count twice; the rest is safe to apply again.

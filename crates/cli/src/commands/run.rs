@@ -39,6 +39,8 @@ pub(super) async fn run(
         Some(read_stdin(context.io.stdin.as_mut())?)
     };
     let request = CommandRequest {
+        id: None,
+        rejoin: false,
         argv: command.argv,
         cwd: command.cwd,
         env: command.env,
@@ -48,9 +50,6 @@ pub(super) async fn run(
         capabilities: command.capabilities,
         limits: CommandLimits {
             wall_ms: command.timeout.map(|seconds| seconds * 1000),
-            memory_bytes: command.memory,
-            cpu_millis: command.cpus,
-            processes: command.processes,
             ..CommandLimits::default()
         },
         label: Some("cli".to_owned()),
@@ -66,9 +65,6 @@ pub(super) async fn run(
             exit.dropped_bytes
         );
         context.io.complain(&text)?;
-    }
-    if let Some(limit) = &exit.limit {
-        context.io.complain(&format!("choir: {limit}\n"))?;
     }
     if let Some(why) = exit.error {
         return Err(Error::NotStarted(why));

@@ -1,7 +1,7 @@
 //! `choir sandbox …`.
 
 use jiff::Timestamp;
-use types::{Role, SandboxView, SwapView, UserName};
+use types::{Role, SandboxView, UserName};
 
 use super::{Nothing, Sandboxes, Target};
 use crate::Error;
@@ -36,18 +36,7 @@ pub(super) async fn run(
         Sandbox::Start(one) => change(&client, "start", one).await?,
         Sandbox::Stop(one) => change(&client, "stop", one).await?,
         Sandbox::Restart(one) => change(&client, "restart", one).await?,
-        Sandbox::Swap { user, json } => {
-            let path = format!("{}/swap", base(user.as_ref()));
-            let swapped: SwapView = client.post(&path, &Nothing {}).await?;
-            if json {
-                output::json(&swapped)
-            } else {
-                format!(
-                    "Swapped in {} ms: what was dev is live now (generation {}).\n",
-                    swapped.took_ms, swapped.generation
-                )
-            }
-        }
+        Sandbox::Swap(asked) => return super::swap::run(&client, asked, context).await,
         Sandbox::Logs { of, follow } => return logs(&client, of.role(), follow, context).await,
     };
     context.io.print(&text)?;

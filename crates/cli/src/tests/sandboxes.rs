@@ -172,6 +172,34 @@ async fn swap_tells_what_is_live_now() {
 }
 
 #[tokio::test]
+async fn a_swap_that_was_taken_back_is_told_and_fails() {
+    let plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
+    let swapped = json!({
+        "generation": 4, "took_ms": 12, "grace_until": "2027-01-15T08:00:30Z",
+        "live": "018f0000-0000-7000-8000-000000000012", "dev": "018f0000-0000-7000-8000-000000000011",
+    });
+    plane.answer("POST /me/sandboxes/swap", swapped);
+    let status = json!({
+        "generation": 4, "swapped_at": "2027-01-15T08:00:00Z", "outcome": "rolled_back",
+        "reason": "3 s after the swap live crashed",
+    });
+    plane.answer("GET /me/sandboxes/swap", json!({ "swap": status }));
+    let ended = person.run(&plane, "sandbox swap --wait").await;
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    Swapped in 12 ms: what was dev is live now (generation 4).
+    If it fails within the next 30 s it is taken back by itself.
+    The swap was taken back: 3 s after the swap live crashed.
+    It is dev again: choir sandbox logs dev
+    --- stderr
+    ");
+    person.run(&plane, "sandbox swap --no-rollback").await;
+    assert_eq!(plane.last().body, json!({ "rollback": false }));
+}
+
+#[tokio::test]
 async fn a_refused_swap_gives_the_reason_and_a_hint() {
     let plane = Plane::start().await;
     let mut person = Person::signed_in(&plane).await;

@@ -10,6 +10,16 @@ pub(crate) use handshake::{check_answer, prepare, wants_websocket};
 pub(crate) use registry::Registry;
 pub(crate) use tunnel::{Tunnel, TunnelEnds};
 
+/// What a WebSocket belongs to, for closing some and not others. Both are the caller's own
+/// numbers; 0 where they mean nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct SocketTag {
+    /// The session it was opened with.
+    pub session: u128,
+    /// The generation of the route that it was opened by.
+    pub generation: u64,
+}
+
 /// What to tell both ends of a WebSocket when the proxy closes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseNotice {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::CloseNotice;
+use super::{CloseNotice, SocketTag};
 
 /// An order to close one WebSocket.
 #[derive(Debug, Clone)]
@@ -25,7 +25,14 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    open: HashMap<u64, Option<oneshot::Sender<CloseOrder>>>,
+    open: HashMap<u64, Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    tag: SocketTag,
+    /// Gone once it was told to close.
+    order: Option<oneshot::Sender<CloseOrder>>,
 }
 
 /// One WebSocket's place in the registry, from the moment its upgrade is asked for.
@@ -45,7 +52,7 @@ impl Registry {
     }
 
     /// A place, unless there are too many already.
-    pub(crate) fn register(&self) -> Option<Registration> {
+    pub(crate) fn register(&self, tag: SocketTag) -> Option<Registration> {
         let (sender, order) = oneshot::channel();
         let mut state = self.lock();
         if state.open.len() >= self.max {
@@ -53,7 +60,11 @@ impl Registry {
         }
         let key = state.next;
         state.next += 1;
-        state.open.insert(key, Some(sender));
+        let place = Place {
+            tag,
+            order: Some(sender),
+        };
+        state.open.insert(key, place);
         Some(Registration {
             registry: self.clone(),
             key,
@@ -61,17 +72,28 @@ impl Registry {
         })
     }
 
-    /// Orders every WebSocket to close within `window` and returns how many were told.
+    /// Orders every WebSocket that `concerned` names to close within `window` and returns the
+    /// tags of those that were told. Whoever was told before is not told again.
     ///
     /// Each gets its own slice of the window and a random moment in it, so that clients
     /// come back spread evenly and not in the order in which they connected.
-    pub(crate) fn close_all(&self, notice: &CloseNotice, window: Duration, seed: u64) -> usize {
-        let mut orders: Vec<_> = self
-            .lock()
-            .open
-            .values_mut()
-            .filter_map(Option::take)
-            .collect();
+    pub(crate) fn close(
+        &self,
+        concerned: impl Fn(&SocketTag) -> bool,
+        notice: &CloseNotice,
+        window: Duration,
+        seed: u64,
+    ) -> Vec<SocketTag> {
+        let mut tags = Vec::new();
+        let mut orders = Vec::new();
+        for place in self.lock().open.values_mut() {
+            if concerned(&place.tag)
+                && let Some(order) = place.order.take()
+            {
+                tags.push(place.tag);
+                orders.push(order);
+            }
+        }
         let count = orders.len();
         let notice = Arc::new(notice.clone());
         let mut random = SplitMix(seed);
@@ -89,7 +111,12 @@ impl Registry {
             // Whoever has closed meanwhile needs no order.
             drop(sender.send(order));
         }
-        count
+        tags
+    }
+
+    /// The tags of all that are open or being opened.
+    pub(crate) fn tags(&self) -> Vec<SocketTag> {
+        self.lock().open.values().map(|place| place.tag).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -132,11 +159,12 @@ mod tests {
     #[test]
     fn closes_are_spread_over_the_whole_window() {
         let registry = Registry::new(100);
-        let mut places: Vec<_> = (0..100).map(|_| registry.register().unwrap()).collect();
-        assert!(registry.register().is_none());
+        let tag = SocketTag::default();
+        let mut places: Vec<_> = (0..100).map(|_| registry.register(tag).unwrap()).collect();
+        assert!(registry.register(tag).is_none());
         let window = Duration::from_secs(10);
         let notice = CloseNotice::new(CloseNotice::SERVICE_RESTART, "x");
-        assert_eq!(registry.close_all(&notice, window, 42), 100);
+        assert_eq!(registry.close(|_| true, &notice, window, 42).len(), 100);
         let delays: Vec<_> = places
             .iter_mut()
             .map(|place| place.order.try_recv().unwrap().after)
@@ -153,8 +181,25 @@ mod tests {
         sorted.sort();
         assert_ne!(delays, sorted, "not in the order of connecting");
         // Told once is enough.
-        assert_eq!(registry.close_all(&notice, window, 42), 0);
+        assert!(registry.close(|_| true, &notice, window, 42).is_empty());
         drop(places);
-        assert!(registry.register().is_some());
+        assert!(registry.register(tag).is_some());
+    }
+
+    #[test]
+    fn only_those_concerned_are_told() {
+        let registry = Registry::new(10);
+        let of = |session, generation| SocketTag {
+            session,
+            generation,
+        };
+        let mut old = registry.register(of(1, 4)).unwrap();
+        let mut new = registry.register(of(1, 5)).unwrap();
+        let notice = CloseNotice::new(CloseNotice::SERVICE_RESTART, "x");
+        let told = registry.close(|tag| tag.generation < 5, &notice, Duration::ZERO, 1);
+        assert_eq!(told, [of(1, 4)]);
+        assert!(old.order.try_recv().is_ok());
+        assert!(new.order.try_recv().is_err(), "it was not concerned");
+        assert_eq!(registry.tags().len(), 2);
     }
 }

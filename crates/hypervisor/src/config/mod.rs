@@ -1,7 +1,6 @@
 //! Configuration: read once, validated once, typed from then on (style 2).
 
 mod error;
-mod limits;
 mod network;
 mod origins;
 mod providers;
@@ -15,12 +14,11 @@ mod values;
 use std::path::PathBuf;
 
 pub use error::ConfigError;
-pub use limits::{Limits, Share};
 pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
 pub use providers::{Provider, ProviderKind};
 pub use raw::RawConfig;
-pub use sandbox::{Mount, Sandbox};
+pub use sandbox::{Limits, Mount, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
 
 /// The whole configuration, valid.

@@ -120,6 +120,8 @@ pub struct RawSandbox {
     pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
     pub limits: RawLimits,
+    /// Swaps.
+    pub swap: RawSwap,
 }
 
 /// `[[sandbox.mounts]]`
@@ -150,38 +152,16 @@ pub struct RawLimits {
     pub open_files: Option<u64>,
     /// Commands that run at the same time in one sandbox.
     pub commands: Option<u32>,
-    /// Memory per command.
-    pub memory: Option<String>,
-    /// Cores per command.
-    pub cpu: Option<f64>,
-    /// Size of one file.
-    pub file_bytes: Option<String>,
-    /// Memory of the guest itself.
-    pub guest_memory: Option<String>,
-    /// inotify instances of the guest, and of a sandbox's commands together.
-    pub inotify_instances: Option<u64>,
-    /// inotify watches of the guest, and of a sandbox's commands together.
-    pub inotify_watches: Option<u64>,
-    /// Memory of a sandbox.
-    pub sandbox_memory: Option<String>,
-    /// Processes and threads of a sandbox.
-    pub sandbox_processes: Option<u64>,
-    /// Cores of a sandbox.
-    pub sandbox_cpu: Option<f64>,
-    /// Bytes on disk of a sandbox.
-    pub sandbox_disk: Option<String>,
-    /// Files on disk of a sandbox.
-    pub sandbox_files: Option<u64>,
-    /// Memory of a user's sandboxes.
-    pub user_memory: Option<String>,
-    /// Processes and threads of a user's sandboxes.
-    pub user_processes: Option<u64>,
-    /// Cores of a user's sandboxes.
-    pub user_cpu: Option<f64>,
-    /// Bytes on disk of a user's sandboxes.
-    pub user_disk: Option<String>,
-    /// Files on disk of a user's sandboxes.
-    pub user_files: Option<u64>,
+}
+
+/// `[sandbox.swap]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSwap {
+    /// How long the new `live` is on trial.
+    pub grace: Option<String>,
+    /// Pause between two looks at it.
+    pub probe_interval: Option<String>,
 }
 
 /// `[[providers]]`

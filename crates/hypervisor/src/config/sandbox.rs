@@ -1,13 +1,13 @@
 //! What sandboxes get.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use runtime::spec::OptionalWall;
 
 use super::ConfigError;
-use super::limits::Limits;
-use super::raw::RawSandbox;
-use super::values::within;
+use super::raw::{RawLimits, RawSandbox, RawSwap};
+use super::values::{DAY, HOUR, duration, within};
 
 /// What sandboxes get.
 #[derive(Debug, Clone)]
@@ -26,6 +26,18 @@ pub struct Sandbox {
     pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
     pub limits: Limits,
+    /// Swaps.
+    pub swap: Swap,
+}
+
+/// How a swap goes on after the pointer has changed (arch §4).
+#[derive(Debug, Clone, Copy)]
+pub struct Swap {
+    /// How long the new `live` is on trial: when it fails within this time and the old one is
+    /// healthy, the swap is taken back.
+    pub grace: Duration,
+    /// Pause between two looks at it.
+    pub probe_interval: Duration,
 }
 
 /// A read-only mount.
@@ -35,6 +47,25 @@ pub struct Mount {
     pub source: PathBuf,
     /// Inside; absolute.
     pub target: PathBuf,
+}
+
+/// Bounds of what runs in a sandbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Wall time of a command that names none.
+    pub command_wall: Duration,
+    /// The longest wall time that a command may ask for.
+    pub command_wall_max: Duration,
+    /// Bytes of output kept per command.
+    pub output_bytes: u64,
+    /// Processes and threads per command.
+    pub processes: u32,
+    /// Processes and threads of the guest itself.
+    pub guest_processes: u32,
+    /// Open files per process.
+    pub open_files: u64,
+    /// Commands that run at the same time in one sandbox.
+    pub commands: u32,
 }
 
 impl Sandbox {
@@ -102,6 +133,83 @@ impl Sandbox {
             binaries_dir: raw.binaries_dir.clone(),
             accept_missing: raw.accept_missing.clone(),
             limits: Limits::build(&raw.limits)?,
+            swap: Swap::build(&raw.swap)?,
+        })
+    }
+}
+
+impl Swap {
+    fn build(raw: &RawSwap) -> Result<Self, ConfigError> {
+        let grace = duration(
+            "sandbox.swap.grace",
+            raw.grace.as_deref(),
+            Duration::from_secs(30),
+        )?;
+        let probe_interval = duration(
+            "sandbox.swap.probe_interval",
+            raw.probe_interval.as_deref(),
+            Duration::from_secs(2),
+        )?;
+        if grace > HOUR {
+            return Err(ConfigError::value(
+                "sandbox.swap.grace",
+                format!("{}s", grace.as_secs()),
+                "it is out of bounds",
+                "1s to 1h",
+            ));
+        }
+        Ok(Self {
+            grace,
+            probe_interval: probe_interval.min(grace),
+        })
+    }
+}
+
+impl Limits {
+    fn build(raw: &RawLimits) -> Result<Self, ConfigError> {
+        let command_wall_max = duration(
+            "sandbox.limits.command_wall_max",
+            raw.command_wall_max.as_deref(),
+            DAY,
+        )?;
+        let command_wall = duration(
+            "sandbox.limits.command_wall",
+            raw.command_wall.as_deref(),
+            HOUR,
+        )?;
+        Ok(Self {
+            command_wall: command_wall.min(command_wall_max),
+            command_wall_max,
+            output_bytes: within(
+                "sandbox.limits.output_bytes",
+                raw.output_bytes.unwrap_or(4 << 20),
+                1 << 12,
+                1 << 30,
+            )?,
+            processes: within(
+                "sandbox.limits.processes",
+                raw.processes.unwrap_or(512),
+                8,
+                65_536,
+            )?,
+            guest_processes: within(
+                "sandbox.limits.guest_processes",
+                raw.guest_processes.unwrap_or(256),
+                8,
+                65_536,
+            )?,
+            open_files: within(
+                "sandbox.limits.open_files",
+                raw.open_files.unwrap_or(4096),
+                64,
+                1 << 20,
+            )?,
+            commands: within(
+                "sandbox.limits.commands",
+                raw.commands.unwrap_or(64),
+                1,
+                4096,
+            )?,
         })
     }
 }

@@ -91,6 +91,16 @@ pub(crate) async fn show(
     Ok(Json(commands.show(actor, id).await?).into_response())
 }
 
+/// `DELETE …/commands/{id}`: an ended command and its output are not wanted any more.
+pub(crate) async fn forget(
+    commands: &Commands<'_>,
+    actor: &Actor,
+    id: CommandId,
+) -> Result<Response, Error> {
+    commands.forget(actor, id).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 /// `POST …/commands/{id}/signal`.
 pub(crate) async fn signal(
     commands: &Commands<'_>,

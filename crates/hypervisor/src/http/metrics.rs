@@ -69,6 +69,13 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+/// `who` is `guest` or `command`; `call` is a name from the seccomp profiles, or `unknown`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    who: &'static str,
+    call: &'static str,
+}
+
 /// The provider's name comes from the configuration, never from a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProviderLabels {
@@ -95,11 +102,13 @@ pub struct Metrics {
     starts: Family<OutcomeLabels, Counter>,
     start_seconds: Histogram,
     swaps: Family<OutcomeLabels, Counter>,
+    rollbacks: Family<OutcomeLabels, Counter>,
     commands: Counter,
     provider_calls: Family<ProviderLabels, Counter>,
     provider_seconds: Histogram,
     refusals: Family<ReasonLabels, Counter>,
     notices: Family<KindLabels, Counter>,
+    denied_calls: Family<CallLabels, Counter>,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -127,11 +136,13 @@ impl Metrics {
         let starts = Family::<OutcomeLabels, Counter>::default();
         let start_seconds = Histogram::new(BUCKETS);
         let swaps = Family::<OutcomeLabels, Counter>::default();
+        let rollbacks = Family::<OutcomeLabels, Counter>::default();
         let commands = Counter::default();
         let provider_calls = Family::<ProviderLabels, Counter>::default();
         let provider_seconds = Histogram::new(BUCKETS);
         let refusals = Family::<ReasonLabels, Counter>::default();
         let notices = Family::<KindLabels, Counter>::default();
+        let denied_calls = Family::<CallLabels, Counter>::default();
         let uptime = Gauge::<f64, AtomicU64>::default();
         registry.register(
             "requests",
@@ -162,6 +173,11 @@ impl Metrics {
             start_seconds.clone(),
         );
         registry.register("swaps", "Swaps by outcome", swaps.clone());
+        registry.register(
+            "swap_rollbacks",
+            "Swaps whose new live failed, by whether they could be taken back",
+            rollbacks.clone(),
+        );
         registry.register("commands", "Commands started", commands.clone());
         registry.register(
             "provider_calls",
@@ -184,6 +200,11 @@ impl Metrics {
             "What users were told about their sandboxes by kind",
             notices.clone(),
         );
+        registry.register(
+            "syscalls_denied",
+            "System calls that the seccomp profiles refused by who made them and name",
+            denied_calls.clone(),
+        );
         registry.register_with_unit(
             "uptime",
             "Time since the process started to serve",
@@ -199,11 +220,13 @@ impl Metrics {
             starts,
             start_seconds,
             swaps,
+            rollbacks,
             commands,
             provider_calls,
             provider_seconds,
             refusals,
             notices,
+            denied_calls,
             uptime,
         }
     }
@@ -250,6 +273,15 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a swap whose new `live` failed; `ok`: it was taken back.
+    pub fn rollback(&self, ok: bool) {
+        self.rollbacks
+            .get_or_create(&OutcomeLabels {
+                outcome: outcome(ok),
+            })
+            .inc();
+    }
+
     /// Counts a command that was started.
     pub fn command(&self) {
         self.commands.inc();
@@ -275,6 +307,13 @@ impl Metrics {
         let kind = kind.as_str();
         self.notices
             .get_or_create(&KindLabels { kind })
+            .inc_by(times);
+    }
+
+    /// Counts refused system calls. `call` must be a name that the profiles have.
+    pub fn denied_calls(&self, who: &'static str, call: &'static str, times: u64) {
+        self.denied_calls
+            .get_or_create(&CallLabels { who, call })
             .inc_by(times);
     }
 
@@ -410,7 +449,7 @@ mod tests {
     use super::Metrics;
     use http::StatusCode;
     use std::time::Duration;
-    use types::{NoticeKind, Role, SandboxState};
+    use types::{Role, SandboxState};
 
     #[test]
     fn a_scrape_shows_what_was_counted() {

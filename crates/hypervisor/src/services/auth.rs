@@ -347,7 +347,7 @@ pub async fn login_finish(
         .await?;
     if let (Some(before), Via::Session(id) | Via::RecoverySession(id)) = (&actor.user, &actor.via) {
         app.store.remove_session(before.id, *id).await?;
-        app.sessions_ended(before.id);
+        app.sessions_ended(before.id).await;
     }
     app.store.add_session(&made.session).await?;
     Ok((

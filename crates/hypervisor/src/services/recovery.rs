@@ -213,7 +213,7 @@ pub async fn recover(
     if !app.store.recover(user.id, code, &made.session).await? {
         return Err(REFUSED);
     }
-    app.sessions_ended(user.id);
+    app.sessions_ended(user.id).await;
     let passkeys = app
         .store
         .passkeys(user.id)

@@ -193,7 +193,7 @@ pub async fn revoke(app: &App, actor: &Actor, id: SessionId) -> Result<(), Error
     if !app.store.remove_session(user.id, id).await? {
         return Err(Error::NotFound("session"));
     }
-    app.sessions_ended(user.id);
+    app.sessions_ended(user.id).await;
     Ok(())
 }
 
@@ -210,7 +210,7 @@ pub async fn revoke_others(app: &App, actor: &Actor) -> Result<u64, Error> {
         )
         .await?;
     let count = app.store.remove_other_sessions(user.id, current).await?;
-    app.sessions_ended(user.id);
+    app.sessions_ended(user.id).await;
     Ok(count)
 }
 
@@ -227,6 +227,6 @@ pub async fn logout(app: &App, actor: &Actor) -> Result<(), Error> {
         .record(actor, Entry::allowed("auth.logout", id.to_string()))
         .await?;
     app.store.remove_session(user.id, *id).await?;
-    app.sessions_ended(user.id);
+    app.sessions_ended(user.id).await;
     Ok(())
 }

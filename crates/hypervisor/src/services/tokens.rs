@@ -246,6 +246,6 @@ pub async fn revoke(app: &App, actor: &Actor, id: TokenId) -> Result<(), Error> 
     if !app.store.remove_token(user.id, id).await? {
         return Err(Error::NotFound("token"));
     }
-    app.sessions_ended(user.id);
+    app.sessions_ended(user.id).await;
     Ok(())
 }

@@ -8,6 +8,7 @@ mod recovery;
 mod routes;
 mod sandboxes;
 mod sessions;
+mod swaps;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -28,6 +29,7 @@ pub use recovery::{NewRecoveryCode, RecoveryCodeRow};
 pub use routes::RouteRow;
 pub use sandboxes::SandboxRow;
 pub use sessions::{NewSession, SessionKind, SessionRow};
+pub use swaps::SwapRow;
 pub use tokens::{NewToken, TokenRow};
 pub use users::{NewUser, UserRow};
 

@@ -36,7 +36,7 @@ impl RouteRow {
             .find(|role| self.sandbox(*role) == sandbox)
     }
 
-    fn read(row: &SqliteRow) -> Result<Self, StoreError> {
+    pub(super) fn read(row: &SqliteRow) -> Result<Self, StoreError> {
         Ok(Self {
             user_id: parse("routes.user_id", row.try_get("user_id")?)?,
             live: parse("routes.live_sandbox_id", row.try_get("live_sandbox_id")?)?,
@@ -71,34 +71,5 @@ impl Store {
             .iter()
             .map(RouteRow::read)
             .collect()
-    }
-
-    /// Exchanges the roles if the route still has the generation that the caller saw, and
-    /// returns the new route; it is on the disk then. `None` when somebody else was first.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn swap_route(
-        &self,
-        seen: &RouteRow,
-        now: i64,
-    ) -> Result<Option<RouteRow>, StoreError> {
-        let generation = i64::try_from(seen.generation).map_err(|_| StoreError::Corrupt {
-            what: "routes.generation",
-        })?;
-        sqlx::query(
-            "UPDATE routes
-             SET live_sandbox_id = dev_sandbox_id, dev_sandbox_id = live_sandbox_id,
-                 generation = generation + 1, updated_at = $3
-             WHERE user_id = $1 AND generation = $2
-             RETURNING user_id, live_sandbox_id, dev_sandbox_id, generation",
-        )
-        .bind(seen.user_id.to_string())
-        .bind(generation)
-        .bind(now)
-        .fetch_optional(&self.write)
-        .await?
-        .map(|row| RouteRow::read(&row))
-        .transpose()
     }
 }

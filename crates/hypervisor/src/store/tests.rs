@@ -1,6 +1,6 @@
 //! The store's promises.
 
-use types::{InviteId, PasskeyId, SandboxId, SessionId, UserId};
+use types::{InviteId, PasskeyId, SandboxId, SessionId, SwapOutcome, UserId};
 use uuid::Uuid;
 
 use super::*;
@@ -138,14 +138,70 @@ async fn a_swap_happens_once_per_generation() {
     let alice = registration("alice", Entitlement::Open);
     store.register(&alice).await.unwrap();
     let seen = store.route(alice.user.id).await.unwrap().unwrap();
-    let swapped = store.swap_route(&seen, NOW).await.unwrap().unwrap();
+    let swapped = store.swap_route(&seen, NOW, None).await.unwrap().unwrap();
     assert_eq!(
         (swapped.live, swapped.dev, swapped.generation),
         (seen.dev, seen.live, 1)
     );
-    assert_eq!(store.swap_route(&seen, NOW).await.unwrap(), None);
-    let back = store.swap_route(&swapped, NOW).await.unwrap().unwrap();
+    assert_eq!(store.swap_route(&seen, NOW, None).await.unwrap(), None);
+    let back = store
+        .swap_route(&swapped, NOW, None)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((back.live, back.generation), (seen.live, 2));
+}
+
+#[tokio::test]
+async fn a_swap_on_trial_is_taken_back_once() {
+    let (store, _dir) = store().await;
+    let alice = registration("alice", Entitlement::Open);
+    store.register(&alice).await.unwrap();
+    let seen = store.route(alice.user.id).await.unwrap().unwrap();
+    let swapped = store
+        .swap_route(&seen, NOW, Some(NOW + 30_000))
+        .await
+        .unwrap()
+        .unwrap();
+    let on_trial = store.swaps_on_trial().await.unwrap();
+    assert_eq!(on_trial.len(), 1);
+    assert_eq!(on_trial[0].grace_until, Some(NOW + 30_000));
+    let back = store
+        .take_back_swap(&swapped, NOW, "it crashed")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((back.live, back.generation), (seen.live, 2));
+    // The second time there is nothing left to take back, and nothing changes.
+    let again = store.take_back_swap(&back, NOW, "x").await.unwrap();
+    assert_eq!(again, None);
+    assert!(
+        !store
+            .settle_swap(&swapped, SwapOutcome::Kept, None)
+            .await
+            .unwrap()
+    );
+    let row = store.swap(alice.user.id).await.unwrap().unwrap();
+    assert_eq!(row.outcome, SwapOutcome::RolledBack);
+    assert_eq!(row.reason.as_deref(), Some("it crashed"));
+    assert_eq!(store.route(alice.user.id).await.unwrap(), Some(back));
+}
+
+#[tokio::test]
+async fn a_trial_does_not_outlast_the_next_swap() {
+    let (store, _dir) = store().await;
+    let alice = registration("alice", Entitlement::Open);
+    store.register(&alice).await.unwrap();
+    let seen = store.route(alice.user.id).await.unwrap().unwrap();
+    let first = store
+        .swap_route(&seen, NOW, Some(NOW + 30_000))
+        .await
+        .unwrap()
+        .unwrap();
+    let second = store.swap_route(&first, NOW, None).await.unwrap().unwrap();
+    assert!(store.swaps_on_trial().await.unwrap().is_empty());
+    assert_eq!(store.take_back_swap(&first, NOW, "x").await.unwrap(), None);
+    assert_eq!(store.route(alice.user.id).await.unwrap(), Some(second));
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ impl Supervisor {
             (None, Some(pidfd)) => self.welcome(id, pidfd, now),
             (error, _) => {
                 if let Some(mut runner) = self.runners.remove(&id) {
-                    self.emptied.extend(runner.close(&self.dirs));
+                    runner.close(&self.dirs);
                 }
                 Err(error.map_or_else(workbench_gone, |error| hints::refusal(&error)))
             }
@@ -88,9 +88,7 @@ impl Supervisor {
             if let Mode::Spawning(id) = connection.mode {
                 connection.mode = Mode::Requests;
                 connection.refuse(&refusal);
-                if let Some(mut runner) = self.runners.remove(&id) {
-                    self.emptied.extend(runner.close(&self.dirs));
-                }
+                self.runners.remove(&id);
             }
         }
         // Those whose client went away before they were born.

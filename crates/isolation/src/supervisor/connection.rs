@@ -40,6 +40,8 @@ pub(crate) enum Mode {
     GuestLog(u64),
     /// It is told what ends.
     Watching,
+    /// It waits for everything to stand still.
+    Freezing,
     /// It waits for the end of the sandbox.
     Stopping,
 }
@@ -81,7 +83,7 @@ impl Connection {
     /// What to wait for. `takes_input` says whether what it is attached to does.
     pub(crate) fn interest(&self, takes_input: bool) -> PollFlags {
         let mut flags = PollFlags::empty();
-        let busy = matches!(self.mode, Mode::Spawning(_) | Mode::Stopping);
+        let busy = self.is_busy();
         if !self.closing && !busy && takes_input {
             flags |= PollFlags::IN;
         }
@@ -89,6 +91,14 @@ impl Connection {
             flags |= PollFlags::OUT;
         }
         flags
+    }
+
+    /// Whether it waits for an answer that takes its time.
+    const fn is_busy(&self) -> bool {
+        matches!(
+            self.mode,
+            Mode::Spawning(_) | Mode::Freezing | Mode::Stopping
+        )
     }
 
     /// When it has to have proved itself, if it has not.
@@ -113,7 +123,7 @@ impl Connection {
 
     /// The next complete frame, unless it is no time for one.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, ProtocolError> {
-        if self.closing || matches!(self.mode, Mode::Spawning(_) | Mode::Stopping) {
+        if self.closing || self.is_busy() {
             return Ok(None);
         }
         self.decoder.next_frame()

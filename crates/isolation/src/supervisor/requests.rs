@@ -25,6 +25,7 @@ const MAX_GRACE: Duration = Duration::from_secs(60);
 /// Handles one frame of a connection, which is out of the supervisor's map meanwhile.
 pub(crate) fn handle(
     supervisor: &mut Supervisor,
+    number: u64,
     connection: &mut Connection,
     frame: Frame,
     now: Instant,
@@ -41,7 +42,7 @@ pub(crate) fn handle(
         Frame::Json(body) => Request::parse(&body),
     };
     match request {
-        Ok(request) => dispatch(supervisor, connection, request, now),
+        Ok(request) => dispatch(supervisor, number, connection, request, now),
         Err(error) => {
             let detail = std::error::Error::source(&error)
                 .map(ToString::to_string)
@@ -67,6 +68,7 @@ pub(crate) fn forget_oldest(supervisor: &mut Supervisor) {
 
 fn dispatch(
     supervisor: &mut Supervisor,
+    number: u64,
     connection: &mut Connection,
     request: Request,
     now: Instant,
@@ -92,6 +94,13 @@ fn dispatch(
                 runner.task.end_input();
             }
         }
+        (Mode::Requests, Request::Freeze { limit_ms }) => {
+            supervisor.freeze(number, connection, limit_ms, now);
+        }
+        (Mode::Requests, Request::Thaw {}) => {
+            let reply = supervisor.thaw_for(number, now);
+            connection.say(&reply, Vec::new());
+        }
         (Mode::Requests, request) => answer(supervisor, connection, request, now),
         (_, _) => break_off(connection, "this request is not possible now"),
     }
@@ -103,59 +112,69 @@ fn answer(
     request: Request,
     now: Instant,
 ) {
-    let answered =
-        match request {
-            Request::Spawn { spec } => spawn(supervisor, *spec, now).map(|id| {
-                connection.mode = Mode::Spawning(id);
-            }),
-            Request::Channel {} => hand_out(connection, supervisor.channel.try_clone().map(Some)),
-            Request::RunnerChannel { command_id } => find(supervisor, command_id)
-                .and_then(|runner| hand_out(connection, runner.channel())),
-            Request::Attach { command_id, from } => find(supervisor, command_id).map(|runner| {
-                let offset = next_offset(&runner.task.log, from);
-                connection.mode = Mode::Attached(command_id, offset);
-                connection.say(&Reply::Attached { offset }, Vec::new());
-            }),
-            Request::GuestLog { from } => {
-                let offset = next_offset(&supervisor.guest.log, from);
-                connection.mode = Mode::GuestLog(offset);
-                connection.say(&Reply::Attached { offset }, Vec::new());
-                Ok(())
+    let answered = match request {
+        Request::Spawn { spec } => {
+            connection.mode = Mode::Spawning(spec.command_id);
+            match supervisor.hold(*spec) {
+                Some(spec) => spawn(supervisor, spec, now).map(drop),
+                None => Ok(()),
             }
-            Request::Signal { command_id, signal } => find(supervisor, command_id).map(|runner| {
-                deliver(runner, signal);
-                connection.say(&Reply::Done, Vec::new());
-            }),
-            Request::Runners {} => {
-                let runners = supervisor.runners.values().map(Runner::status).collect();
-                connection.say(&Reply::Runners { runners }, Vec::new());
-                Ok(())
+        }
+        Request::Channel {} => hand_out(connection, supervisor.channel.try_clone().map(Some)),
+        Request::RunnerChannel { command_id } => {
+            find(supervisor, command_id).and_then(|runner| hand_out(connection, runner.channel()))
+        }
+        Request::Attach { command_id, from } => find(supervisor, command_id).map(|runner| {
+            let offset = next_offset(&runner.task.log, from);
+            connection.mode = Mode::Attached(command_id, offset);
+            connection.say(&Reply::Attached { offset }, Vec::new());
+        }),
+        Request::GuestLog { from } => {
+            let offset = next_offset(&supervisor.guest.log, from);
+            connection.mode = Mode::GuestLog(offset);
+            connection.say(&Reply::Attached { offset }, Vec::new());
+            Ok(())
+        }
+        Request::Signal { command_id, signal } => find(supervisor, command_id).map(|runner| {
+            deliver(runner, signal);
+            connection.say(&Reply::Done, Vec::new());
+        }),
+        Request::Runners {} => {
+            let runners = supervisor.runners.values().map(Runner::status).collect();
+            connection.say(&Reply::Runners { runners }, Vec::new());
+            Ok(())
+        }
+        Request::Forget { command_id } => {
+            if supervisor
+                .runners
+                .get(&command_id)
+                .is_some_and(|runner| runner.task.exit.is_some())
+            {
+                supervisor.runners.remove(&command_id);
             }
-            Request::Forget { command_id } => {
-                if supervisor
-                    .runners
-                    .get(&command_id)
-                    .is_some_and(|runner| runner.task.exit.is_some())
-                {
-                    supervisor.runners.remove(&command_id);
-                }
-                connection.say(&Reply::Done, Vec::new());
-                Ok(())
-            }
-            Request::Watch {} => {
-                watch(supervisor, connection);
-                Ok(())
-            }
-            Request::Stop { grace_ms } => {
-                connection.mode = Mode::Stopping;
-                supervisor.stop(Duration::from_millis(grace_ms).min(MAX_GRACE), now);
-                Ok(())
-            }
-            Request::Hello { .. } | Request::Resize(_) | Request::CloseStdin {} => Err(
-                Refusal::new("bad_request", "this request is not possible now"),
-            ),
-        };
+            connection.say(&Reply::Done, Vec::new());
+            Ok(())
+        }
+        Request::Watch {} => {
+            watch(supervisor, connection);
+            Ok(())
+        }
+        Request::Stop { grace_ms } => {
+            connection.mode = Mode::Stopping;
+            supervisor.stop(Duration::from_millis(grace_ms).min(MAX_GRACE), now);
+            Ok(())
+        }
+        Request::Hello { .. }
+        | Request::Resize(_)
+        | Request::CloseStdin {}
+        | Request::Freeze { .. }
+        | Request::Thaw {} => Err(Refusal::new(
+            "bad_request",
+            "this request is not possible now",
+        )),
+    };
     if let Err(refusal) = answered {
+        connection.mode = Mode::Requests;
         connection.refuse(&refusal);
     }
 }
@@ -177,7 +196,8 @@ fn hello(supervisor: &Supervisor) -> Reply {
     }
 }
 
-fn spawn(
+/// Orders a runner; its birth answers whoever waits for it.
+pub(super) fn spawn(
     supervisor: &mut Supervisor,
     spec: RunnerSpec,
     now: Instant,

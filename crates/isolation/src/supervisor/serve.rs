@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
 use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
-use types::{CommandExit, CommandId, LimitReached};
+use types::{CommandExit, CommandId};
 
 use super::connection::{Connection, Mode};
+use super::denials::Counts;
+use super::freezing::Freeze;
 use super::runner::Runner;
 use super::start::{Built, Workbench};
 use super::task::{Part, Task, Told};
 use super::{dirs::StartDirs, requests};
-use crate::cgroups::{self, Group, Levels};
 use crate::protocol::{Event, Refusal, Reply, Stream};
 use crate::spec::SandboxSpec;
 use crate::sys;
@@ -28,6 +29,10 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
 /// Grace when the supervisor itself is asked to end by SIGTERM.
 const SIGTERM_GRACE: Duration = Duration::from_secs(5);
+
+/// Said once per start, and per command, where it is so.
+const UNCOUNTED: &str = "denied system calls are refused and not counted: this kernel gives no \
+                         notification of them, or a filter around the supervisor has it already";
 
 /// A running sandbox.
 #[derive(Debug)]
@@ -45,9 +50,9 @@ pub(crate) struct Supervisor {
     pub(super) connections: BTreeMap<u64, Connection>,
     next_connection: u64,
     stop_at: Option<Instant>,
-    _groups: Vec<OwnedFd>,
-    /// Groups of commands that have ended, until the kernel lets go of them.
-    pub(super) emptied: Vec<Group>,
+    pub(super) freeze: Option<Freeze>,
+    /// System calls that were refused and not told yet.
+    denied: Counts,
 }
 
 /// Whom a readiness concerns.
@@ -83,8 +88,8 @@ impl Supervisor {
             connections: BTreeMap::new(),
             next_connection: 0,
             stop_at: None,
-            _groups: built.groups,
-            emptied: Vec::new(),
+            freeze: None,
+            denied: Counts::default(),
         })
     }
 
@@ -97,9 +102,9 @@ impl Supervisor {
                 self.handle(source, flags, now);
             }
             self.enforce_deadlines(now);
-            self.emptied
-                .retain(|group| group.remove(Duration::ZERO).is_err());
+            self.tell_denials(now);
             self.feed_connections();
+            self.enforce_thaw(now);
         }
         self.end();
         Ok(())
@@ -108,6 +113,8 @@ impl Supervisor {
     /// Begins to take the sandbox down; more than one may ask.
     pub(crate) fn stop(&mut self, grace: Duration, now: Instant) {
         let at = now + grace;
+        // Who stands still cannot end in good order.
+        self.thaw(now);
         if self.stop_at.is_none() {
             for runner in self.runners.values() {
                 runner.task.kill();
@@ -196,7 +203,20 @@ impl Supervisor {
             .filter_map(|runner| runner.task.deadline);
         let connections = self.connections.values().filter_map(Connection::deadline);
         let stop = self.stop_at.filter(|_| self.guest.exit.is_none());
-        runners.chain(connections).chain(stop).min()
+        let thaw = self.freeze.as_ref().and_then(Freeze::deadline);
+        let windows = self
+            .runners
+            .values()
+            .filter_map(|runner| runner.task.denials.deadline())
+            .chain(self.guest.denials.deadline());
+        let told = self.denied.deadline().filter(|_| self.is_watched());
+        runners
+            .chain(connections)
+            .chain(stop)
+            .chain(windows)
+            .chain(told)
+            .chain(thaw)
+            .min()
     }
 
     fn enforce_deadlines(&mut self, now: Instant) {
@@ -246,14 +266,17 @@ impl Supervisor {
         match part {
             Part::Output(index) => self.guest.read_output(index),
             Part::Input => self.guest.write_input(),
+            Part::Denials => self.guest.denials.refuse(None, &mut self.denied, now),
             Part::News => {
-                self.guest.read_news();
+                if let Told::Froze(froze) = self.guest.read_news() {
+                    self.hear_frozen(None, froze, now);
+                }
             }
             Part::Process => {
                 // Reaps the guest's first process, a child of this one.
                 let _ = waitpid(Some(self.guest_pid), WaitOptions::NOHANG);
-                let limit = self.guest_limit();
-                let exit = self.guest.finish(now, limit);
+                let exit = self.guest.finish(now);
+                self.check_frozen(now);
                 self.note(&format!("guest {}", ending(&exit)));
                 self.tell(&Event::GuestExited { exit });
             }
@@ -267,15 +290,22 @@ impl Supervisor {
         match part {
             Part::Output(index) => runner.task.read_output(index),
             Part::Input => runner.task.write_input(),
-            Part::News => {
-                if let Told::Failed(error) = runner.task.read_news() {
+            Part::Denials => {
+                let denials = &mut runner.task.denials;
+                denials.refuse(Some(&runner.view), &mut self.denied, now);
+            }
+            Part::News => match runner.task.read_news() {
+                Told::Failed(error) => {
                     self.note(&format!("a runner could not be built: {error}"));
                 }
-            }
+                Told::Froze(froze) => self.hear_frozen(Some(id), froze, now),
+                Told::Uncounted => self.note(UNCOUNTED),
+                Told::Nothing | Told::Started => {}
+            },
             Part::Process => {
-                let limit = runner.limit();
-                let exit = runner.task.finish(now, limit);
-                self.emptied.extend(runner.close(&self.dirs));
+                let exit = runner.task.finish(now);
+                runner.close(&self.dirs);
+                self.check_frozen(now);
                 self.tell(&Event::RunnerExited {
                     command_id: id,
                     exit,
@@ -312,7 +342,7 @@ impl Supervisor {
         };
         while self.takes_input(&connection) {
             match connection.next_frame() {
-                Ok(Some(frame)) => requests::handle(self, &mut connection, frame, now),
+                Ok(Some(frame)) => requests::handle(self, id, &mut connection, frame, now),
                 Ok(None) => break,
                 Err(error) => {
                     connection.refuse(&Refusal::new("bad_request", error.to_string()));
@@ -343,17 +373,24 @@ impl Supervisor {
             .retain(|_, connection| !connection.is_done());
     }
 
-    /// The limit that ended the guest, if one did.
-    fn guest_limit(&self) -> Option<LimitReached> {
-        let start = self.spec.cgroup.as_ref()?;
-        let levels = Levels {
-            command: self.spec.limits.of_guest,
-            sandbox: self.spec.limits.of_sandbox,
-            user: self.spec.limits.of_user,
-            before: cgroups::Counts::default(),
-        };
-        let counts = start.child(cgroups::GUEST).counts();
-        cgroups::reached(&levels, counts, start.counts())
+    fn is_watched(&self) -> bool {
+        self.connections
+            .values()
+            .any(|connection| connection.mode == Mode::Watching)
+    }
+
+    /// Tells what was denied, if it is time and anybody listens; what nobody listened to is told
+    /// to whoever watches next.
+    fn tell_denials(&mut self, now: Instant) {
+        self.guest.denials.turn_window(now);
+        for runner in self.runners.values_mut() {
+            runner.task.denials.turn_window(now);
+        }
+        if self.is_watched()
+            && let Some(event) = self.denied.report(now)
+        {
+            self.tell(&event);
+        }
     }
 
     /// Tells every watcher.

@@ -11,7 +11,6 @@ use rustix::process::{Pid, Resource, Rlimit, getegid, geteuid, getrlimit, setrli
 
 use super::dirs::StartDirs;
 use super::task::{Task, Told};
-use crate::cgroups;
 use crate::exec::{Program, Stdio};
 use crate::init;
 use crate::namespaces::{self, Ground};
@@ -20,8 +19,8 @@ use crate::protocol::{Refusal, Stream};
 use crate::spec::{HostIds, OptionalWall, SandboxSpec};
 use crate::sys::{self, Forked};
 use crate::walls::filter::Filter;
-use crate::walls::filter_table::Who;
 use crate::walls::plan::Plan;
+use crate::walls::profile::Profile;
 use crate::walls::{Step, WallError, capabilities, hints};
 
 /// How long the walls may take to stand.
@@ -49,8 +48,6 @@ pub(crate) struct Built {
     pub(crate) workbench: Workbench,
     /// Who may speak on the control socket: whoever started this supervisor.
     pub(crate) client_uid: u32,
-    /// What keeps `SandboxSpec::cgroup` reachable.
-    pub(crate) groups: Vec<OwnedFd>,
 }
 
 /// Builds the sandbox of `spec`, or says why not and leaves nothing behind.
@@ -61,7 +58,7 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
             .with_hint("the data directory must exist and belong to whoever runs the hypervisor")
     })?;
     match build_in(spec, owner, &dirs, now) {
-        Ok((listener, channel, guest, guest_pid, workbench, client_uid, groups)) => Ok(Built {
+        Ok((listener, channel, guest, guest_pid, workbench, client_uid)) => Ok(Built {
             dirs,
             listener,
             channel,
@@ -69,7 +66,6 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
             guest_pid,
             workbench,
             client_uid,
-            groups,
         }),
         Err(refusal) => {
             dirs.remove();
@@ -78,22 +74,7 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
     }
 }
 
-type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32, Vec<OwnedFd>);
-
-/// Takes this start's cgroups over while this process may, and names them in the spec so
-/// that it still reaches them afterwards.
-fn settle(spec: &mut SandboxSpec, owner: Option<HostIds>) -> Result<Vec<OwnedFd>, Refusal> {
-    let Some(group) = &spec.cgroup else {
-        return Ok(Vec::new());
-    };
-    let settled = cgroups::settle(group, &spec.limits.of_guest, owner).and_then(|()| group.hold());
-    let (group, held) = settled.map_err(|error| {
-        let message = format!("the sandbox was not started: {error}");
-        Refusal::new("wall_missing", message).with_hint(error.hint())
-    })?;
-    spec.cgroup = Some(group);
-    Ok(held)
-}
+type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32);
 
 fn build_in(
     spec: &mut SandboxSpec,
@@ -111,9 +92,8 @@ fn build_in(
         .channel()
         .step(|| "listen on the channel".into())
         .map_err(wall)?;
-    let guest_ground = ground(spec, Plan::guest(spec), owner, Who::Guest).map_err(wall)?;
-    let bench_ground = ground(spec, Plan::workbench(spec), owner, Who::Both).map_err(wall)?;
-    let groups = settle(spec, owner)?;
+    let guest_ground = ground(spec, Plan::guest(spec), owner, Profile::Sandbox).map_err(wall)?;
+    let bench_ground = ground(spec, Plan::workbench(spec), owner, Profile::Runner).map_err(wall)?;
     give_up_privileges(owner)
         .step(|| "give up privileges".into())
         .map_err(wall)?;
@@ -131,9 +111,7 @@ fn build_in(
             rustix::process::pidfd_send_signal(&workbench.process, rustix::process::Signal::KILL);
         return Err(refusal);
     }
-    Ok((
-        listener, channel, guest, guest_pid, workbench, client_uid, groups,
-    ))
+    Ok((listener, channel, guest, guest_pid, workbench, client_uid))
 }
 
 /// Refuses what cannot be right, before anything is touched. Returns who the sandbox is
@@ -162,7 +140,6 @@ fn check(spec: &SandboxSpec) -> Result<Option<HostIds>, Refusal> {
     if paths.iter().any(|path| !path.is_absolute()) {
         return bad("every host path must be absolute");
     }
-    demand_groups(spec)?;
     let root = geteuid().is_root();
     match spec.host_ids {
         Some(HostIds { uid, gid }) if uid == 0 || gid == 0 => {
@@ -181,35 +158,11 @@ fn check(spec: &SandboxSpec) -> Result<Option<HostIds>, Refusal> {
     }
 }
 
-/// Limits of whole trees may be missing only if the configuration says so by name (arch §8).
-fn demand_groups(spec: &SandboxSpec) -> Result<(), Refusal> {
-    let accepts = |wall| spec.accept_missing.contains(&wall);
-    let refuse = |what: &str, name: &str| {
-        Err(Refusal::new(
-            "wall_missing",
-            format!("the sandbox was not started: {what}"),
-        )
-        .with_hint(format!(
-            "run `hypervisor doctor` for the cause; to go without, set sandbox.accept_missing = [\"{name}\"]"
-        )))
-    };
-    match &spec.cgroup {
-        None if !accepts(OptionalWall::CgroupLimits) => refuse(
-            "no cgroup limits its memory, processes and processor time",
-            "cgroup_limits",
-        ),
-        Some(group) if !group.has_cpu() && !accepts(OptionalWall::CgroupCpu) => {
-            refuse("its cgroup cannot limit processor time", "cgroup_cpu")
-        }
-        _ => Ok(()),
-    }
-}
-
 fn ground(
     spec: &SandboxSpec,
     plan: Result<Plan, WallError>,
     owner: Option<HostIds>,
-    profile: Who,
+    profile: Profile,
 ) -> Result<Ground, WallError> {
     let plan = plan?;
     let trees = owner.map(|_| plan.open()).transpose()?;
@@ -225,7 +178,6 @@ fn ground(
         trees,
         filter: Filter::compile(profile)?,
         scopes,
-        rlimits: spec.rlimits,
     })
 }
 
@@ -274,11 +226,6 @@ fn start_guest(
     let (stdout_near, stdout) = output_pipe().step(|| "make a pipe".into())?;
     let (stderr_near, stderr) = output_pipe().step(|| "make a pipe".into())?;
     let stdin = sys::null().step(|| "open /dev/null".into())?;
-    let entrances = match &spec.cgroup {
-        Some(group) => cgroups::entrances(&group.child(cgroups::GUEST))
-            .step(|| "open the guest's cgroup".into())?,
-        None => Vec::new(),
-    };
     match namespaces(namespaces::SANDBOX)? {
         Forked::Child => {
             let stdio = Stdio::Files {
@@ -294,7 +241,7 @@ fn start_guest(
                 rlimits: spec.rlimits,
                 stdio,
             };
-            namespaces::guest(ground, program, far, entrances)
+            namespaces::guest(ground, program, far)
         }
         Forked::Parent(pid, pidfd) => {
             let outputs = vec![(stdout_near, Stream::Stdout), (stderr_near, Stream::Stderr)];
@@ -306,7 +253,8 @@ fn start_guest(
 }
 
 fn namespaces(flags: u64) -> Result<Forked, WallError> {
-    sys::clone_into(flags).step(|| "create user, mount, pid, net, ipc and uts namespaces".into())
+    sys::clone_into(flags)
+        .step(|| "create user, mount, pid, net, ipc, uts and cgroup namespaces".into())
 }
 
 fn no_pidfd() -> WallError {
@@ -365,7 +313,7 @@ fn await_guest(guest: &mut Task, now: Instant) -> Result<(), Refusal> {
         match guest.read_news() {
             Told::Started => return Ok(()),
             Told::Failed(error) => return Err(hints::refusal(&error)),
-            Told::Nothing => {
+            Told::Nothing | Told::Uncounted | Told::Froze(_) => {
                 if let Some(error) = guest.reported_error() {
                     return Err(Refusal::new("guest_program", format!("the guest was not started: {error}"))
                         .with_hint("the guest binary must run on this machine; see sandbox.guest in the configuration"));

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
-use types::{CommandExit, LimitReached, TerminalSize};
+use types::{CommandExit, TerminalSize};
 
+use super::denials::Denials;
 use super::log::Log;
-use crate::init::{Deliver, News};
+use crate::init::{Command, News};
 use crate::namespaces::winsize;
 use crate::packet;
 use crate::protocol::Stream;
@@ -36,14 +37,19 @@ pub(crate) enum Part {
     News,
     Output(usize),
     Input,
+    Denials,
 }
 
 /// What came of reading a task's news.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Nothing,
+    /// This kernel does not tell which calls it denies.
+    Uncounted,
     Started,
     Failed(WallError),
+    /// It stands still, or why it does not.
+    Froze(Result<u32, String>),
 }
 
 #[derive(Debug)]
@@ -53,6 +59,8 @@ pub(crate) struct Task {
     pub(crate) exit: Option<CommandExit>,
     /// When its time is up.
     pub(crate) deadline: Option<Instant>,
+    /// The system calls that it was denied.
+    pub(crate) denials: Denials,
     process: Option<OwnedFd>,
     control: Option<OwnedFd>,
     outputs: Vec<(OwnedFd, Stream)>,
@@ -87,6 +95,7 @@ impl Task {
             log: Log::new(log_bytes),
             exit: None,
             deadline: wall.map(|wall| now + wall),
+            denials: Denials::new(now),
             process: None,
             control: Some(control),
             terminal: outputs.is_empty(),
@@ -114,7 +123,7 @@ impl Task {
 
     /// What to wait for.
     pub(crate) fn interest(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
-        let mut wanted = Vec::with_capacity(5);
+        let mut wanted = Vec::with_capacity(6);
         if self.exit.is_some() {
             return wanted;
         }
@@ -123,6 +132,9 @@ impl Task {
         }
         if let Some(control) = &self.control {
             wanted.push((Part::News, control.as_fd(), PollFlags::IN));
+        }
+        if let Some(listener) = self.denials.interest() {
+            wanted.push((Part::Denials, listener, PollFlags::IN));
         }
         for (index, (fd, _)) in self.outputs.iter().enumerate() {
             wanted.push((Part::Output(index), fd.as_fd(), PollFlags::IN));
@@ -165,6 +177,13 @@ impl Task {
             return Told::Nothing;
         };
         match packet::receive::<News>(control, false) {
+            Ok(Some((News::Guarded, fds))) => match fds.into_iter().next() {
+                Some(listener) => {
+                    self.denials.listen(listener);
+                    Told::Nothing
+                }
+                None => Told::Uncounted,
+            },
             Ok(Some((News::Started, fds))) => {
                 if let Some(near_end) = fds.into_iter().next() {
                     self.connect_terminal(near_end);
@@ -187,6 +206,8 @@ impl Task {
                 });
                 Told::Nothing
             }
+            Ok(Some((News::Frozen { processes }, _))) => Told::Froze(Ok(processes)),
+            Ok(Some((News::NotFrozen { reason }, _))) => Told::Froze(Err(reason)),
             Ok(Some((News::Failed(error), _))) => {
                 let text = format!("the runner could not be built: {error}");
                 self.report = Some(CommandExit {
@@ -281,9 +302,14 @@ impl Task {
 
     /// Has a signal delivered within. `false` when nobody is there to do it.
     pub(crate) fn deliver(&self, signal: i32) -> bool {
+        self.command(Command::Signal(signal))
+    }
+
+    /// Tells the task's first process something. `false` when it is not there.
+    pub(crate) fn command(&self, command: Command) -> bool {
         self.control
             .as_ref()
-            .is_some_and(|control| packet::send(control, &Deliver { signal }, &[]).is_ok())
+            .is_some_and(|control| packet::send(control, &command, &[]).is_ok())
     }
 
     /// Ends the whole tree: the death of its first process is that of the pid namespace.
@@ -307,7 +333,7 @@ impl Task {
     }
 
     /// Takes the end in: the process is gone, and with it everything in its namespace.
-    pub(crate) fn finish(&mut self, now: Instant, limit: Option<LimitReached>) -> CommandExit {
+    pub(crate) fn finish(&mut self, now: Instant) -> CommandExit {
         while self.control.is_some() && self.report.is_none() {
             let before = self.report.clone();
             if self.read_news() == Told::Nothing && self.report == before {
@@ -320,11 +346,11 @@ impl Task {
             ..CommandExit::default()
         });
         exit.timed_out = self.timed_out;
-        exit.limit = limit;
         exit.dropped_bytes = self.log.dropped();
         exit.wall_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
         self.process = None;
         self.control = None;
+        self.denials.close();
         self.input = None;
         self.outputs.clear();
         self.deadline = None;

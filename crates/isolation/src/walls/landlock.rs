@@ -1,6 +1,7 @@
 //! The Landlock domain: a second wall behind the mounts. Should a mount ever show more
 //! than it ought to, or a path lead out of the root, the domain still refuses it.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -23,6 +24,10 @@ pub(crate) fn lock_in(reach: &[(PathBuf, Reach)], scopes: bool) -> Result<(), Wa
             ruleset = add(ruleset, path, *reach)?;
         }
     }
+    enter(ruleset)
+}
+
+fn enter(ruleset: RulesetCreated) -> Result<(), WallError> {
     let status = ruleset
         .restrict_self()
         .map_err(|e| failed("enter the Landlock domain", &e))?;
@@ -34,6 +39,31 @@ pub(crate) fn lock_in(reach: &[(PathBuf, Reach)], scopes: bool) -> Result<(), Wa
         });
     }
     Ok(())
+}
+
+/// What a process may do with the only directories it reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Confined {
+    /// List and read.
+    Read,
+    /// Anything but making devices.
+    Write,
+}
+
+/// Locks this process in: it reaches these open directories and what is beneath them.
+/// Descriptors that are open already, or are handed over later, keep working.
+pub(crate) fn confine(dirs: &[&OwnedFd], may: Confined) -> Result<(), WallError> {
+    let rights = rights(match may {
+        Confined::Read => Reach::Read,
+        Confined::Write => Reach::Write,
+    });
+    let mut ruleset = ruleset(false).map_err(|e| failed("create a Landlock ruleset", &e))?;
+    for dir in dirs {
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(dir, rights))
+            .map_err(|e| failed("add a Landlock rule", &e))?;
+    }
+    enter(ruleset)
 }
 
 fn ruleset(scopes: bool) -> Result<RulesetCreated, landlock::RulesetError> {

@@ -4,8 +4,12 @@
 // `cfg(test)` always holds here; it tells clippy that helpers are test code too.
 #[cfg(test)]
 mod control;
+mod copies;
+#[cfg(test)]
+mod denials;
 #[cfg(test)]
 mod drills;
+mod freezing;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]

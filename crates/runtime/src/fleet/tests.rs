@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use isolation::spec::{DiskLimits, GuestSpec, Nonce, Rlimits, SandboxSpec, TreeLimits};
+use isolation::spec::{GuestSpec, Nonce, Rlimits, SandboxSpec};
 use tokio::sync::oneshot;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
 
@@ -35,7 +35,7 @@ impl Double {
             app_dir: OwnedFd::from(std::fs::File::open("/").unwrap()),
             channel: UnixListener::bind(dir.path().join("channel.sock")).unwrap(),
             exited: Box::pin(async move { ended.await.unwrap_or_default() }),
-            events: tokio::sync::mpsc::channel(1).1,
+            events: tokio::sync::broadcast::Sender::new(1),
             host_record: String::new(),
         }
     }
@@ -135,9 +135,6 @@ fn spec(sandbox_id: SandboxId, start_id: StartId) -> SandboxSpec {
             cwd: "/".to_owned(),
         },
         rlimits: Rlimits::default(),
-        limits: TreeLimits::default(),
-        cgroup: None,
-        disk: DiskLimits::default(),
         accept_missing: Vec::new(),
         log_bytes: 0,
     }

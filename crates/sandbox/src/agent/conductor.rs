@@ -1,17 +1,21 @@
-//! Starts runs, knows which ones work, cancels them.
+//! Starts runs, knows which ones work, cancels them; `resume` goes on with those that an
+//! earlier process left unfinished.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::RunId;
 
+use super::history::Conversation;
 use super::model::{ModelClient, RetryPolicy};
-use super::run::{self, Agent};
-use super::task::{Task, TaskError};
+use super::providers::Choice;
+use super::run::{self, Agent, Beginning};
+use super::task::{Bounds, Task, TaskError};
 use super::tools::Tools;
 use crate::channel::{Channel, ChannelError};
 use crate::files::Workspace;
@@ -60,15 +64,15 @@ impl From<StoreError> for ConductorError {
 /// The agent's front; clones share it.
 #[derive(Debug, Clone)]
 pub struct Conductor {
-    store: EventStore,
-    channel: Channel,
+    pub(super) store: EventStore,
+    pub(super) channel: Channel,
     workspace: Workspace,
     file_operations: Arc<Semaphore>,
-    retries: RetryPolicy,
-    places: Arc<Semaphore>,
+    pub(super) retries: RetryPolicy,
+    pub(super) places: Arc<Semaphore>,
     working: Arc<Mutex<HashMap<RunId, CancellationToken>>>,
     tasks: TaskTracker,
-    cancelled: CancellationToken,
+    pub(super) cancelled: CancellationToken,
 }
 
 impl Conductor {
@@ -101,32 +105,6 @@ impl Conductor {
         self
     }
 
-    /// Marks runs that an earlier process left unfinished as failed.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn fail_interrupted(&self) -> Result<(), StoreError> {
-        let events: Vec<_> = self
-            .store
-            .unfinished_runs()
-            .await?
-            .into_iter()
-            .map(|id| {
-                run::finished(
-                    id,
-                    RunStatus::Failed,
-                    None,
-                    Some("interrupted by a restart"),
-                )
-            })
-            .collect();
-        if !events.is_empty() {
-            tracing::info!(runs = events.len(), "runs were interrupted by a restart");
-            self.store.append_all(events).await?;
-        }
-        Ok(())
-    }
-
     /// Starts a run; it works on by itself.
     ///
     /// # Errors
@@ -146,10 +124,15 @@ impl Conductor {
             .map_err(ConductorError::Channel)?;
         let choice = offered.choose(task.model.as_deref())?;
         let run_id = RunId::generate();
-        // In the map before anybody can know of the run, so that it can be cancelled at once.
-        let cancelled = self.cancelled.child_token();
-        self.working().insert(run_id, cancelled.clone());
-        let started = json!({"prompt": task.prompt, "model": choice.name()});
+        let cancelled = self.enrol(run_id);
+        // Everything that a resumption needs.
+        let started = json!({
+            "prompt": task.prompt,
+            "model": choice.name(),
+            "max_steps": bounds.steps,
+            "max_seconds": bounds.time.as_secs(),
+            "max_tokens": bounds.tokens,
+        });
         if let Err(error) = self
             .store
             .append(NewEvent::of_run(run_id, "run.started", started))
@@ -158,7 +141,31 @@ impl Conductor {
             self.working().remove(&run_id);
             return Err(error.into());
         }
-        let agent = Agent {
+        let agent = self.agent(run_id, choice, bounds, cancelled);
+        let from = Beginning {
+            conversation: Conversation::new(task.prompt.clone()),
+            recalled: None,
+            worked: Duration::ZERO,
+        };
+        self.supervise(run_id, Some(place), run::work(agent, task.prompt, from));
+        Ok(run_id)
+    }
+
+    /// Makes a run known, before anybody can hear of it, so that it can be cancelled at once.
+    pub(super) fn enrol(&self, run_id: RunId) -> CancellationToken {
+        let cancelled = self.cancelled.child_token();
+        self.working().insert(run_id, cancelled.clone());
+        cancelled
+    }
+
+    pub(super) fn agent(
+        &self,
+        run_id: RunId,
+        choice: Choice,
+        bounds: Bounds,
+        cancelled: CancellationToken,
+    ) -> Agent {
+        Agent {
             run_id,
             store: self.store.clone(),
             model: ModelClient::new(self.channel.clone(), choice, self.retries),
@@ -168,16 +175,25 @@ impl Conductor {
                 self.channel.clone(),
                 self.workspace.clone(),
                 self.file_operations.clone(),
+                self.retries,
             ),
             bounds,
             cancelled,
             stopping: self.cancelled.clone(),
-        };
+        }
+    }
+
+    /// Lets a run work in the background and records its end.
+    pub(super) fn supervise(
+        &self,
+        run_id: RunId,
+        place: Option<OwnedSemaphorePermit>,
+        work: impl Future<Output = NewEvent> + Send + 'static,
+    ) {
         let (working, store) = (self.working.clone(), self.store.clone());
         self.tasks.spawn(async move {
             // A task of its own: even a fault of ours gives the place back and ends the run.
-            let work = tokio::spawn(run::work(agent, task.prompt));
-            let end = work.await.unwrap_or_else(|error| {
+            let end = tokio::spawn(work).await.unwrap_or_else(|error| {
                 tracing::error!(%error, %run_id, "a run met a fault");
                 let error = "the run met a fault of the sandbox; its log has the details";
                 run::finished(run_id, RunStatus::Failed, None, Some(error))
@@ -192,7 +208,6 @@ impl Conductor {
                 tracing::error!(%error, %run_id, "the end of a run was not recorded");
             }
         });
-        Ok(run_id)
     }
 
     /// Cancels a run. Its last event tells when it has ended.

@@ -8,10 +8,13 @@
 //! that property tests cover.
 
 mod conductor;
+mod history;
 mod model;
+mod outage;
 mod output;
 mod prompt;
 mod providers;
+mod resume;
 mod run;
 mod task;
 mod tools;
@@ -19,4 +22,5 @@ mod tools;
 pub use conductor::{Conductor, ConductorError, MAX_RUNS};
 pub use model::{MAX_ATTEMPTS, RetryPolicy};
 pub use providers::{ModelName, Provider, ProviderKind, Providers};
+pub use resume::{MAX_FRUITLESS, MAX_RESUMPTIONS};
 pub use task::{Bounds, MAX_PROMPT, Task, TaskError};

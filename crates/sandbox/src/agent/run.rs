@@ -1,30 +1,32 @@
-//! One run, from its prompt to its end.
+//! One run, from its prompt, or from where it was cut off, to its end.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use types::RunId;
+use types::{CommandId, RunId};
 
-use super::model::{Message, ModelClient, ModelError, Reply, Stop, ToolResult};
+use super::history::{Begun, Calls, Conversation, reply_events};
+use super::model::{ModelClient, ModelError, Reply, Stop, ToolCall, ToolResult};
 use super::output::{bounded, printable};
 use super::prompt;
 use super::task::Bounds;
-use super::tools::Tools;
-use crate::memory;
+use super::tools::{Answer, Tools};
+use crate::memory::{self, Memory};
 use crate::store::{EventStore, Fragment, NewEvent, RunStatus, StoreError};
 
-/// Bytes of tool results that a conversation carries; the oldest are left out beyond it.
-const MAX_CONVERSATION: usize = 400 * 1024;
 /// Tool calls of one answer that are carried out.
 const MAX_CALLS: usize = 16;
 /// Longest text of an answer that is kept as an event.
 const MAX_TEXT: usize = 48 * 1024;
+/// What the model is told of a call whose end nobody saw.
+pub(super) const INTERRUPTED: &str = "interrupted: the sandbox was restarted while this was \
+    being done, so it may have happened, in part or not at all; look before doing it again";
 /// Longest arguments of a tool call that are kept as an event, as JSON.
 const MAX_ARGUMENTS: usize = 96 * 1024;
 /// How long a cancelled run may take to kill its command.
-const CANCEL_GRACE: Duration = Duration::from_secs(5);
+pub(super) const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
 /// Everything that one run needs.
 pub(crate) struct Agent {
@@ -36,6 +38,15 @@ pub(crate) struct Agent {
     pub(crate) cancelled: CancellationToken,
     /// Cancelled when the whole process ends, which is no wish of the user's.
     pub(crate) stopping: CancellationToken,
+}
+
+/// Where a run begins to work.
+pub(crate) struct Beginning {
+    pub(super) conversation: Conversation,
+    /// The memories of its system prompt; `None` when they are still to be chosen.
+    pub(super) recalled: Option<Vec<String>>,
+    /// How long it has worked already.
+    pub(super) worked: Duration,
 }
 
 /// How a run ended.
@@ -64,16 +75,13 @@ impl End {
 }
 
 /// Works until the run has ended; the answer is its last event, still to be recorded.
-pub(crate) async fn work(agent: Agent, prompt: String) -> NewEvent {
-    let deadline = Instant::now() + agent.bounds.time;
+pub(crate) async fn work(agent: Agent, prompt: String, from: Beginning) -> NewEvent {
+    let deadline = Instant::now() + agent.bounds.time.saturating_sub(from.worked);
     let end = tokio::select! {
         biased;
         () = agent.cancelled.cancelled() => {
-            if agent.stopping.is_cancelled() {
-                End::of(RunStatus::Failed, "the sandbox was stopped while the run worked; start it again")
-            } else {
-                End::of(RunStatus::Cancelled, "the run was cancelled")
-            }
+            let _late = tokio::time::timeout(CANCEL_GRACE, agent.tools.kill_running()).await;
+            return cut_short(agent.run_id, agent.stopping.is_cancelled());
         }
         () = tokio::time::sleep_until(deadline) => End::of(
             RunStatus::Bounded,
@@ -82,12 +90,12 @@ pub(crate) async fn work(agent: Agent, prompt: String) -> NewEvent {
                 agent.bounds.time.as_secs()
             ),
         ),
-        end = converse(&agent, prompt) => end.unwrap_or_else(|error| {
+        end = converse(&agent, &prompt, from) => end.unwrap_or_else(|error| {
             End::of(RunStatus::Failed, format!("the run cannot be recorded: {error}"))
         }),
     };
-    // What was dropped above took its model stream and its command's stream with it; the
-    // command is killed by name as well, should the hypervisor not notice at once.
+    // What was dropped above took its model stream with it; a command goes on without its
+    // follower, so it is killed by name.
     let _late = tokio::time::timeout(CANCEL_GRACE, agent.tools.kill_running()).await;
     finished(
         agent.run_id,
@@ -95,6 +103,18 @@ pub(crate) async fn work(agent: Agent, prompt: String) -> NewEvent {
         end.answer.as_deref(),
         end.error.as_deref(),
     )
+}
+
+/// The last event of a run that somebody cancelled, or whose sandbox was stopped in good
+/// order: who stops a sandbox wants its runs stopped too, not resumed some other day.
+pub(super) fn cut_short(run_id: RunId, stopping: bool) -> NewEvent {
+    let (status, error) = if stopping {
+        let error = "the sandbox was stopped while the run worked; start it again";
+        (RunStatus::Failed, error)
+    } else {
+        (RunStatus::Cancelled, "the run was cancelled")
+    };
+    finished(run_id, status, None, Some(error))
 }
 
 /// The last event of a run.
@@ -115,85 +135,58 @@ pub(crate) fn finished(
     NewEvent::of_run(run_id, "run.finished", data)
 }
 
-async fn converse(agent: &Agent, prompt: String) -> Result<End, StoreError> {
-    let memories = match memory::recall(&agent.store, &prompt, None, prompt::MEMORIES).await {
-        Ok(memories) => memories,
-        Err(error) => {
-            tracing::warn!(%error, "a run starts without memories");
-            Vec::new()
+async fn converse(agent: &Agent, prompt: &str, from: Beginning) -> Result<End, StoreError> {
+    let system = prompt::system(&agent.memories(prompt, from.recalled).await?);
+    let mut conversation = from.conversation;
+    loop {
+        if let Some(open) = conversation.open.take() {
+            let results = agent.carry_out(open).await?;
+            conversation.results(results);
         }
-    };
-    if !memories.is_empty() {
-        let ids: Vec<_> = memories.iter().map(|memory| memory.id.as_str()).collect();
-        agent
-            .record("run.recalled", json!({"memories": ids}))
-            .await?;
-    }
-    let system = prompt::system(&memories);
-    let mut messages = vec![Message::User(prompt)];
-    let mut tokens = 0;
-    for step in 1..=agent.bounds.steps {
-        agent.record("run.step", json!({"step": step})).await?;
-        let reply = match agent.ask(&system, &messages).await? {
-            Ok(reply) => reply,
-            Err(error) => return Ok(End::of(RunStatus::Failed, error.to_string())),
-        };
-        tokens += reply.usage.input + reply.usage.output;
-        agent
-            .record(
-                "run.usage",
-                json!({
-                    "input_tokens": reply.usage.input,
-                    "output_tokens": reply.usage.output,
-                    "estimated": reply.usage.estimated,
-                }),
-            )
-            .await?;
-        let text = cut(&reply.text);
-        if !text.is_empty() {
-            agent.record("run.text", json!({"text": text})).await?;
-        }
-        let stop = reply.stop;
-        let calls = reply.calls.clone();
-        messages.push(Message::Assistant(reply));
-        if calls.is_empty() {
-            match stop {
-                Stop::Refused => {
-                    return Ok(End::of(
-                        RunStatus::Failed,
-                        "the model refused to go on; say the task differently or choose another model",
-                    ));
-                }
-                // Cut off in the middle: it goes on where it stopped.
-                Stop::Length => messages.push(Message::User(
-                    "Your answer was cut off because of its length. Go on where it stopped."
-                        .to_owned(),
-                )),
-                Stop::Done => return Ok(End::done(text)),
+        match conversation.ended() {
+            Some((Stop::Refused, _)) => {
+                return Ok(End::of(
+                    RunStatus::Failed,
+                    "the model refused to go on; say the task differently or choose another model",
+                ));
             }
-        } else {
-            let results = agent.carry_out(calls).await?;
-            messages.push(Message::Results(results));
-            shorten(&mut messages);
+            Some((_, text)) => return Ok(End::done(cut(text))),
+            None => {}
         }
-        if tokens >= agent.bounds.tokens {
+        if conversation.tokens >= agent.bounds.tokens {
             return Ok(End::of(
                 RunStatus::Bounded,
                 format!(
-                    "the run used {tokens} tokens and met its bound of {}; start another one to go on, \
+                    "the run used {} tokens and met its bound of {}; start another one to go on, \
                      or raise max_tokens",
-                    agent.bounds.tokens
+                    conversation.tokens, agent.bounds.tokens
                 ),
             ));
         }
+        // A step that was begun before the run was cut off is not counted twice.
+        if !conversation.unanswered {
+            if conversation.step >= agent.bounds.steps {
+                return Ok(End::of(
+                    RunStatus::Bounded,
+                    format!(
+                        "the run met its bound of {} steps; start another one to go on, or raise max_steps",
+                        agent.bounds.steps
+                    ),
+                ));
+            }
+            conversation.begin_step(conversation.step + 1);
+            agent
+                .record("run.step", json!({"step": conversation.step}))
+                .await?;
+        }
+        let reply = match agent.ask(&system, &conversation).await? {
+            Ok(reply) => reply,
+            Err(error) => return Ok(End::of(RunStatus::Failed, error.to_string())),
+        };
+        agent.commit(conversation.step, &reply).await?;
+        conversation.tokens += reply.usage.input + reply.usage.output;
+        conversation.reply(reply);
     }
-    Ok(End::of(
-        RunStatus::Bounded,
-        format!(
-            "the run met its bound of {} steps; start another one to go on, or raise max_steps",
-            agent.bounds.steps
-        ),
-    ))
 }
 
 impl Agent {
@@ -204,16 +197,63 @@ impl Agent {
             .map(drop)
     }
 
+    /// The memories that the run begins with, which stay the same when it is resumed.
+    async fn memories(
+        &self,
+        prompt: &str,
+        recalled: Option<Vec<String>>,
+    ) -> Result<Vec<Memory>, StoreError> {
+        let chosen = recalled.is_some();
+        let found = match recalled {
+            Some(ids) => memory::by_ids(&self.store, &ids).await,
+            None => memory::recall(&self.store, prompt, None, prompt::MEMORIES).await,
+        };
+        let memories = match found {
+            Ok(memories) => memories,
+            Err(error) => {
+                tracing::warn!(%error, "a run works without memories");
+                Vec::new()
+            }
+        };
+        if !chosen && !memories.is_empty() {
+            let ids: Vec<_> = memories.iter().map(|memory| memory.id.as_str()).collect();
+            self.record("run.recalled", json!({"memories": ids}))
+                .await?;
+        }
+        Ok(memories)
+    }
+
+    /// Commits a reply, whole, before anything that it asks for is done.
+    async fn commit(&self, step: u32, reply: &Reply) -> Result<(), StoreError> {
+        let mut events = reply_events(self.run_id, step, reply);
+        let usage = json!({
+            "input_tokens": reply.usage.input,
+            "output_tokens": reply.usage.output,
+            "estimated": reply.usage.estimated,
+        });
+        events.push(NewEvent::of_run(self.run_id, "run.usage", usage));
+        let text = cut(&reply.text);
+        if !text.is_empty() {
+            events.push(NewEvent::of_run(
+                self.run_id,
+                "run.text",
+                json!({"text": text}),
+            ));
+        }
+        self.store.append_all(events).await.map(drop)
+    }
+
     /// Calls the model; text is relayed as it comes, and each retry is an event.
     async fn ask(
         &self,
         system: &str,
-        messages: &[Message],
+        conversation: &Conversation,
     ) -> Result<Result<Reply, ModelError>, StoreError> {
         let request = self
             .model
-            .request(system, messages, Tools::specifications());
+            .request(system, conversation.messages(), Tools::specifications());
         let mut attempt = 1;
+        let mut outage = self.model.outage();
         loop {
             let relay = |text: &str| {
                 self.store.relay(Fragment::Text {
@@ -225,37 +265,45 @@ impl Agent {
                 Ok(reply) => return Ok(Ok(reply)),
                 Err(error) => error,
             };
-            let Some(wait) = self.model.wait(&error, attempt) else {
+            // An absent hypervisor is waited for; it is no attempt of the provider's.
+            let is_outage = ModelClient::is_outage(&error);
+            let told = is_outage && !outage.is_new();
+            let wait = if is_outage {
+                outage.pause()
+            } else {
+                outage.over();
+                self.model.wait(&error, attempt)
+            };
+            let Some(wait) = wait else {
                 return Ok(Err(error));
             };
-            let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            self.record(
-                "run.retry",
-                json!({"attempt": attempt, "wait_ms": milliseconds, "reason": error.to_string()}),
-            )
-            .await?;
+            if !told {
+                let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                self.record(
+                    "run.retry",
+                    json!({"attempt": attempt, "wait_ms": milliseconds, "reason": error.to_string()}),
+                )
+                .await?;
+            }
             tokio::time::sleep(wait).await;
-            attempt += 1;
+            attempt += u32::from(!is_outage);
         }
     }
 
-    async fn carry_out(
-        &self,
-        calls: Vec<super::model::ToolCall>,
-    ) -> Result<Vec<ToolResult>, StoreError> {
-        let mut results = Vec::with_capacity(calls.len());
-        for (at, call) in calls.into_iter().enumerate() {
-            let arguments = serde_json::from_str(&call.arguments)
-                .unwrap_or_else(|_| Value::String(bounded(&call.arguments).0));
-            let data =
-                json!({"call_id": call.id, "name": call.name, "arguments": presentable(arguments)});
-            self.record("run.tool_call", data).await?;
-            let outcome = if at < MAX_CALLS {
-                self.tools.call(&call).await
-            } else {
-                Err(format!(
-                    "at most {MAX_CALLS} calls are carried out at once; ask again for this one"
-                ))
+    /// Carries out the calls that have no result yet.
+    async fn carry_out(&self, open: Calls) -> Result<Vec<ToolResult>, StoreError> {
+        let Calls {
+            calls,
+            mut results,
+            mut begun,
+        } = open;
+        for (at, call) in calls.into_iter().enumerate().skip(results.len()) {
+            let (outcome, command) = match begun.take() {
+                Some(begun) => {
+                    let command = begun.command;
+                    (self.take_up(&call, begun).await, command)
+                }
+                None => self.begin(at, &call).await?,
             };
             let (ok, (output, truncated)) = match outcome {
                 Ok(output) => (output.ok, bounded(&output.text)),
@@ -266,6 +314,9 @@ impl Agent {
                 "output": output, "truncated": truncated,
             });
             self.record("run.tool_result", data).await?;
+            if let Some(command) = command {
+                self.tools.let_go(command);
+            }
             results.push(ToolResult {
                 call_id: call.id,
                 output,
@@ -273,6 +324,48 @@ impl Agent {
             });
         }
         Ok(results)
+    }
+
+    /// Commits that a call begins, with the id of its command, and carries it out.
+    async fn begin(
+        &self,
+        at: usize,
+        call: &ToolCall,
+    ) -> Result<(Result<Answer, String>, Option<CommandId>), StoreError> {
+        let command = Tools::is_command(call).then(CommandId::generate);
+        let arguments = serde_json::from_str(&call.arguments)
+            .unwrap_or_else(|_| Value::String(bounded(&call.arguments).0));
+        let mut data =
+            json!({"call_id": call.id, "name": call.name, "arguments": presentable(arguments)});
+        if let (Some(command), Some(fields)) = (command, data.as_object_mut()) {
+            fields.insert("command_id".to_owned(), command.to_string().into());
+        }
+        self.record("run.tool_call", data).await?;
+        let outcome = if at < MAX_CALLS {
+            self.tools.call(call, command).await
+        } else {
+            Err(format!(
+                "at most {MAX_CALLS} calls are carried out at once; ask again for this one"
+            ))
+        };
+        Ok((outcome, command))
+    }
+
+    /// Finds out about a call that was begun before the run was cut off. Whatever may have
+    /// had an effect is not done again.
+    async fn take_up(&self, call: &ToolCall, begun: Begun) -> Result<Answer, String> {
+        match begun {
+            Begun {
+                command: Some(command),
+                ..
+            } => self.tools.rejoin_command(call, command).await,
+            Begun {
+                effect: Some(effect),
+                ..
+            } => Ok(Answer::good(effect)),
+            _ if Tools::only_looks(call) => self.tools.call(call, None).await,
+            _ => Err(INTERRUPTED.to_owned()),
+        }
     }
 }
 
@@ -308,49 +401,9 @@ fn cut(text: &str) -> String {
     printable(text.get(..end).unwrap_or_default())
 }
 
-/// Leaves out the oldest tool results while the conversation is too long for a model.
-fn shorten(messages: &mut [Message]) {
-    const LEFT_OUT: &str = "[left out because the conversation became long; ask again if needed]";
-    let mut length: usize = messages.iter().map(Message::length).sum();
-    for message in messages {
-        let Message::Results(results) = message else {
-            continue;
-        };
-        for result in results {
-            if length <= MAX_CONVERSATION {
-                return;
-            }
-            if result.output.len() > LEFT_OUT.len() {
-                length -= result.output.len() - LEFT_OUT.len();
-                LEFT_OUT.clone_into(&mut result.output);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::model::{Message, ToolResult};
-    use super::{MAX_CONVERSATION, cut, shorten};
-
-    #[test]
-    fn a_long_conversation_loses_its_oldest_results_first() {
-        let result = |n: usize| {
-            Message::Results(vec![ToolResult {
-                call_id: n.to_string(),
-                output: "x".repeat(MAX_CONVERSATION / 4),
-                ok: true,
-            }])
-        };
-        let mut messages: Vec<_> = (0..6).map(result).collect();
-        shorten(&mut messages);
-        let lengths: Vec<_> = messages.iter().map(Message::length).collect();
-        assert!(
-            lengths[0] < 100 && lengths[5] == MAX_CONVERSATION / 4,
-            "{lengths:?}"
-        );
-        assert!(lengths.iter().sum::<usize>() <= MAX_CONVERSATION);
-    }
+    use super::cut;
 
     #[test]
     fn a_text_is_cut_between_characters() {

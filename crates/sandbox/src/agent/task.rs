@@ -61,7 +61,7 @@ pub enum TaskError {
 pub struct Bounds {
     /// Model calls.
     pub steps: u32,
-    /// Wall time.
+    /// Time that it works, over all its resumptions.
     pub time: Duration,
     /// Tokens read and written.
     pub tokens: u64,

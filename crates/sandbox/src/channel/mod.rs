@@ -22,7 +22,6 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use types::Problem;
 
-pub use commands::{CommandStream, MAX_EVENT_LINE};
 pub use renewal::{RENEW_EVERY, keep_token};
 pub use terminal::TerminalSocket;
 
@@ -54,6 +53,26 @@ pub enum ChannelError {
     /// The request could not be built, which a value of the caller's causes.
     #[error("the request is not valid")]
     Request(#[source] http::Error),
+}
+
+impl ChannelError {
+    /// Whether nobody answered: the hypervisor is away, and comes back by itself.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_) | Self::Transport(_) | Self::Timeout(_)
+        )
+    }
+
+    /// The status of a refusal.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<u16> {
+        match self {
+            Self::Refused(problem) => Some(problem.status),
+            _ => None,
+        }
+    }
 }
 
 /// A client of the channel; clones are cheap.

@@ -4,6 +4,7 @@ use http::header::{AUTHORIZATION, HOST};
 use http::{Request, StatusCode};
 use tokio::net::UnixStream;
 use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -53,6 +54,11 @@ fn refusal(error: Error) -> ChannelError {
                 StatusCode::from_u16(response.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
             let body = response.body().clone().unwrap_or_default();
             ChannelError::Refused(Box::new(problem(status, &body)))
+        }
+        Error::Io(error) => ChannelError::Connect(error),
+        // It went away in the middle of its answer.
+        Error::Protocol(ProtocolError::HandshakeIncomplete) => {
+            ChannelError::Connect(std::io::ErrorKind::UnexpectedEof.into())
         }
         error => ChannelError::Answer(error.to_string()),
     }

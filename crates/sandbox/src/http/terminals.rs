@@ -135,6 +135,8 @@ pub async fn open(
         ));
     }
     let command = CommandRequest {
+        id: None,
+        rejoin: false,
         argv: vec![shell().to_owned(), "-l".to_owned()],
         cwd: None,
         env: Vec::new(),

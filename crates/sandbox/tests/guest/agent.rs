@@ -92,7 +92,7 @@ async fn works_with_tools_until_it_is_done() {
             .collect();
         assert_eq!(
             kinds[..4],
-            ["run.started", "run.step", "run.usage", "run.text"]
+            ["run.started", "run.step", "run.reply", "run.usage"]
         );
         assert_eq!(kinds.last(), Some(&"run.finished"));
         let state = guest.double.state.lock().unwrap();
@@ -192,7 +192,7 @@ async fn meets_its_bounds() {
         guest
             .double
             .until("the command's end", |state| {
-                state.dropped == 1 && state.killed.len() == 1
+                state.killed.len() == 1 && state.jobs.values().all(|job| job.exit.is_some())
             })
             .await;
     }
@@ -228,7 +228,9 @@ async fn cancelling_ends_the_command() {
         assert_eq!(run["status"], "cancelled");
         guest
             .double
-            .until("the command's end", |state| state.dropped == 1)
+            .until("the command's end", |state| {
+                state.killed.len() == 1 && state.jobs.values().all(|job| job.exit.is_some())
+            })
             .await;
         let (status, _) = guest
             .client

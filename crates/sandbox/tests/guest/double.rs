@@ -4,12 +4,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, TryStreamExt};
 use http::{Method, Request, Response, StatusCode};
@@ -19,20 +16,18 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
-use tokio::process::Command;
 use tokio::sync::{Notify, mpsc};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
-use types::{
-    CommandEvent, CommandExit, CommandId, CommandRequest, CommandState, CommandView, OutputStream,
-    TerminalControl,
-};
+use tokio_util::sync::CancellationToken;
+use types::{CommandExit, CommandId, CommandRequest, CommandState, CommandView, TerminalControl};
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+use crate::jobs::{self, Job};
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What a provider does with one request.
 #[derive(Debug, Clone)]
@@ -54,8 +49,14 @@ pub(crate) struct State {
     pub(crate) commands: Vec<CommandRequest>,
     pub(crate) killed: Vec<CommandId>,
     pub(crate) terminals: HashMap<CommandId, CommandView>,
-    /// Model streams and commands whose client went away before their end.
+    /// The agent's commands, as a supervisor keeps them.
+    pub(crate) jobs: HashMap<CommandId, Job>,
+    /// Commands that were let go of after their result.
+    pub(crate) forgotten: Vec<CommandId>,
+    /// Model streams whose client went away before their end.
     pub(crate) dropped: usize,
+    /// Replies by their place in the conversation: what is asked again is answered again.
+    pub(crate) plan: Vec<Script>,
 }
 
 #[derive(Clone)]
@@ -63,8 +64,10 @@ pub(crate) struct Double {
     pub(crate) state: Arc<Mutex<State>>,
     pub(crate) changed: Arc<Notify>,
     pub(crate) workspace: PathBuf,
+    socket: PathBuf,
     token: String,
     kind: &'static str,
+    away: Arc<Mutex<CancellationToken>>,
 }
 
 impl Double {
@@ -74,16 +77,42 @@ impl Double {
             state: Arc::default(),
             changed: Arc::new(Notify::new()),
             workspace: workspace.to_owned(),
+            socket: socket.to_owned(),
             token: token.to_owned(),
             kind,
+            away: Arc::default(),
         };
-        let listener = UnixListener::bind(socket).unwrap();
-        let serving = double.clone();
-        tokio::spawn(async move {
+        double.serve();
+        double
+    }
+
+    /// Goes away as a hypervisor does that is killed: every connection breaks, nobody
+    /// listens, and the commands go on.
+    pub(crate) fn leave(&self) {
+        self.away.lock().unwrap().cancel();
+    }
+
+    /// Comes back as its successor.
+    pub(crate) fn come_back(&self) {
+        *self.away.lock().unwrap() = CancellationToken::new();
+        std::fs::remove_file(&self.socket).unwrap();
+        self.serve();
+    }
+
+    /// Cancelled when it goes away.
+    pub(crate) fn present(&self) -> CancellationToken {
+        self.away.lock().unwrap().clone()
+    }
+
+    fn serve(&self) {
+        let listener = UnixListener::bind(&self.socket).unwrap();
+        let away = self.present();
+        let serving = self.clone();
+        tokio::spawn(away.clone().run_until_cancelled_owned(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let double = serving.clone();
-                tokio::spawn(async move {
+                tokio::spawn(away.clone().run_until_cancelled_owned(async move {
                     let service = service_fn(move |request| {
                         let double = double.clone();
                         async move { Ok::<_, Infallible>(double.answer(request).await) }
@@ -92,10 +121,9 @@ impl Double {
                         .serve_connection(TokioIo::new(stream), service)
                         .with_upgrades()
                         .await;
-                });
+                }));
             }
-        });
-        double
+        }));
     }
 
     pub(crate) fn script(&self, scripts: impl IntoIterator<Item = Script>) {
@@ -118,7 +146,12 @@ impl Double {
             .unwrap_or_else(|_| panic!("waited for {what}"));
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    /// Answers each request of a model by its place in the conversation.
+    pub(crate) fn plan(&self, replies: impl IntoIterator<Item = Script>) {
+        self.state.lock().unwrap().plan.extend(replies);
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state.lock().unwrap());
         self.changed.notify_waiters();
     }
@@ -166,10 +199,27 @@ impl Double {
                 self.change(|state| {
                     state.killed.push(id);
                     state.terminals.remove(&id);
+                    if let Some(job) = state.jobs.get(&id) {
+                        job.kill.cancel();
+                    }
                 });
                 answer(200, &json!({}))
             }
-            (Method::GET, ["commands", id, "stream"]) => self.terminal(id, request),
+            (Method::DELETE, ["commands", id]) => {
+                let id: CommandId = id.parse().unwrap();
+                self.change(|state| {
+                    state.jobs.remove(&id);
+                    state.forgotten.push(id);
+                });
+                answer(200, &json!({}))
+            }
+            (Method::GET, ["commands", id, "stream"]) => {
+                let known = |id: &CommandId| self.state.lock().unwrap().jobs.contains_key(id);
+                match id.parse().ok().filter(known) {
+                    Some(id) => jobs::follow(self, id, request),
+                    None => self.terminal(id, request),
+                }
+            }
             _ => problem(404, "not_found", "there is nothing here"),
         }
     }
@@ -179,8 +229,15 @@ impl Double {
         let body: Value = serde_json::from_slice(&body).unwrap();
         let mut script = None;
         self.change(|state| {
-            state.asked.push((path, body));
-            script = state.scripts.pop_front();
+            let replies = body["messages"].as_array().unwrap().iter();
+            let place = replies
+                .filter(|message| message["role"] == "assistant")
+                .count();
+            state.asked.push((path, body.clone()));
+            script = state
+                .scripts
+                .pop_front()
+                .or_else(|| state.plan.get(place).cloned());
         });
         let (text, size, ends) = match script.expect("the script is at its end") {
             Script::Refuse(status, retry_after, body) => {
@@ -217,7 +274,10 @@ impl Double {
     async fn command(&self, request: Request<Incoming>) -> Response<Body> {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let command: CommandRequest = serde_json::from_slice(&body).unwrap();
-        let id = CommandId::generate();
+        let id = command.id.unwrap_or_else(CommandId::generate);
+        if self.state.lock().unwrap().jobs.contains_key(&id) {
+            return problem(409, "conflict", "there is a command with this id already");
+        }
         self.change(|state| state.commands.push(command.clone()));
         if command.terminal.is_some() || command.detach {
             let view = CommandView {
@@ -241,17 +301,9 @@ impl Double {
         {
             return problem(403, "forbidden", "policy forbids this command");
         }
-        let (sender, body) = streaming();
-        let double = self.clone();
-        tokio::spawn(async move {
-            if run(id, command, &double.workspace, &sender).await.is_err() {
-                double.change(|state| state.dropped += 1);
-            }
-        });
-        Response::builder()
-            .header("content-type", "application/x-ndjson")
-            .body(body)
-            .unwrap()
+        assert!(command.rejoin, "the agent comes back for its commands");
+        let view = jobs::start(self, id, command);
+        answer(201, &serde_json::to_value(&view).unwrap())
     }
 
     fn terminal(&self, id: &str, mut request: Request<Incoming>) -> Response<Body> {
@@ -308,62 +360,6 @@ impl Double {
     }
 }
 
-/// Runs a command in the workspace and streams its events; an error says that the client
-/// went away, and then the command is killed.
-async fn run(
-    id: CommandId,
-    command: CommandRequest,
-    workspace: &Path,
-    sender: &mpsc::Sender<Bytes>,
-) -> Result<(), ()> {
-    let line = |event: CommandEvent| Bytes::from(serde_json::to_string(&event).unwrap() + "\n");
-    let (program, arguments) = command.argv.split_first().unwrap();
-    let cwd = command
-        .cwd
-        .as_deref()
-        .unwrap_or("/workspace")
-        .strip_prefix("/workspace")
-        .unwrap();
-    let mut child = Command::new(program)
-        .args(arguments)
-        .current_dir(workspace.join(cwd.trim_start_matches('/')))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    sender
-        .send(line(CommandEvent::Started { id }))
-        .await
-        .map_err(drop)?;
-    let mut output = child.stdout.take().unwrap();
-    let mut buffer = vec![0; 4096];
-    loop {
-        let read = tokio::select! {
-            () = sender.closed() => return Err(()),
-            read = output.read(&mut buffer) => read.unwrap(),
-        };
-        if read == 0 {
-            break;
-        }
-        let data = STANDARD.encode(&buffer[..read]);
-        let event = CommandEvent::Output {
-            stream: OutputStream::Stdout,
-            data,
-        };
-        sender.send(line(event)).await.map_err(drop)?;
-    }
-    let exit = CommandExit {
-        code: child.wait().await.unwrap().code(),
-        ..CommandExit::default()
-    };
-    sender
-        .send(line(CommandEvent::Exited(exit)))
-        .await
-        .map_err(drop)
-}
-
 fn streaming() -> (mpsc::Sender<Bytes>, Body) {
     let (sender, receiver) = mpsc::channel(4);
     let stream = futures_util::stream::unfold(receiver, |mut receiver| async {
@@ -375,7 +371,7 @@ fn streaming() -> (mpsc::Sender<Bytes>, Body) {
     (sender, StreamBody::new(stream.into_stream()).boxed_unsync())
 }
 
-fn whole(body: impl Into<Bytes>) -> Body {
+pub(crate) fn whole(body: impl Into<Bytes>) -> Body {
     Full::new(body.into()).boxed_unsync()
 }
 

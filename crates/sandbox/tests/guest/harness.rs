@@ -70,6 +70,7 @@ impl Guest {
         app.conductor = app.conductor.with_retries(RetryPolicy {
             first: Duration::from_millis(1),
             longest: Duration::from_secs(2),
+            patience: PATIENCE,
         });
         let path = dir.path().join("app.sock");
         let listener = Listener::unix(&path).unwrap();

@@ -14,6 +14,10 @@ mod files;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod jobs;
+#[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod terminals;
 #[cfg(test)]
 mod wire;

@@ -62,6 +62,7 @@ async fn serve(
         (Route::Commands, &Method::POST) => http_commands::start(&commands, actor, request).await,
         (Route::Commands, &Method::GET) => http_commands::list(&commands, actor).await,
         (Route::Command(id), &Method::GET) => http_commands::show(&commands, actor, *id).await,
+        (Route::Command(id), &Method::DELETE) => http_commands::forget(&commands, actor, *id).await,
         (Route::Signal(id), &Method::POST) => {
             http_commands::signal(&commands, actor, *id, request).await
         }

@@ -13,7 +13,7 @@ use policy::Action;
 use runtime::{Attachment, ControlError, Output};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use types::{Role, SandboxView, SwapView, UserName};
+use types::{Role, SandboxView, SwapRequest, SwapView, UserName};
 
 use super::extract::id;
 use super::route::{Access, Route};
@@ -33,6 +33,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::get("/me/sandboxes", own, list),
         Route::post("/me/sandboxes/swap", own, swap),
+        Route::get("/me/sandboxes/swap", own, last_swap),
         Route::post("/me/sandboxes/{role}/start", own, start),
         Route::post("/me/sandboxes/{role}/stop", own, stop),
         Route::post("/me/sandboxes/{role}/restart", own, restart),
@@ -40,6 +41,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/me/sandboxes/{role}/notices", own, notices),
         Route::get("/admin/sandboxes", Access::Admin, list_all),
         Route::post("/admin/sandboxes/{user}/swap", Access::Admin, swap_of),
+        Route::get("/admin/sandboxes/{user}/swap", Access::Admin, last_swap_of),
         Route::post(
             "/admin/sandboxes/{user}/{role}/start",
             Access::Admin,
@@ -124,8 +126,44 @@ async fn restart(
         .map(Json)
 }
 
-async fn swap(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<SwapView>, Error> {
-    app.sandboxes.swap(&actor, Whose::Own).await.map(Json)
+async fn swap(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    body: Bytes,
+) -> Result<Json<SwapView>, Error> {
+    let request = swap_request(&body)?;
+    app.sandboxes
+        .swap(&actor, Whose::Own, request)
+        .await
+        .map(Json)
+}
+
+/// What the last swap was and what became of it; `null` before the first one.
+async fn last_swap(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, Error> {
+    let last = app.sandboxes.last_swap(&actor, Whose::Own).await?;
+    Ok(Json(json!({ "swap": last })))
+}
+
+async fn last_swap_of(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(owner): Path<String>,
+) -> Result<Json<Value>, Error> {
+    let owner = user(&owner)?;
+    let last = app.sandboxes.last_swap(&actor, Whose::Of(&owner)).await?;
+    Ok(Json(json!({ "swap": last })))
+}
+
+/// A body that is not there asks for nothing special.
+fn swap_request(body: &[u8]) -> Result<SwapRequest, Error> {
+    if body.trim_ascii().is_empty() {
+        return Ok(SwapRequest::default());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        Error::bad_request(format!(
+            "expected a body such as {{\"rollback\":false}}: {error}"
+        ))
+    })
 }
 
 async fn start_of(
@@ -165,9 +203,11 @@ async fn swap_of(
     State(app): State<Arc<App>>,
     actor: Actor,
     Path(owner): Path<String>,
+    body: Bytes,
 ) -> Result<Json<SwapView>, Error> {
+    let request = swap_request(&body)?;
     app.sandboxes
-        .swap(&actor, Whose::Of(&user(&owner)?))
+        .swap(&actor, Whose::Of(&user(&owner)?), request)
         .await
         .map(Json)
 }

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
+use gateway::websocket::SocketTag;
 use gateway::{HeaderRules, RequestBody, Scheme, ServiceWorkers};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
@@ -53,22 +54,39 @@ impl Visit {
         let upstream = self.app.sandboxes.plane().upstream(&instance)?;
         let rules = self.rules(session, route, role, prefixed)?;
         let plane = self.app.sandboxes.plane();
+        let tag = SocketTag {
+            session: session.id.as_uuid().as_u128(),
+            generation: route.generation,
+        };
         let forwarded = plane
             .forwarder
-            .forward(
+            .forward_tagged(
                 Request::from_parts(head, RequestBody::new(body)),
                 &upstream,
                 &rules,
+                tag,
             )
             .await;
-        let response = forwarded.map_err(|error| refusal(&error))?;
-        if websocket && plane.route(session.user.id).await?.generation != route.generation {
-            // A swap was published while this one was being opened; it must not stay on
-            // what has become the other role.
-            self.app
-                .sandboxes
-                .close_websockets(&plane.route(session.user.id).await?);
+        let mut response = forwarded.map_err(|error| refusal(&error))?;
+        if websocket {
+            let now = plane.route(session.user.id).await?;
+            if now.generation != route.generation {
+                // A swap was published while this one was being opened; it must not stay on
+                // what has become the other role.
+                self.app.sandboxes.close_stale(&now, false);
+            }
+            if session.ended.is_cancelled() {
+                // The same for a session that was ended meanwhile.
+                let ended = tag.session;
+                self.app
+                    .sandboxes
+                    .cut_off(session.user.id, &|session| session == ended);
+            }
         }
+        // Which sandbox answered is for the client to know, and not for the guest to say.
+        let headers = response.headers_mut();
+        headers.insert(ROLE, HeaderValue::from_static(role.as_str()));
+        headers.insert(GENERATION, HeaderValue::from(route.generation));
         Ok(response
             .map(|body| Body::new(CutBody::new(body, session.ended.clone())))
             .into_response())

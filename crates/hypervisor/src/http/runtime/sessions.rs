@@ -94,16 +94,15 @@ impl RuntimeSessions {
         Ok(Some(session))
     }
 
-    /// Forgets a user's sessions and cuts what goes on in their names. Those that still
-    /// live are found again at their next request.
-    pub(crate) fn forget(&self, user: UserId) {
+    /// Forgets a user's sessions that have ended, and cuts what goes on in their names.
+    pub(crate) fn forget(&self, user: UserId, ended: &dyn Fn(SessionId) -> bool) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|_, session| {
-            let of_user = session.user.id == user;
-            if of_user {
+            let gone = session.user.id == user && ended(session.id);
+            if gone {
                 session.ended.cancel();
             }
-            !of_user
+            !gone
         });
     }
 

@@ -11,7 +11,7 @@ use crate::actor::{Actor, Via};
 use crate::http::Client;
 use crate::services::handover::{self, CODE_LIFETIME};
 use crate::services::sandboxes::Whose;
-use crate::services::sandboxes::testing::{Installation, add_session, add_user};
+use crate::services::sandboxes::testing::{Installation, NOW, add_session, add_user};
 use crate::services::sessions;
 use crate::store::SessionKind;
 
@@ -431,13 +431,93 @@ async fn a_swap_turns_the_next_request() {
     installation
         .app
         .sandboxes
-        .swap(&installation.actor(), Whose::Own)
+        .swap(
+            &installation.actor(),
+            Whose::Own,
+            types::SwapRequest::default(),
+        )
         .await
         .unwrap();
     let seen = json(get(&installation, ALICE, "/", &[("cookie", &cookie)]).await).await;
     assert_eq!(seen["sandbox"], dev.to_string());
     assert_eq!(seen["headers"]["x-choir-role"], "live");
     assert_eq!(seen["headers"]["x-choir-generation"], "1");
+}
+
+#[tokio::test]
+async fn an_answer_says_whose_it_is_and_the_guest_cannot_say_otherwise() {
+    let installation = Installation::new("").await;
+    installation
+        .app
+        .sandboxes
+        .start(&installation.actor(), Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    let (cookie, _) = sign_in(&installation, ALICE, "/").await;
+    let answer = get(&installation, ALICE, "/liar", &[("cookie", &cookie)]).await;
+    assert_eq!(answer.headers()["x-choir-role"], "live");
+    assert_eq!(answer.headers()["x-choir-generation"], "0");
+    assert_eq!(
+        answer
+            .headers()
+            .get_all("x-choir-generation")
+            .iter()
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn the_end_of_one_session_leaves_the_others_alone() {
+    let installation = Installation::new("").await;
+    let app = &installation.app;
+    app.sandboxes
+        .start(&installation.actor(), Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    let (first, _) = sign_in(&installation, ALICE, "/").await;
+    let (second, _) = sign_in(&installation, ALICE, "/").await;
+    for cookie in [&first, &second] {
+        let seen = get(&installation, ALICE, "/x", &[("cookie", cookie)]).await;
+        assert_eq!(seen.status(), StatusCode::OK);
+    }
+    let sessions = app.store.sessions(installation.user.id, NOW).await.unwrap();
+    let mut runtime: Vec<_> = sessions
+        .iter()
+        .filter(|session| session.kind == SessionKind::Runtime)
+        .map(|session| session.id)
+        .collect();
+    runtime.sort_unstable();
+    assert_eq!(runtime.len(), 2);
+    // The ids are ordered by time: the first one made ends.
+    let ended = tokens_of(&installation, &[&first, &second]).await;
+    app.store
+        .remove_session(installation.user.id, runtime[0])
+        .await
+        .unwrap();
+    app.sessions_ended(installation.user.id).await;
+    assert!(ended[0].is_cancelled());
+    assert!(!ended[1].is_cancelled(), "another session was cut too");
+}
+
+/// What cuts the streams of these cookies' sessions.
+async fn tokens_of(
+    installation: &Installation,
+    cookies: &[&String],
+) -> Vec<tokio_util::sync::CancellationToken> {
+    let mut tokens = Vec::new();
+    for cookie in cookies {
+        let value = cookie.split_once('=').unwrap().1;
+        let host = "alice.localhost";
+        let found = installation
+            .app
+            .runtime_sessions
+            .find(&installation.app, value, host)
+            .await
+            .unwrap();
+        tokens.push(found.unwrap().ended.clone());
+    }
+    tokens
 }
 
 #[tokio::test]

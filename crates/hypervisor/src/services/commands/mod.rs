@@ -58,13 +58,13 @@ impl<'a> Commands<'a> {
         actor: &Actor,
         request: CommandRequest,
     ) -> Result<Begun, Error> {
-        let id = CommandId::generate();
+        let id = request.id.unwrap_or_else(CommandId::generate);
         let limits = &self.plane.config.sandbox.limits;
         let mut spec = runner_spec(&request, limits, id)?;
         // Terminals are the owner's own hands: they get the gateway without asking.
         let granted =
             request.terminal.is_some() || request.capabilities.iter().any(|c| c == PROVIDER_CALL);
-        self.make_room().await?;
+        self.make_room(id).await?;
         self.decide(actor, &request, id, granted).await?;
         let (owner, role) = self.plane.owner(self.instance.sandbox_id).await?;
         let identity = Identity {
@@ -86,7 +86,7 @@ impl<'a> Commands<'a> {
             state: CommandState::Running,
             exit: None,
         };
-        let lasting = view.detach || view.terminal;
+        let lasting = view.detach || view.terminal || request.rejoin;
         let leash = (!lasting).then(|| Leash::new(Arc::clone(self.instance), id));
         // In a task of its own: a caller that goes away must not leave half a spawn behind.
         let (plane, instance) = (Arc::clone(self.plane), Arc::clone(self.instance));
@@ -149,10 +149,14 @@ impl<'a> Commands<'a> {
         decided.map(drop)
     }
 
-    /// Refuses when too many run, and forgets the oldest that have exited.
-    async fn make_room(&self) -> Result<(), Error> {
+    /// Refuses an id that is taken and when too many run, and forgets the oldest that have
+    /// exited.
+    async fn make_room(&self, id: CommandId) -> Result<(), Error> {
         let most = self.plane.config.sandbox.limits.commands;
         let runners = self.instance.runners().await.map_err(refused)?;
+        if runners.iter().any(|runner| runner.view.id == id) {
+            return Err(taken());
+        }
         let (running, mut exited): (Vec<_>, Vec<_>) = runners
             .into_iter()
             .partition(|runner| runner.view.state == CommandState::Running);
@@ -221,6 +225,15 @@ impl<'a> Commands<'a> {
         self.instance.signal(id, signal).await.map_err(refused)
     }
 
+    /// Lets go of a command that has ended, and of its output.
+    ///
+    /// # Errors
+    /// The actor may not, or the supervisor cannot be reached.
+    pub(crate) async fn forget(&self, actor: &Actor, id: CommandId) -> Result<(), Error> {
+        self.may_control(actor).await?;
+        self.instance.forget(id).await.map_err(refused)
+    }
+
     /// Follows a command's output from a byte on.
     ///
     /// # Errors
@@ -276,6 +289,10 @@ async fn spawn(
     Ok(())
 }
 
+fn taken() -> Error {
+    Error::conflict("there is a command with this id already")
+}
+
 /// A supervisor's refusal in the words of the caller's problem.
 pub(crate) fn refused(error: ControlError) -> Error {
     match error {
@@ -286,6 +303,7 @@ pub(crate) fn refused(error: ControlError) -> Error {
         }) => match code.as_str() {
             "not_found" => Error::NotFound("command"),
             "bad_request" => Error::bad_request(message),
+            "conflict" => taken(),
             "too_many" | "limit" => Error::Unavailable(message),
             _ => Error::SandboxFailed { message, hint },
         },

@@ -1,26 +1,30 @@
 //! Sandboxes: lifecycle, routes, swap (arch §4).
 
 mod environment;
-pub(crate) mod limits;
 pub(crate) mod notices;
 mod plane;
+mod swap;
+#[cfg(test)]
+mod swap_tests;
 mod table;
+mod telemetry;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tokens;
+mod trial;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crypto::Random;
 use gateway::websocket::CloseNotice;
 use policy::Action;
 use runtime::{Fleet, FleetOptions, Instance, NamespaceDriver, SandboxRuntime, StartError, Status};
-use types::{
-    Role, SandboxId, SandboxNotice, SandboxState, SandboxView, SwapView, UserId, UserName,
-};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use types::{Role, SandboxId, SandboxNotice, SandboxState, SandboxView, UserId, UserName};
 
 use crate::actor::{Actor, User};
 use crate::app::App;
@@ -29,20 +33,19 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
+use crate::services::authorize;
 use crate::services::provider::Providers;
-use crate::services::{authorize, health};
 use crate::store::{RouteRow, Store};
 pub(crate) use environment::{Identity, of_runner, of_runner_gateway};
 pub(crate) use plane::Plane;
-
-/// After a swap the WebSockets of both roles close within this time, each at its own
-/// moment, so that their clients do not come back all at once (arch §4).
-const CLOSE_WINDOW: Duration = Duration::from_millis(1500);
 
 /// The sandboxes of this hypervisor.
 pub struct Sandboxes {
     plane: Arc<Plane>,
     fleet: Fleet,
+    /// The swap on trial of each user, by the generation it made, with what ends the watch
+    /// over it. Held for a look-up.
+    trials: Mutex<HashMap<UserId, (u64, CancellationToken)>>,
 }
 
 impl std::fmt::Debug for Sandboxes {
@@ -76,7 +79,6 @@ impl Sandboxes {
         let driver = Arc::new(NamespaceDriver::new(
             supervisor,
             config.data_dir.join("run"),
-            &config.data_dir.join("cgroups.json"),
         ));
         Self::with_driver(config, store, audit, clock, metrics, driver)
     }
@@ -106,12 +108,17 @@ impl Sandboxes {
             forwarder: gateway::Forwarder::new(),
             random: crypto::OsRandom::new(),
             binaries: plane::Binaries::find(config)?,
-            calls: std::sync::Mutex::default(),
+            calls: Mutex::default(),
             began: Instant::now(),
+            changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
         let fleet = Fleet::new(driver, host, FleetOptions::default());
-        Ok(Self { plane, fleet })
+        Ok(Self {
+            plane,
+            fleet,
+            trials: Mutex::default(),
+        })
     }
 
     pub(crate) fn plane(&self) -> &Arc<Plane> {
@@ -196,6 +203,8 @@ impl Sandboxes {
         let sandbox = route.sandbox(role);
         self.record(actor, "sandbox.stop", sandbox, &owner, role)
             .await?;
+        self.end_trial(&route, role, "live was stopped on purpose")
+            .await;
         self.fleet.stop(sandbox).await;
         Ok(self.view(&route, &owner.name, role))
     }
@@ -216,117 +225,19 @@ impl Sandboxes {
         let sandbox = route.sandbox(role);
         self.record(actor, "sandbox.restart", sandbox, &owner, role)
             .await?;
+        self.end_trial(&route, role, "live was restarted on purpose")
+            .await;
         self.fleet.stop(sandbox).await;
         self.begin(sandbox).await?;
         Ok(self.view(&route, &owner.name, role))
     }
 
-    /// Exchanges `live` and `dev`, once `dev` has proved its health.
-    ///
-    /// # Errors
-    /// The actor may not; `dev` is not healthy; somebody else swapped at the same time; the
-    /// ledger cannot take the record. Then nothing has changed.
-    pub async fn swap(&self, actor: &Actor, whose: Whose<'_>) -> Result<SwapView, Error> {
-        let began = Instant::now();
-        let (owner, route) = self
-            .authorize(actor, whose, Role::Dev, Action::SwapSandboxes)
-            .await?;
-        let swapped = self.try_swap(actor, &owner, &route).await;
-        self.plane.metrics.swap(swapped.is_ok());
-        let route = swapped?;
-        Ok(SwapView {
-            generation: route.generation,
-            live: route.live,
-            dev: route.dev,
-            took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    async fn try_swap(
-        &self,
-        actor: &Actor,
-        owner: &User,
-        seen: &RouteRow,
-    ) -> Result<RouteRow, Error> {
-        if let Err(unhealthy) = self.prove(seen.dev).await {
-            let entry = Entry::denied("sandbox.swap", seen.dev.to_string(), unhealthy.to_string());
-            self.plane
-                .audit
-                .record(
-                    actor,
-                    entry
-                        .about_user(owner.id, &owner.name)
-                        .in_sandbox(seen.dev, Some(Role::Dev)),
-                )
-                .await?;
-            return Err(Error::UnhealthyTarget(unhealthy.to_string()));
-        }
-        let entry = Entry::allowed("sandbox.swap", seen.dev.to_string())
-            .about_user(owner.id, &owner.name)
-            .in_sandbox(seen.dev, Some(Role::Dev))
-            .with("generation", (seen.generation + 1).to_string());
-        self.plane.audit.record(actor, entry).await?;
-        let swapped = self
-            .plane
-            .store
-            .swap_route(seen, self.plane.clock.now_ms())
-            .await?;
-        let Some(route) = swapped else {
-            return Err(Error::conflict(
-                "somebody else swapped at the same moment; look and try again",
-            ));
-        };
-        // On the disk; from here on every new request is routed by it.
-        self.plane.routes.publish(route);
-        self.close_websockets(&route);
-        Ok(route)
-    }
-
-    /// Closes the WebSockets of both roles with the generation that made them stale.
-    pub(crate) fn close_websockets(&self, route: &RouteRow) {
-        let notice = CloseNotice::new(
-            CloseNotice::SERVICE_RESTART,
-            format!("{{\"generation\":{}}}", route.generation),
-        );
-        self.close_with(route, &notice, CLOSE_WINDOW);
-    }
-
-    /// Closes the WebSockets of a user whose session has ended; those of their other
-    /// sessions come back by themselves.
-    pub(crate) fn cut_off(&self, user: UserId) {
+    /// Closes the WebSockets of a user's sessions that have ended; their others stay open.
+    pub(crate) fn cut_off(&self, user: UserId, ended: &dyn Fn(u128) -> bool) {
         if let Some(route) = self.plane.routes.of_user(user) {
             let notice = CloseNotice::new(CloseNotice::GOING_AWAY, "the session has ended");
-            self.close_with(&route, &notice, Duration::ZERO);
+            self.close_with(&route, &|tag| ended(tag.session), &notice, Duration::ZERO);
         }
-    }
-
-    fn close_with(&self, route: &RouteRow, notice: &CloseNotice, window: Duration) {
-        for role in Role::ALL {
-            let mut seed = [0_u8; 8];
-            // Without randomness the moments are spread all the same, only predictably.
-            let _ = self.plane.random.fill(&mut seed);
-            let upstream = self
-                .fleet
-                .running(route.sandbox(role))
-                .and_then(|instance| self.plane.upstreams.get(instance.start_id));
-            if let Some(upstream) = upstream {
-                upstream.close_websockets(notice, window, u64::from_le_bytes(seed));
-            }
-        }
-    }
-
-    async fn prove(&self, target: SandboxId) -> Result<(), health::Unhealthy> {
-        let instance = self
-            .fleet
-            .running(target)
-            .ok_or(health::Unhealthy::NotRunning)?;
-        let unreachable = |error: Error| health::Unhealthy::Unreachable {
-            what: "the sandbox",
-            why: error.to_string(),
-        };
-        let upstream = self.plane.upstream(&instance).map_err(unreachable)?;
-        let socket = plane::app_socket(&instance).map_err(unreachable)?;
-        health::ready_for_swap(&self.plane.forwarder, &upstream, &socket).await
     }
 
     /// The running start that serves a role of the actor's own, for commands and logs.
@@ -392,6 +303,7 @@ impl Sandboxes {
 
     /// Stops everything, when the installation itself ends (`up`, `stop --all`).
     pub async fn stop_all(&self) {
+        self.end_trials("the installation was stopped").await;
         self.fleet.stop_all().await;
     }
 
@@ -514,5 +426,5 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    app.sandboxes.resume_trials().await
 }

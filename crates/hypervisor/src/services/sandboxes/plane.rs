@@ -9,17 +9,18 @@ use std::time::Instant;
 
 use crypto::{OsRandom, Random, Token, TokenHash};
 use gateway::{AppSocket, Forwarder, Limits, Upstream, Upstreams};
-use runtime::protocol::Event;
-use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, SandboxSpec, WORKSPACE};
+use runtime::spec::{
+    Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, Rlimits, SandboxSpec, WORKSPACE,
+};
 use runtime::{BoxFuture, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use types::{NoticeKind, Role, SandboxId, StartId, UserId};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use types::{Role, SandboxId, StartId, UserId};
 
 use super::environment::{self, Identity};
-use super::limits::{EffectiveLimits, how_to_raise};
 use super::notices::Notices;
 use super::table::RouteTable;
+use super::telemetry;
 use super::tokens::Tokens;
 use crate::actor::{Actor, User};
 use crate::clock::Clock;
@@ -31,6 +32,10 @@ use crate::services::audit::{Audit, Entry};
 use crate::services::health;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
+
+/// The directory of a sandbox that holds workspace, home and data: one name, so that all
+/// three can be replaced in one step.
+pub(crate) const STATE: &str = "state";
 
 /// Bytes of guest output that its supervisor keeps.
 const LOG_BYTES: u64 = 1 << 20;
@@ -54,6 +59,8 @@ pub(crate) struct Plane {
     /// Provider calls that a sandbox, its runners included, may still open.
     pub(crate) calls: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     pub(crate) began: Instant,
+    /// Names users whose routes, swaps or notices have changed, for those who follow.
+    pub(crate) changes: broadcast::Sender<UserId>,
 }
 
 /// The programs that belong to this one.
@@ -95,7 +102,16 @@ struct HostRecord {
 /// all of a provider's connections.
 const MAX_PROVIDER_CALLS: usize = 32;
 
+/// Changes that a slow follower may lag behind by; then it looks at everything again.
+pub(super) const CHANGES_BACKLOG: usize = 64;
+
 impl Plane {
+    /// Tells followers that a user's routes, swaps or notices have changed.
+    pub(crate) fn changed(&self, user: UserId) {
+        // An error means that nobody follows.
+        let _ = self.changes.send(user);
+    }
+
     /// Leave for one more provider call of a sandbox, if it has not too many open.
     pub(crate) fn provider_call(&self, sandbox: SandboxId) -> Option<OwnedSemaphorePermit> {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,11 +226,8 @@ impl Plane {
         token: &Token,
     ) -> Result<SandboxSpec, Error> {
         let config = &self.config.sandbox;
-        let limits = EffectiveLimits::of(config);
         let data_dir = &self.config.data_dir;
-        let own = data_dir
-            .join("sandboxes")
-            .join(identity.sandbox.to_string());
+        let own = self.sandbox_dir(identity.sandbox).join(STATE);
         let extra_mounts = config
             .mounts
             .iter()
@@ -242,30 +255,22 @@ impl Plane {
                 env: environment::of_guest(&self.config, identity, token.expose()),
                 cwd: WORKSPACE.to_owned(),
             },
-            rlimits: limits.of_processes(),
-            limits: limits.of_trees(identity.user),
-            cgroup: None,
-            disk: limits.of_disk(),
+            rlimits: Rlimits {
+                open_files: config.limits.open_files,
+                // Guest and runners are one user of one user namespace, and counted together.
+                processes: u64::from(config.limits.processes)
+                    + u64::from(config.limits.guest_processes),
+                ..Rlimits::default()
+            },
             accept_missing: config.accept_missing.clone(),
             log_bytes: LOG_BYTES,
         })
     }
 
-    /// Tells the owner what a supervisor told.
-    fn happened(&self, instance: &Instance, event: &Event) {
-        let (who, exit) = match event {
-            Event::RunnerExited { exit, .. } => ("a command", exit),
-            Event::GuestExited { exit } => ("the guest runtime", exit),
-        };
-        if let Some(reached) = &exit.limit {
-            self.notices.note(
-                instance.sandbox_id,
-                NoticeKind::Quota,
-                &format!("{}:{}", reached.scope.as_str(), reached.resource.as_str()),
-                &format!("{who} met a limit: {reached}"),
-                Some(&how_to_raise(reached)),
-            );
-        }
+    /// Where everything of a sandbox lies: its present state, and its snapshots.
+    pub(crate) fn sandbox_dir(&self, sandbox: SandboxId) -> PathBuf {
+        let all = self.config.data_dir.join("sandboxes");
+        all.join(sandbox.to_string())
     }
 
     fn nonce(&self) -> Result<Nonce, Error> {
@@ -320,6 +325,7 @@ impl Host for Asked {
             .0
             .tokens
             .guest(instance.sandbox_id, hash, self.0.clock.now_ms());
+        telemetry::follow(Arc::clone(&self.0), &instance);
         let ended = instance.ended().clone();
         let peer = channel::Peer {
             instance,
@@ -328,10 +334,6 @@ impl Host for Asked {
             ended,
         };
         channel::serve(Arc::clone(&self.0), peer, listener);
-    }
-
-    fn happened(&self, instance: &Instance, event: Event) {
-        self.0.happened(instance, &event);
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use base64::Engine as _;
@@ -185,6 +186,13 @@ pub(crate) struct FakeDriver {
     guests: Mutex<HashMap<SandboxId, Guest>>,
 }
 
+/// What a guest answers instead, and how many times still.
+#[derive(Debug, Default)]
+struct Illness {
+    status: StatusCode,
+    times: u32,
+}
+
 struct Guest {
     start: StartId,
     /// What the environment held.
@@ -192,6 +200,7 @@ struct Guest {
     channel: PathBuf,
     end: Option<oneshot::Sender<CommandExit>>,
     server: tokio::task::JoinHandle<()>,
+    ill: Arc<Mutex<Illness>>,
     starts: usize,
 }
 
@@ -227,6 +236,33 @@ impl FakeDriver {
         self.guests.lock().unwrap()[&sandbox].server.abort();
     }
 
+    /// Makes the guest answer the next so many requests with this status.
+    pub(crate) fn ail(&self, sandbox: SandboxId, status: StatusCode, times: u32) {
+        *self.guests.lock().unwrap()[&sandbox].ill.lock().unwrap() = Illness { status, times };
+    }
+
+    /// How many requests will still be answered so.
+    pub(crate) fn ails(&self, sandbox: SandboxId) -> u32 {
+        self.guests.lock().unwrap()[&sandbox]
+            .ill
+            .lock()
+            .unwrap()
+            .times
+    }
+
+    /// Ends the guest's process as a crash does.
+    pub(crate) fn crash(&self, sandbox: SandboxId) {
+        let end = self
+            .guests
+            .lock()
+            .unwrap()
+            .get_mut(&sandbox)
+            .unwrap()
+            .end
+            .take();
+        let _ = end.unwrap().send(CommandExit::default());
+    }
+
     fn begin(&self, request: &StartRequest) -> Started {
         let spec = &request.spec;
         let dir = self.dir.join(spec.start_id.as_uuid().simple().to_string());
@@ -244,7 +280,9 @@ impl FakeDriver {
         let app = StdUnixListener::bind(at("app.sock")).unwrap();
         app.set_nonblocking(true).unwrap();
         let app = UnixListener::from_std(app).unwrap();
-        let router = guest_router(spec.sandbox_id);
+        let ill = Arc::new(Mutex::new(Illness::default()));
+        let router =
+            guest_router(spec.sandbox_id).layer(from_fn_with_state(Arc::clone(&ill), ailing));
         let server = tokio::spawn(async move { axum::serve(app, router).await.unwrap() });
         let (end, ended) = oneshot::channel();
         let token = spec
@@ -263,6 +301,7 @@ impl FakeDriver {
             channel: dir.join("channel.sock"),
             end: Some(end),
             server,
+            ill,
             starts,
         };
         guests.insert(spec.sandbox_id, guest);
@@ -271,7 +310,7 @@ impl FakeDriver {
             app_dir: handle,
             channel,
             exited: Box::pin(async move { ended.await.unwrap_or_default() }),
-            events: tokio::sync::mpsc::channel(1).1,
+            events: tokio::sync::broadcast::Sender::new(1),
             host_record: request.host_record.clone(),
         }
     }
@@ -302,8 +341,30 @@ fn guest_router(id: SandboxId) -> Router {
     Router::new()
         .route("/health", get(|| async { "{\"status\":\"ok\"}" }))
         .route("/ws", get(websocket))
+        .route(
+            "/liar",
+            get(|| async { [("x-choir-generation", "77"), ("x-choir-role", "dev")] }),
+        )
         .fallback(any(echo))
         .with_state(id)
+}
+
+async fn ailing(
+    State(ill): State<Arc<Mutex<Illness>>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    let status = {
+        let mut ill = ill.lock().unwrap();
+        ill.times.checked_sub(1).map(|left| {
+            ill.times = left;
+            ill.status
+        })
+    };
+    match status {
+        Some(status) => status.into_response(),
+        None => next.run(request).await,
+    }
 }
 
 async fn echo(State(id): State<SandboxId>, request: Request<Body>) -> Response {

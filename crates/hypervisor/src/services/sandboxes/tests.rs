@@ -1,6 +1,6 @@
 //! Lifecycle and swap over guests in this process.
 
-use types::{Role, SandboxState};
+use types::{Role, SandboxState, SwapRequest};
 
 use super::Whose;
 use super::testing::Installation;
@@ -55,7 +55,10 @@ async fn swap_exchanges_the_roles_and_keeps_the_starts() {
         .start(&actor, Whose::Own, Role::Dev)
         .await
         .unwrap();
-    let swapped = sandboxes.swap(&actor, Whose::Own).await.unwrap();
+    let swapped = sandboxes
+        .swap(&actor, Whose::Own, SwapRequest::default())
+        .await
+        .unwrap();
     assert_eq!(
         (swapped.live, swapped.dev, swapped.generation),
         (dev.id, live.id, 1)
@@ -72,7 +75,10 @@ async fn swap_exchanges_the_roles_and_keeps_the_starts() {
         .unwrap();
     assert_eq!((row.live, row.generation), (dev.id, 1));
     // Back again.
-    let back = sandboxes.swap(&actor, Whose::Own).await.unwrap();
+    let back = sandboxes
+        .swap(&actor, Whose::Own, SwapRequest::default())
+        .await
+        .unwrap();
     assert_eq!((back.live, back.generation), (live.id, 2));
 }
 
@@ -81,7 +87,9 @@ async fn an_unhealthy_target_is_not_swapped_in() {
     let installation = Installation::new("").await;
     let actor = installation.actor();
     let sandboxes = &installation.app.sandboxes;
-    let refused = sandboxes.swap(&actor, Whose::Own).await;
+    let refused = sandboxes
+        .swap(&actor, Whose::Own, SwapRequest::default())
+        .await;
     assert!(
         matches!(refused, Err(Error::UnhealthyTarget(_))),
         "{refused:?}"
@@ -92,7 +100,9 @@ async fn an_unhealthy_target_is_not_swapped_in() {
         .unwrap();
     let dev = installation.sandbox(Role::Dev).await;
     installation.driver.hang(dev);
-    let refused = sandboxes.swap(&actor, Whose::Own).await;
+    let refused = sandboxes
+        .swap(&actor, Whose::Own, SwapRequest::default())
+        .await;
     assert!(
         matches!(refused, Err(Error::UnhealthyTarget(_))),
         "{refused:?}"

@@ -109,6 +109,12 @@ drills! {
     setgroups => |_| refused_any(libc::SYS_setgroups, [1, address(&0_u32), 0, 0, 0, 0]);
 }
 
+/// Makes a call that no profile lets through; whether it was refused.
+pub(crate) fn is_refused() -> bool {
+    let refused = call(libc::SYS_keyctl, [0, NO_FD, NONE, 0, 0, 0]);
+    refused.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+}
+
 fn path(text: &CStr) -> usize {
     text.as_ptr() as usize
 }

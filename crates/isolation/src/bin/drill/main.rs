@@ -29,6 +29,8 @@ struct Context {
     forbidden: Vec<PathBuf>,
     /// A process of the host.
     host_pid: Option<i32>,
+    /// Instead of drilling, make so many denied calls.
+    flood: Option<u64>,
     /// Run only the drills whose name contains this.
     only: Option<String>,
 }
@@ -51,8 +53,10 @@ struct Line<'a> {
 const USAGE: &str = "\
 usage: drill [--abstract-socket NAME] [--loopback-port PORT] [--forbidden PATH]…
              [--host-pid PID] [--only TEXT]
+       drill --flood COUNT
 
-Tries escapes from the sandbox it runs in; prints a JSON line for each.
+Tries escapes from the sandbox it runs in; prints a JSON line for each. With
+--flood it makes that many denied calls instead.
 ";
 
 fn main() -> ExitCode {
@@ -65,6 +69,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(times) = context.flood {
+        let refused = (0..times).filter(|_| calls::is_refused()).count();
+        let _ = writeln!(std::io::stdout(), "{refused} refused");
+        return ExitCode::SUCCESS;
+    }
     let mut all_denied = say("inherited_descriptors", &process::inherited(&inherited));
     for drill in [
         calls::DRILLS,
@@ -127,6 +136,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Context, String>
             "--loopback-port" => context.loopback_port = Some(number(&value()?)?),
             "--forbidden" => context.forbidden.push(value()?.into()),
             "--host-pid" => context.host_pid = Some(number(&value()?)?),
+            "--flood" => context.flood = Some(number(&value()?)?),
             "--only" => context.only = Some(value()?),
             _ => return Err(format!("unknown argument {flag}")),
         }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{
     Message, Progress, Reply, StreamFault, ToolSpecification, Usage, anthropic, openai, sse,
 };
+use crate::agent::outage::Outage;
 use crate::agent::providers::{Choice, ProviderKind};
 use crate::channel::{Channel, ChannelError};
 
@@ -35,6 +36,9 @@ pub struct RetryPolicy {
     pub first: Duration,
     /// At most this long. A provider that asks for more is not asked again.
     pub longest: Duration,
+    /// How long the hypervisor may be away before a run gives up. Its death is no fault of
+    /// the run's: the sandbox lives on, and so does what it waits for.
+    pub patience: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -42,6 +46,7 @@ impl Default for RetryPolicy {
         Self {
             first: Duration::from_secs(1),
             longest: Duration::from_secs(60),
+            patience: Duration::from_mins(10),
         }
     }
 }
@@ -206,6 +211,16 @@ impl ModelClient {
         let (mut reply, usage) = decoder.finish().ok_or(ModelError::Broken)?;
         reply.usage = usage.unwrap_or_else(|| estimate(request, &reply));
         Ok(reply)
+    }
+
+    /// Whether the way to the hypervisor broke, which says nothing about the provider.
+    pub(crate) const fn is_outage(error: &ModelError) -> bool {
+        matches!(error, ModelError::Channel(error) if error.is_outage())
+    }
+
+    /// How the channel's absence is waited for.
+    pub(crate) const fn outage(&self) -> Outage {
+        Outage::new(self.retries)
     }
 
     /// How long to wait before another try, if one is worth it. `attempt` counts from 1.

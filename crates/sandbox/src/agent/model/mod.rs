@@ -5,6 +5,7 @@ mod client;
 mod openai;
 mod sse;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use client::{MAX_ATTEMPTS, RetryPolicy};
@@ -36,17 +37,19 @@ impl Message {
     }
 }
 
-/// What the model answered.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What the model answered. As JSON it is what a run is resumed from, so it is whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Reply {
     pub(crate) text: String,
     pub(crate) calls: Vec<ToolCall>,
     pub(crate) stop: Stop,
+    /// An event of its own.
+    #[serde(skip)]
     pub(crate) usage: Usage,
 }
 
 /// A tool that the model wants used.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct ToolCall {
     pub(crate) id: String,
     pub(crate) name: String,
@@ -63,7 +66,8 @@ pub(crate) struct ToolResult {
 }
 
 /// Why the model stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Stop {
     /// It is done, or waits for its tools.
     #[default]

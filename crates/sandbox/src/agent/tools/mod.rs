@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use types::{CommandId, RunId};
 
-use super::model::{ToolCall, ToolSpecification};
+use super::model::{RetryPolicy, ToolCall, ToolSpecification};
 use crate::app::blocking;
 use crate::channel::Channel;
 use crate::files::{FileError, Workspace};
@@ -29,7 +29,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn good(text: impl Into<String>) -> Self {
+    pub(crate) fn good(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
             ok: true,
@@ -45,6 +45,7 @@ pub(crate) struct Tools {
     channel: Channel,
     workspace: Workspace,
     file_operations: Arc<Semaphore>,
+    retries: RetryPolicy,
     /// The command that runs at the moment.
     running: Mutex<Option<CommandId>>,
 }
@@ -63,6 +64,9 @@ struct Recall {
     limit: Option<u32>,
 }
 
+/// The tool that runs commands.
+const RUN_COMMAND: &str = "run_command";
+
 /// Memories that one recall shows the model.
 const RECALLED: u32 = 10;
 
@@ -73,6 +77,7 @@ impl Tools {
         channel: Channel,
         workspace: Workspace,
         file_operations: Arc<Semaphore>,
+        retries: RetryPolicy,
     ) -> Self {
         Self {
             run_id,
@@ -80,6 +85,7 @@ impl Tools {
             channel,
             workspace,
             file_operations,
+            retries,
             running: Mutex::default(),
         }
     }
@@ -89,10 +95,36 @@ impl Tools {
         specification::all()
     }
 
-    /// Carries out a call.
-    pub(crate) async fn call(&self, call: &ToolCall) -> Result<Answer, String> {
-        match call.name.as_str() {
-            "run_command" => self.run_command(&call.id, parse(&call.arguments)?).await,
+    /// Whether a call runs a command, which then has an id of its own.
+    pub(crate) fn is_command(call: &ToolCall) -> bool {
+        call.name == RUN_COMMAND
+    }
+
+    /// Whether a call changes nothing, so that it may be done again.
+    pub(crate) fn only_looks(call: &ToolCall) -> bool {
+        ["read_file", "list_files", "search_files", "recall"].contains(&call.name.as_str())
+            || Self::specifications()
+                .iter()
+                .all(|tool| tool.name != call.name)
+    }
+
+    /// Carries out a call; `command` is the id of the command that it runs, if it runs one.
+    pub(crate) async fn call(
+        &self,
+        call: &ToolCall,
+        command: Option<CommandId>,
+    ) -> Result<Answer, String> {
+        match (call.name.as_str(), command) {
+            (RUN_COMMAND, Some(id)) => {
+                self.run_command(&call.id, parse(&call.arguments)?, id)
+                    .await
+            }
+            (name, _) => self.look_or_change(name, call).await,
+        }
+    }
+
+    async fn look_or_change(&self, name: &str, call: &ToolCall) -> Result<Answer, String> {
+        match name {
             "read_file" => self.read_file(parse(&call.arguments)?).await,
             "write_file" => self.write_file(parse(&call.arguments)?).await,
             "patch_file" => self.patch_file(parse(&call.arguments)?).await,

@@ -1,0 +1,79 @@
+//! Turns what supervisors tell about their sandboxes into notices and metrics.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use runtime::Instance;
+use runtime::protocol::{Denial, Event};
+use tokio::sync::broadcast::error::RecvError;
+use types::{NoticeKind, SandboxId};
+
+use super::plane::Plane;
+
+/// Different calls of one start that get a notice of their own. What a program tries is its own
+/// choice, and must not push the other notices of its sandbox out.
+const MOST_CALLS: usize = 16;
+
+/// Follows what the supervisor of this start tells, until its end.
+pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
+    let mut events = instance.events();
+    let (sandbox, ended) = (instance.sandbox_id, instance.ended().clone());
+    tokio::spawn(async move {
+        let mut named = BTreeSet::new();
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = ended.cancelled() => return,
+            };
+            match event {
+                Ok(Event::Denied { denials }) => {
+                    denied(&plane, sandbox, denials, &mut named);
+                }
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+}
+
+fn denied(
+    plane: &Plane,
+    sandbox: SandboxId,
+    denials: Vec<Denial>,
+    named: &mut BTreeSet<(&'static str, &'static str)>,
+) {
+    for denial in denials {
+        let (call, reason) = runtime::describe_call(&denial.call).unwrap_or(UNNAMED);
+        let (kind, who) = match denial.command_id {
+            None => ("guest", "The guest runtime".to_owned()),
+            Some(id) => {
+                let program = denial.program.as_deref().unwrap_or("a program");
+                ("command", format!("`{program}` (command {id})"))
+            }
+        };
+        plane.metrics.denied_calls(kind, call, denial.count);
+        let known = named.contains(&(kind, call)) || named.len() < MOST_CALLS;
+        let key = if known {
+            named.insert((kind, call));
+            format!("{kind} {call}")
+        } else {
+            format!("{kind} others")
+        };
+        let message = format!("{who} was denied the system call {call}.");
+        let hint = format!(
+            "The walls around every sandbox leave it out ({reason}); a program that can do without \
+             goes on."
+        );
+        plane.notices.note_times(
+            sandbox,
+            NoticeKind::SyscallDenied,
+            &key,
+            &message,
+            Some(&hint),
+            denial.count,
+        );
+    }
+}
+
+/// What is told about a call that no profile names.
+const UNNAMED: (&str, &str) = ("unknown", "no program of today needs it");
