@@ -67,14 +67,14 @@ impl ExecFailure {
 
 impl Program {
     /// Turns this (freshly forked) process into the program. Returns only to say why not.
-    pub(crate) fn exec(self) -> ExecFailure {
+    pub(crate) fn exec(&self) -> ExecFailure {
         match self.try_exec() {
             Ok(never) => match never {},
             Err(failure) => failure,
         }
     }
 
-    fn try_exec(self) -> Result<std::convert::Infallible, ExecFailure> {
+    fn try_exec(&self) -> Result<std::convert::Infallible, ExecFailure> {
         let prepare = |what: &str, error: io::Error| {
             ExecFailure::new(CANNOT_EXECUTE, format!("cannot {what}: {error}"))
         };

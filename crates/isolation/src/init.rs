@@ -64,6 +64,9 @@ pub(crate) enum Command {
     Freeze(u64),
     /// Let everything go on.
     Thaw,
+    /// Start the program again, which has ended. Only a guest's first process does, the
+    /// others end with their program.
+    Restart,
 }
 
 /// Whom a delivered signal reaches.
@@ -170,7 +173,10 @@ pub(crate) fn run(
 struct Keeper {
     control: OwnedFd,
     children: OwnedFd,
-    program: Pid,
+    /// The program's process, as long as it runs.
+    program: Option<Pid>,
+    /// The program, to be started again: a guest's alone.
+    again: Option<Program>,
     relay: Option<Relay>,
     delivery: Delivery,
     frozen: Option<Frozen>,
@@ -185,36 +191,20 @@ impl Keeper {
         delivery: Delivery,
     ) -> io::Result<Self> {
         let children = sys::signal_descriptor(&[libc::SIGCHLD])?;
-        let (failure_reader, failure_writer) = pipe_with(PipeFlags::CLOEXEC)?;
-        let pid = match sys::fork()? {
-            Forked::Child => {
-                let failure = program.exec();
-                if let Ok(text) = serde_json::to_vec(&failure) {
-                    let _ = rustix::io::write(&failure_writer, &text);
-                }
-                sys::exit(failure.code)
+        let pid = match launch(&program)? {
+            Ok(pid) => pid,
+            Err(news) => {
+                let _ = packet::send(&control, &news, &[]);
+                sys::exit(0);
             }
-            Forked::Parent(pid, _) => pid,
         };
-        drop(failure_writer);
-        drop(program);
-        // Ends at once when exec succeeded, because that closed the other end.
-        if let Some(failure) = read_failure(&failure_reader)? {
-            let ExecFailure { code, error } = failure;
-            let news = News::Exited {
-                code: Some(code),
-                signal: None,
-                error: Some(error),
-            };
-            let _ = packet::send(&control, &news, &[]);
-            sys::exit(0);
-        }
         let near_end: Vec<_> = terminal.iter().map(|fd| fd.as_fd()).collect();
         packet::send(&control, &News::Started, &near_end)?;
         Ok(Self {
             control,
             children,
-            program: pid,
+            program: Some(pid),
+            again: (delivery == Delivery::Program).then_some(program),
             relay,
             delivery,
             frozen: None,
@@ -245,8 +235,10 @@ impl Keeper {
             }
             if own.last().is_some_and(|flags| !flags.is_empty()) {
                 while sys::next_signal(&self.children).is_some() {}
-                if let Some(status) = self.reap() {
-                    return self.finish(status);
+                if let Some(status) = self.reap()
+                    && let Some(code) = self.finish(status)
+                {
+                    return code;
                 }
             }
             if let Some(relay) = &mut self.relay {
@@ -274,6 +266,7 @@ impl Keeper {
                     freeze::thaw(&frozen);
                 }
             }
+            Ok(Some((Command::Restart, _))) => return self.restart(),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(None) | Err(_) => return false,
         }
@@ -284,9 +277,11 @@ impl Keeper {
         match self.delivery {
             Delivery::Everyone => sys::signal_all(signal),
             Delivery::Program => {
-                if let Some(signal) = Signal::from_named_raw(signal) {
+                if let (Some(program), Some(signal)) =
+                    (self.program, Signal::from_named_raw(signal))
+                {
                     // It may have ended this moment; then its exit is what counts.
-                    let _ = rustix::process::kill_process(self.program, signal);
+                    let _ = rustix::process::kill_process(program, signal);
                 }
             }
         }
@@ -296,24 +291,74 @@ impl Keeper {
     fn reap(&self) -> Option<WaitStatus> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if pid == self.program {
+            if Some(pid) == self.program {
                 ended = Some(status);
             }
         }
         ended
     }
 
-    /// Ends what the program left behind, waits for it, and reports.
-    fn finish(&self, status: WaitStatus) -> i32 {
+    /// Ends what the program left behind, waits for it, and reports. The exit code of this
+    /// process, unless it stays for a program that may be started again.
+    fn finish(&mut self, status: WaitStatus) -> Option<i32> {
         sys::signal_all(libc::SIGKILL);
         while wait(WaitOptions::empty()).is_ok() {}
+        self.program = None;
+        self.frozen = None;
         let news = News::Exited {
             code: status.exit_status(),
             signal: status.terminating_signal(),
             error: None,
         };
-        i32::from(packet::send(&self.control, &news, &[]).is_err())
+        let told = packet::send(&self.control, &news, &[]).is_ok();
+        (self.again.is_none() || !told).then(|| i32::from(!told))
     }
+
+    /// Starts the program again behind the same walls. `false` when the supervisor is gone.
+    fn restart(&mut self) -> bool {
+        let Some(program) = self.again.as_ref().filter(|_| self.program.is_none()) else {
+            return true;
+        };
+        let news = match launch(program) {
+            Ok(Ok(pid)) => {
+                self.program = Some(pid);
+                News::Started
+            }
+            Ok(Err(news)) => news,
+            Err(error) => News::Exited {
+                code: None,
+                signal: None,
+                error: Some(error.to_string()),
+            },
+        };
+        packet::send(&self.control, &news, &[]).is_ok()
+    }
+}
+
+/// Forks and executes a program; the inner error is what there is to tell when it could
+/// not be executed.
+fn launch(program: &Program) -> io::Result<Result<Pid, News>> {
+    let (failure_reader, failure_writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let pid = match sys::fork()? {
+        Forked::Child => {
+            let failure = program.exec();
+            if let Ok(text) = serde_json::to_vec(&failure) {
+                let _ = rustix::io::write(&failure_writer, &text);
+            }
+            sys::exit(failure.code)
+        }
+        Forked::Parent(pid, _) => pid,
+    };
+    drop(failure_writer);
+    // Ends at once when exec succeeded, because that closed the other end.
+    Ok(match read_failure(&failure_reader)? {
+        None => Ok(pid),
+        Some(ExecFailure { code, error }) => Err(News::Exited {
+            code: Some(code),
+            signal: None,
+            error: Some(error),
+        }),
+    })
 }
 
 /// Longest failure that a program's start can report.

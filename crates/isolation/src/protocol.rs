@@ -176,6 +176,10 @@ pub enum Request {
     },
     /// Lets what this connection froze go on. [`Reply::Thawed`].
     Thaw {},
+    /// Starts the guest's program again, which has ended, behind the same walls and next to
+    /// the same runners. [`Reply::Done`] once that is under way; refused where only a new
+    /// sandbox helps.
+    RestartGuest {},
     /// Takes the sandbox down. [`Reply::Done`] once nothing of it runs; then the
     /// supervisor exits.
     Stop {

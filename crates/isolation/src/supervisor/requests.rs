@@ -159,6 +159,9 @@ fn answer(
             watch(supervisor, connection);
             Ok(())
         }
+        Request::RestartGuest {} => supervisor.restart_guest(now).map(|()| {
+            connection.say(&Reply::Done, Vec::new());
+        }),
         Request::Stop { grace_ms } => {
             connection.mode = Mode::Stopping;
             supervisor.stop(Duration::from_millis(grace_ms).min(MAX_GRACE), now);

@@ -271,16 +271,41 @@ impl Supervisor {
                 if let Told::Froze(froze) = self.guest.read_news() {
                     self.hear_frozen(None, froze, now);
                 }
+                if let Some(exit) = self.guest.rest(now) {
+                    self.lose_guest(exit, now);
+                }
             }
             Part::Process => {
                 // Reaps the guest's first process, a child of this one.
                 let _ = waitpid(Some(self.guest_pid), WaitOptions::NOHANG);
+                let known = self.guest.exit.is_some();
                 let exit = self.guest.finish(now);
-                self.check_frozen(now);
-                self.note(&format!("guest {}", ending(&exit)));
-                self.tell(&Event::GuestExited { exit });
+                if !known {
+                    self.lose_guest(exit, now);
+                }
             }
         }
+    }
+
+    fn lose_guest(&mut self, exit: CommandExit, now: Instant) {
+        self.check_frozen(now);
+        self.note(&format!("guest {}", ending(&exit)));
+        self.tell(&Event::GuestExited { exit });
+    }
+
+    /// Starts the guest's program again. Its runners know nothing of it.
+    pub(super) fn restart_guest(&mut self, now: Instant) -> Result<(), Refusal> {
+        if self.is_stopping() {
+            return Err(Refusal::new("stopping", "the sandbox is being stopped"));
+        }
+        if self.workbench.is_none() || !self.guest.resume(now) {
+            return Err(Refusal::new(
+                "conflict",
+                "the guest runs, or nothing is left to start it in",
+            ));
+        }
+        self.note("guest started again");
+        Ok(())
     }
 
     fn handle_runner(&mut self, id: CommandId, part: Part, now: Instant) {
@@ -413,6 +438,7 @@ impl Supervisor {
 
     /// The last steps: nothing runs any more but the workbench.
     fn end(&mut self) {
+        self.guest.kill();
         if let Some(workbench) = self.workbench.take() {
             let _ = pidfd_send_signal(&workbench.process, Signal::KILL);
             let _ = waitpid(Some(workbench.pid), WaitOptions::empty());

@@ -69,6 +69,8 @@ pub(crate) struct Task {
     started: Instant,
     report: Option<CommandExit>,
     timed_out: bool,
+    /// Its program has ended and its first process waits: a guest's alone.
+    resting: bool,
 }
 
 /// Input on its way to a process.
@@ -104,6 +106,7 @@ impl Task {
             started: now,
             report: None,
             timed_out: false,
+            resting: false,
         }
     }
 
@@ -124,7 +127,7 @@ impl Task {
     /// What to wait for.
     pub(crate) fn interest(&self) -> Vec<(Part, BorrowedFd<'_>, PollFlags)> {
         let mut wanted = Vec::with_capacity(6);
-        if self.exit.is_some() {
+        if self.exit.is_some() && !self.resting {
             return wanted;
         }
         if let Some(process) = &self.process {
@@ -314,7 +317,7 @@ impl Task {
 
     /// Ends the whole tree: the death of its first process is that of the pid namespace.
     pub(crate) fn kill(&self) {
-        if let Some(process) = self.process.as_ref().filter(|_| self.exit.is_none()) {
+        if let Some(process) = &self.process {
             // It may have ended this moment.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
@@ -332,6 +335,35 @@ impl Task {
         }
     }
 
+    /// Takes the end of a guest's program in, whose first process stays. `None` while the
+    /// program runs.
+    pub(crate) fn rest(&mut self, now: Instant) -> Option<CommandExit> {
+        let exit = self.report.take().filter(|_| !self.resting)?;
+        self.read_waiting();
+        self.resting = true;
+        Some(self.end(exit, now))
+    }
+
+    /// Has a resting program started again. `false` when there is none.
+    pub(crate) fn resume(&mut self, now: Instant) -> bool {
+        if !self.resting || !self.command(Command::Restart) {
+            return false;
+        }
+        self.resting = false;
+        self.exit = None;
+        self.report = None;
+        self.started = now;
+        true
+    }
+
+    fn end(&mut self, mut exit: CommandExit, now: Instant) -> CommandExit {
+        exit.timed_out = self.timed_out;
+        exit.dropped_bytes = self.log.dropped();
+        exit.wall_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
+        self.exit = Some(exit.clone());
+        exit
+    }
+
     /// Takes the end in: the process is gone, and with it everything in its namespace.
     pub(crate) fn finish(&mut self, now: Instant) -> CommandExit {
         while self.control.is_some() && self.report.is_none() {
@@ -341,21 +373,40 @@ impl Task {
             }
         }
         self.read_remainder();
-        let mut exit = self.report.take().unwrap_or(CommandExit {
+        let killed = CommandExit {
             signal: Some(libc::SIGKILL),
             ..CommandExit::default()
-        });
-        exit.timed_out = self.timed_out;
-        exit.dropped_bytes = self.log.dropped();
-        exit.wall_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
+        };
+        let exit = self.report.take().unwrap_or(killed);
+        self.resting = false;
         self.process = None;
         self.control = None;
         self.denials.close();
         self.input = None;
         self.outputs.clear();
         self.deadline = None;
-        self.exit = Some(exit.clone());
-        exit
+        match self.exit.clone() {
+            // It had ended before its first process did.
+            Some(earlier) => earlier,
+            None => self.end(exit, now),
+        }
+    }
+
+    /// Reads what is in the pipes, which stay open.
+    fn read_waiting(&mut self) {
+        let limit = self.log.end() + MAX_REMAINDER as u64;
+        for index in (0..self.outputs.len()).rev() {
+            while let Some((fd, _)) = self.outputs.get(index) {
+                let mut ready = [rustix::event::PollFd::new(fd, PollFlags::IN)];
+                let now = rustix::event::Timespec::default();
+                if self.log.end() >= limit
+                    || !matches!(rustix::event::poll(&mut ready, Some(&now)), Ok(1..))
+                {
+                    break;
+                }
+                self.read_output(index);
+            }
+        }
     }
 
     fn read_remainder(&mut self) {

@@ -15,4 +15,6 @@ mod guest;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod restart;
+#[cfg(test)]
 mod runners;
