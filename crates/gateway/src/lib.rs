@@ -1,5 +1,7 @@
 //! One forwarding engine for HTTP, server-sent events and WebSockets (arch §1, §2, §8).
 //!
+//! [`egress`] is the other direction: what runners reach on the internet.
+//!
 //! Two users share it: the runtime-origin proxy, whose upstream is the `app.sock` of one
 //! start of a sandbox ([`Upstream::app`], [`Forwarder::forward`] with [`HeaderRules`]), and
 //! the provider gateway, whose upstream is a model provider ([`provider`]).
@@ -19,6 +21,7 @@ mod activity;
 mod app_socket;
 mod body;
 mod connection;
+pub mod egress;
 mod error;
 mod forward;
 mod headers;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use http::{HeaderName, HeaderValue};
 
-pub(crate) use fields::check_framing;
+pub(crate) use fields::{check_framing, drop_hop_by_hop};
 pub(crate) use request::{clean_request, forwarded_uri, is_service_worker_script};
 pub(crate) use response::{clean_response, clean_trailers};
 
