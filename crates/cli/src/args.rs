@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use types::{Role, UserName};
+use types::{NetworkMode, Role, UserName};
 
 /// The command line of ChoirOS: sign in, manage your sandboxes, run commands in them.
 #[derive(Debug, Parser)]
@@ -68,7 +68,7 @@ choir sandbox logs -f dev"
 piped in becomes its standard input: text of at most 1 MiB.\n\n\
 Exit codes: the command's; 124 when its time ran out, 127 when it could not be started, 128 plus\n\
 the signal's number when a signal ended it, 1 when something else failed.\n\n\
-Examples:\n  choir run -- cargo test\n  choir run --role dev --cwd app --timeout 60 -- npm test\n  \
+Examples:\n  choir run -- cargo test\n  choir run --role dev --cwd app --timeout 60 -- npm test\n  choir run --network allowlist -- cargo fetch\n  \
 echo 'print(6 * 7)' | choir run -- python3 -\n  choir run --tty -- bash"
     )]
     Run(Run),
@@ -228,6 +228,9 @@ pub struct Run {
     /// Grants it a capability, such as provider:call.
     #[arg(long = "grant", value_name = "CAPABILITY")]
     pub capabilities: Vec<String>,
+    /// What it may reach: none, allowlist or open. The installation says what it is by default.
+    #[arg(long, value_name = "MODE", value_parser = network)]
+    pub network: Option<NetworkMode>,
     /// Runs it in a terminal, this one: for shells, editors and whatever asks questions.
     #[arg(short, long, conflicts_with = "no_stdin")]
     pub tty: bool,
@@ -280,6 +283,11 @@ Examples:\n  choir audit verify\n  choir audit verify --dir /var/lib/choir/audit
 fn role(text: &str) -> Result<Role, String> {
     text.parse()
         .map_err(|error: types::ParseRoleError| error.to_string())
+}
+
+fn network(text: &str) -> Result<NetworkMode, String> {
+    text.parse()
+        .map_err(|error: types::ParseNetworkModeError| error.to_string())
 }
 
 fn user(text: &str) -> Result<UserName, String> {

@@ -4,7 +4,11 @@
 use std::net::IpAddr;
 
 pub use policy::Scope;
-use types::{CommandId, RequestId, Role, SandboxId, SessionId, StartId, TokenId, UserId, UserName};
+use serde::{Deserialize, Serialize};
+use types::{
+    CommandId, NetworkMode, RequestId, Role, SandboxId, SessionId, StartId, TokenId, UserId,
+    UserName,
+};
 
 use crate::error::Error;
 
@@ -17,6 +21,16 @@ pub struct User {
     pub name: UserName,
     /// Whether it may administer the installation.
     pub is_admin: bool,
+}
+
+/// What a runner was granted, and its channel therefore carries (arch §1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    /// Calls of model providers.
+    pub provider: bool,
+    /// Connections to the outside.
+    pub network: NetworkMode,
 }
 
 /// Through what somebody acts.
@@ -47,6 +61,8 @@ pub enum Via {
         role: Role,
         /// The runner, when it is a runner's channel.
         command: Option<CommandId>,
+        /// What a runner's channel carries.
+        grant: Grant,
     },
     /// The hypervisor itself, at start-up or on a timer.
     Internal,

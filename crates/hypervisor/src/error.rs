@@ -21,6 +21,14 @@ pub enum Error {
     /// Signed in, and not allowed.
     #[error("{0}")]
     Forbidden(String),
+    /// A connection to the outside that the network rules do not allow.
+    #[error("{message}")]
+    NetworkDenied {
+        /// What was refused.
+        message: String,
+        /// What would allow it, if anything.
+        hint: String,
+    },
     /// The request came from another origin.
     #[error("{0}")]
     CrossOrigin(&'static str),
@@ -107,7 +115,7 @@ impl Error {
         match self {
             Self::BadRequest(_) => ErrorCode::BadRequest,
             Self::Unauthenticated | Self::Refused(_) => ErrorCode::Unauthenticated,
-            Self::Forbidden(_) => ErrorCode::Forbidden,
+            Self::Forbidden(_) | Self::NetworkDenied { .. } => ErrorCode::Forbidden,
             Self::CrossOrigin(_) => ErrorCode::CrossOrigin,
             Self::NotFound(_) => ErrorCode::NotFound,
             Self::MethodNotAllowed => ErrorCode::MethodNotAllowed,
@@ -135,6 +143,7 @@ impl Error {
             Self::RateLimited { .. } => "wait as long as Retry-After says",
             Self::SandboxNotRunning => "open it in a browser, or run: choir sandbox start",
             Self::SandboxFailed { hint, .. } => return hint.clone(),
+            Self::NetworkDenied { hint, .. } => return Some(hint.clone()),
             Self::UnhealthyTarget(_) => {
                 "start it with `choir sandbox start dev`, or see why it fails: choir sandbox logs --role dev"
             }

@@ -13,10 +13,10 @@ use rustix::net::{
 };
 
 /// Connections relayed at once; further ones wait in the backlog.
-const MAX_CONNECTIONS: usize = 32;
+const MAX_CONNECTIONS: usize = 64;
 
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 32;
+const BACKLOG: i32 = 64;
 
 /// Bytes held per connection and direction.
 const BUFFER: usize = 16 << 10;

@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use types::{CommandId, CommandLimits, SandboxId, StartId, TerminalSize};
+use types::{CommandId, CommandLimits, NetworkMode, SandboxId, StartId, TerminalSize};
 use zeroize::Zeroize;
 
 /// The numeric user and group every sandboxed process sees itself as.
@@ -197,6 +197,9 @@ pub struct RunnerSpec {
     /// Give it a channel of its own, and a loopback relay to it.
     #[serde(default)]
     pub channel: bool,
+    /// Told back in listings; the way out itself is the channel.
+    #[serde(default, skip_serializing_if = "NetworkMode::is_none")]
+    pub network: NetworkMode,
     /// Bounds.
     #[serde(default)]
     pub limits: CommandLimits,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use types::{SandboxId, UserId};
+use types::{NetworkMode, SandboxId, UserId};
 
 use crate::{Action, Capability, Decision, Request, Resource, Scope, Standing, Subject};
 
@@ -26,8 +26,9 @@ pub fn decide(request: &Request) -> Decision {
         Subject::Runner {
             sandbox,
             capabilities,
+            network,
             ..
-        } => runner(*sandbox, capabilities, action, resource),
+        } => runner(*sandbox, capabilities, *network, action, resource),
     }
 }
 
@@ -69,6 +70,10 @@ fn user(
             "providers-through-channels-only",
             "model providers are reached from inside a sandbox only",
         ),
+        (Action::UseNetwork, _) => Decision::deny(
+            "network-through-runners-only",
+            "only commands reach the internet, each through a channel of its own",
+        ),
         (Action::ReadAudit | Action::ManageUsers, Resource::Installation) if admin => {
             Decision::allow("admin-runs-installation", "an admin runs the installation")
         }
@@ -79,8 +84,16 @@ fn user(
             Action::ViewAccount | Action::ManagePasskeys | Action::ChangeAccount,
             Resource::Account { .. },
         ) if own => Decision::allow("owner-keeps-own-account", "the account is their own"),
-        (Action::RunCommand { capabilities }, Resource::Sandbox { .. }) if own => grant(
+        (
+            Action::RunCommand {
+                capabilities,
+                network,
+                widest,
+            },
+            Resource::Sandbox { .. },
+        ) if own => grant(
             capabilities,
+            (*network, *widest),
             "owner-runs-commands",
             "the sandbox is their own",
         ),
@@ -165,7 +178,10 @@ const fn scope_for(action: &Action, as_admin: bool) -> Option<Scope> {
         Action::RunCommand { .. } | Action::ControlCommand => Some(Scope::Commands),
         Action::ViewAccount => Some(Scope::Account),
         Action::ReadAudit | Action::ManageUsers => Some(Scope::Admin),
-        Action::ManagePasskeys | Action::ChangeAccount | Action::CallProvider => None,
+        Action::ManagePasskeys
+        | Action::ChangeAccount
+        | Action::CallProvider
+        | Action::UseNetwork => None,
     }
 }
 
@@ -183,8 +199,13 @@ fn sandbox(own: SandboxId, action: &Action, resource: &Resource) -> Decision {
         );
     }
     match action {
-        Action::RunCommand { capabilities } => grant(
+        Action::RunCommand {
             capabilities,
+            network,
+            widest,
+        } => grant(
+            capabilities,
+            (*network, *widest),
             "sandbox-runs-commands",
             "a sandbox runs commands in itself",
         ),
@@ -194,6 +215,10 @@ fn sandbox(own: SandboxId, action: &Action, resource: &Resource) -> Decision {
         Action::CallProvider => Decision::allow(
             "sandbox-calls-providers",
             "a sandbox calls providers for its owner",
+        ),
+        Action::UseNetwork => Decision::deny(
+            "network-through-runners-only",
+            "the guest runtime has no network; only commands that were granted a network mode do",
         ),
         _ => Decision::deny(
             "sandbox-stays-inside",
@@ -205,6 +230,7 @@ fn sandbox(own: SandboxId, action: &Action, resource: &Resource) -> Decision {
 fn runner(
     own: SandboxId,
     capabilities: &BTreeSet<Capability>,
+    network: NetworkMode,
     action: &Action,
     resource: &Resource,
 ) -> Decision {
@@ -217,6 +243,14 @@ fn runner(
             "runner-not-granted",
             "its command was not granted provider:call",
         ),
+        Action::UseNetwork if inside && network > NetworkMode::None => Decision::allow(
+            "runner-granted-network",
+            format!("its command was granted the network mode {network}"),
+        ),
+        Action::UseNetwork if inside => Decision::deny(
+            "runner-not-granted-network",
+            "its command was granted no network",
+        ),
         _ => Decision::deny(
             "runner-only-granted-routes",
             "a runner reaches what its command was granted and nothing else",
@@ -224,8 +258,21 @@ fn runner(
     }
 }
 
-/// Grants capabilities that were asked for by name.
-fn grant(asked: &[String], rule: &'static str, because: &'static str) -> Decision {
+/// Grants capabilities that were asked for by name, and a network mode up to the widest.
+fn grant(
+    asked: &[String],
+    (network, widest): (NetworkMode, NetworkMode),
+    rule: &'static str,
+    because: &'static str,
+) -> Decision {
+    if network > widest {
+        return Decision::deny(
+            "network-wider-than-installation",
+            format!(
+                "the widest network mode of this installation is {widest} ([network] max), and {network} was asked for"
+            ),
+        );
+    }
     match asked
         .iter()
         .find(|name| name.parse::<Capability>().is_err())

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use types::{SandboxId, UserId};
+use types::{NetworkMode, SandboxId, UserId};
 
 use crate::Capability;
 
@@ -110,6 +110,8 @@ pub enum Subject {
         owner: UserId,
         /// What its command was granted.
         capabilities: BTreeSet<Capability>,
+        /// The network mode that its command was granted.
+        network: NetworkMode,
     },
     /// The hypervisor itself: start-up, timers, idle stops.
     Internal,
@@ -136,11 +138,17 @@ pub enum Action {
     RunCommand {
         /// The names as they came; a name that is no capability denies the command.
         capabilities: Vec<String>,
+        /// The network mode that it wants.
+        network: NetworkMode,
+        /// The widest mode that the installation gives to anybody.
+        widest: NetworkMode,
     },
     /// List, attach to or signal a command in it.
     ControlCommand,
     /// Call a model provider.
     CallProvider,
+    /// Connect to the internet through the egress proxy.
+    UseNetwork,
     /// Read an account's passkeys, sessions and tokens by name.
     ViewAccount,
     /// Add, rename or remove an account's passkeys.

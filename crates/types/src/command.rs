@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::CommandId;
+use crate::{CommandId, NetworkMode};
 
 /// Bounds of one command. Every field has a default and a maximum in the hypervisor's config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -62,6 +62,9 @@ pub struct CommandRequest {
     /// Capabilities asked for, such as `provider:call`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
+    /// What it may reach; the installation's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
     /// Bounds.
     #[serde(default)]
     pub limits: CommandLimits,
@@ -145,6 +148,9 @@ pub struct CommandView {
     pub terminal: bool,
     /// Whether it outlives its caller.
     pub detach: bool,
+    /// What it may reach through a channel of its own.
+    #[serde(default)]
+    pub network: NetworkMode,
     /// Running or exited.
     pub state: CommandState,
     /// How it ended, once it has.

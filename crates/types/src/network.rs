@@ -24,6 +24,12 @@ impl NetworkMode {
     /// Every mode, the narrowest first.
     pub const ALL: [Self; 3] = [Self::None, Self::Allowlist, Self::Open];
 
+    /// Whether nothing may be reached.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
     /// The mode as it stands in JSON, in the configuration and on a command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

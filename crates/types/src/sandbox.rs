@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Role, SandboxId, StartId, UserName};
+use crate::{NetworkMode, Role, SandboxId, StartId, UserName};
 
 /// Where a sandbox stands in its lifecycle (arch §4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,6 +97,10 @@ pub struct SandboxView {
     pub started_at: Option<String>,
     /// Number of swaps so far; a client that knows a smaller one is stale.
     pub generation: u64,
+    /// What it can reach at the moment: the widest mode of the commands that run in it,
+    /// because commands share a loopback and so each other's way out.
+    #[serde(default)]
+    pub network: NetworkMode,
     /// Where a browser opens it.
     pub url: String,
 }

@@ -503,6 +503,11 @@ export interface components {
              */
             cols: number;
             /**
+             * @description What its programs may reach: none, allowlist or open; the installation's default
+             *     when absent.
+             */
+            network?: string | null;
+            /**
              * Format: int32
              * @description Rows, 1 to 1000.
              */
@@ -714,6 +719,8 @@ export interface components {
             id: string;
             /** @description What it is, for people. */
             label?: string | null;
+            /** @description What its programs may reach: none, allowlist or open. */
+            network: string;
             /** @description `running` or `exited`. */
             state: string;
             /** @description Always true; commands share this shape. */

@@ -48,6 +48,7 @@ pub(super) async fn run(
         terminal: None,
         detach: false,
         capabilities: command.capabilities,
+        network: command.network,
         limits: CommandLimits {
             wall_ms: command.timeout.map(|seconds| seconds * 1000),
             ..CommandLimits::default()

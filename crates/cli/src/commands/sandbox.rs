@@ -86,11 +86,15 @@ fn overview(sandboxes: &[SandboxView], all: bool, now: Timestamp) -> String {
                     v.role.to_string(),
                     v.state.to_string(),
                     since(v),
+                    v.network.to_string(),
                     v.url.clone(),
                 ]
             })
             .collect();
-        table(["USER", "ROLE", "STATE", "STARTED", "URL"], &rows)
+        table(
+            ["USER", "ROLE", "STATE", "STARTED", "NETWORK", "URL"],
+            &rows,
+        )
     } else {
         let rows: Vec<_> = sandboxes
             .iter()
@@ -99,11 +103,12 @@ fn overview(sandboxes: &[SandboxView], all: bool, now: Timestamp) -> String {
                     v.role.to_string(),
                     v.state.to_string(),
                     since(v),
+                    v.network.to_string(),
                     v.url.clone(),
                 ]
             })
             .collect();
-        table(["ROLE", "STATE", "STARTED", "URL"], &rows)
+        table(["ROLE", "STATE", "STARTED", "NETWORK", "URL"], &rows)
     };
     for view in sandboxes {
         if let Some(reason) = &view.reason {

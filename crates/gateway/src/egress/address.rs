@@ -102,9 +102,7 @@ fn not_public_v6(address: Ipv6Addr) -> Option<AddressClass> {
         // IETF assignments: Teredo, benchmarks, ORCHID.
         [0x2001, 0..=0x1ff, ..] => AddressClass::Reserved,
         [0x2002, high, low, ..] => return not_public_v4(carried(high, low)),
-        [0x2000..=0x3fff, _, _, _, interface, 0x5efe, high, low]
-            if interface & 0xfcff == 0 =>
-        {
+        [0x2000..=0x3fff, _, _, _, interface, 0x5efe, high, low] if interface & 0xfcff == 0 => {
             return not_public_v4(carried(high, low));
         }
         // Global unicast (RFC 4291 §2.4 and IANA's registry).
@@ -177,7 +175,11 @@ mod tests {
             ("fec0::1", Private),
             ("ff02::1", Multicast),
         ] {
-            assert_eq!(not_public(address.parse().unwrap()), Some(class), "{address}");
+            assert_eq!(
+                not_public(address.parse().unwrap()),
+                Some(class),
+                "{address}"
+            );
         }
     }
 

@@ -87,7 +87,9 @@ impl Denial {
     pub fn rule(&self) -> Option<Rule> {
         match self {
             // Somewhere in a local network: no rule is about those.
-            Self::NotAllowed { name, port } if name.labels() > 1 => Some(Rule::exactly(name, *port)),
+            Self::NotAllowed { name, port } if name.labels() > 1 => {
+                Some(Rule::exactly(name, *port))
+            }
             _ => None,
         }
     }
@@ -128,13 +130,18 @@ impl fmt::Display for Denial {
                 write!(f, "no rule of the network allowlist allows {name}:{port}")
             }
             Self::Literal(target) => {
-                write!(f, "{target} is an address, and the network allowlist is about names")
+                write!(
+                    f,
+                    "{target} is an address, and the network allowlist is about names"
+                )
             }
             Self::OwnName(target) => write!(f, "{target} belongs to this ChoirOS installation"),
             Self::NotPublic { target, class } => {
                 write!(f, "{target} leads to a {class} address")
             }
-            Self::Hello { target, error } => write!(f, "the tunnel to {target} was closed: {error}"),
+            Self::Hello { target, error } => {
+                write!(f, "the tunnel to {target} was closed: {error}")
+            }
             Self::OtherName { target, named } => write!(
                 f,
                 "the tunnel to {target} was closed: its TLS ClientHello names {named}"

@@ -178,7 +178,10 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], HelloError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(HelloError::Malformed)?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or(HelloError::Malformed)?;
         self.0 = rest;
         Ok(taken)
     }

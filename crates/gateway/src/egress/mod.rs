@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use address::{AddressClass, not_public};
@@ -123,15 +123,26 @@ pub struct Egress {
     limits: EgressLimits,
 }
 
+/// On whose behalf a connection is made.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// How far it may reach.
+    pub access: Access,
+    /// Ends its connections.
+    pub cancel: CancellationToken,
+    /// Look-ups that it may have under way at the same time, so that one who asks for names
+    /// that never resolve does not take everybody's.
+    pub lookups: Arc<Semaphore>,
+}
+
 /// Leave to connect, as long as a rule gives it.
 #[derive(Debug)]
 pub struct Permit {
-    access: Access,
+    caller: Caller,
     target: Target,
     rule: Option<Rule>,
     /// Has seen the list that gave it; whatever comes after is news.
     rules: watch::Receiver<Arc<Rules>>,
-    cancel: CancellationToken,
 }
 
 impl Permit {
@@ -152,16 +163,20 @@ impl Permit {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return End::Cancelled,
+                () = self.caller.cancel.cancelled() => return End::Cancelled,
                 changed = self.rules.changed() => {
                     if changed.is_err() {
                         return End::Cancelled;
                     }
                 }
             }
-            if self.access == Access::Allowlist
+            if self.caller.access == Access::Allowlist
                 && let Host::Name(name) = &self.target.host
-                && self.rules.borrow_and_update().find(name, self.target.port).is_none()
+                && self
+                    .rules
+                    .borrow_and_update()
+                    .find(name, self.target.port)
+                    .is_none()
             {
                 return End::Revoked;
             }
@@ -198,17 +213,12 @@ impl Egress {
         &self.limits
     }
 
-    /// Whether somebody with this access may ask for this, by name and port alone. The
-    /// permit ends with `cancel`.
+    /// Whether the caller may ask for this, by name and port alone.
     ///
     /// # Errors
     /// It is not allowed.
-    pub fn check(
-        &self,
-        access: Access,
-        target: Target,
-        cancel: CancellationToken,
-    ) -> Result<Permit, Denial> {
+    pub fn check(&self, caller: Caller, target: Target) -> Result<Permit, Denial> {
+        let access = caller.access;
         let mut rules = self.rules.subscribe();
         let mut rule = None;
         match &target.host {
@@ -234,11 +244,10 @@ impl Egress {
             }
         }
         Ok(Permit {
-            access,
+            caller,
             target,
             rule,
             rules,
-            cancel,
         })
     }
 
@@ -247,16 +256,20 @@ impl Egress {
     /// # Errors
     /// Nothing that the name leads to may be connected to, or answers; or the permit ended.
     pub async fn open(&self, permit: &mut Permit) -> Result<TcpStream, OpenError> {
-        let target = permit.target.clone();
+        let (target, lookups) = (permit.target.clone(), Arc::clone(&permit.caller.lookups));
         tokio::select! {
             biased;
             _ = permit.ended() => Err(OpenError::Revoked),
-            opened = self.connect(&target) => opened,
+            opened = self.connect(&target, lookups) => opened,
         }
     }
 
-    async fn connect(&self, target: &Target) -> Result<TcpStream, OpenError> {
-        let addresses = self.addresses(target).await?;
+    async fn connect(
+        &self,
+        target: &Target,
+        lookups: Arc<Semaphore>,
+    ) -> Result<TcpStream, OpenError> {
+        let addresses = self.addresses(target, lookups).await?;
         let within = self.limits.connect;
         match tokio::time::timeout(within, dial::dial(&self.network, addresses, &self.limits)).await
         {
@@ -274,12 +287,21 @@ impl Egress {
 
     /// The addresses of a target that may be connected to. Those that may not are left out;
     /// with none left the target is refused.
-    async fn addresses(&self, target: &Target) -> Result<Vec<SocketAddr>, OpenError> {
+    async fn addresses(
+        &self,
+        target: &Target,
+        lookups: Arc<Semaphore>,
+    ) -> Result<Vec<SocketAddr>, OpenError> {
         let found = match &target.host {
             Host::Address(address) => vec![*address],
             Host::Name(name) => {
                 let within = self.limits.resolve;
-                match tokio::time::timeout(within, self.network.resolve(name)).await {
+                let found = async {
+                    let turn = lookups.acquire_owned().await;
+                    let turn = turn.map_err(std::io::Error::other)?;
+                    self.network.resolve(name, turn).await
+                };
+                match tokio::time::timeout(within, found).await {
                     Ok(Ok(found)) => found,
                     Ok(Err(source)) => {
                         return Err(OpenError::Unresolved {

@@ -173,7 +173,9 @@ fn check(name: &str) -> Result<(), NameError> {
         (1..=MAX_LABEL).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     let last = name.rsplit('.').next().unwrap_or_default();
     let numeric = last.bytes().all(|b| b.is_ascii_digit())
@@ -254,7 +256,11 @@ mod tests {
             "::1",
             "user:pw",
         ] {
-            assert!(Host::parse(text).is_err(), "{text:?}: {:?}", Host::parse(text));
+            assert!(
+                Host::parse(text).is_err(),
+                "{text:?}: {:?}",
+                Host::parse(text)
+            );
         }
         assert!(Host::parse(&format!("{}.com", "a".repeat(64))).is_err());
         assert!(Host::parse(&format!("{}com", "abcdefg.".repeat(32))).is_err());
@@ -282,7 +288,12 @@ mod tests {
             };
             assert_eq!(address, "127.0.0.1".parse::<IpAddr>().unwrap(), "{text}");
         }
-        for text in ["[::1]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]"] {
+        for text in [
+            "[::1]",
+            "[0:0:0:0:0:0:0:1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+        ] {
             assert!(matches!(Host::parse(text), Ok(Host::Address(_))), "{text}");
         }
     }
@@ -296,7 +307,9 @@ mod tests {
             "example.com:80"
         );
         assert_eq!(
-            Target::parse("[2001:DB8::1]:443", None).unwrap().to_string(),
+            Target::parse("[2001:DB8::1]:443", None)
+                .unwrap()
+                .to_string(),
             "[2001:db8::1]:443"
         );
         assert_eq!(Target::parse("example.com", None), Err(NameError::NoPort));
@@ -305,7 +318,17 @@ mod tests {
             Target::parse("a@example.com:443", None),
             Err(NameError::UserInfo)
         );
-        for port in ["", "0", "+443", "-1", "65536", "0443443", "4 43", "４４３", "0x1bb"] {
+        for port in [
+            "",
+            "0",
+            "+443",
+            "-1",
+            "65536",
+            "0443443",
+            "4 43",
+            "４４３",
+            "0x1bb",
+        ] {
             assert_eq!(
                 Target::parse(&format!("example.com:{port}"), Some(80)),
                 Err(NameError::Port),

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::name::DomainName;
 
@@ -20,8 +20,13 @@ const MAX_LOOKUPS: usize = 16;
 /// What egress needs of a network. The host's is [`HostNetwork`]; tests have their own, so
 /// that a resolver may lie and every address that is connected to is seen.
 pub trait Network: fmt::Debug + Send + Sync {
-    /// The addresses of a name, looked up once.
-    fn resolve(&self, name: &DomainName) -> BoxFuture<io::Result<Vec<IpAddr>>>;
+    /// The addresses of a name, looked up once. The caller's turn is held until the look-up
+    /// is really over, also when nobody waits for it any more.
+    fn resolve(
+        &self,
+        name: &DomainName,
+        turn: OwnedSemaphorePermit,
+    ) -> BoxFuture<io::Result<Vec<IpAddr>>>;
 
     /// A connection to one address.
     fn connect(&self, address: SocketAddr) -> BoxFuture<io::Result<TcpStream>>;
@@ -54,13 +59,17 @@ impl Default for HostNetwork {
 }
 
 impl Network for HostNetwork {
-    fn resolve(&self, name: &DomainName) -> BoxFuture<io::Result<Vec<IpAddr>>> {
+    fn resolve(
+        &self,
+        name: &DomainName,
+        turn: OwnedSemaphorePermit,
+    ) -> BoxFuture<io::Result<Vec<IpAddr>>> {
         let (lookups, name) = (Arc::clone(&self.lookups), name.to_string());
         Box::pin(async move {
             let permit = lookups.acquire_owned().await.map_err(io::Error::other)?;
             tokio::task::spawn_blocking(move || {
                 // Whoever asked may have gone; the thread is taken until the answer is there.
-                let _permit = permit;
+                let _held = (permit, turn);
                 // The port is beside the point: only addresses are wanted.
                 let found = (name.as_str(), 0).to_socket_addrs()?;
                 Ok(found.map(|address| address.ip()).collect())
@@ -89,6 +98,8 @@ impl Network for HostNetwork {
 mod tests {
     use super::{HostNetwork, Network};
     use crate::egress::DomainName;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
 
     #[tokio::test]
     async fn the_host_knows_its_own_addresses_and_names() {
@@ -96,7 +107,8 @@ mod tests {
         assert!(network.is_own("127.0.0.1".parse().unwrap()));
         assert!(!network.is_own("192.0.2.1".parse().unwrap()));
         let name = DomainName::from_ascii(b"localhost").unwrap();
-        let found = network.resolve(&name).await.unwrap();
+        let turn = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let found = network.resolve(&name, turn).await.unwrap();
         assert!(!found.is_empty() && found.iter().all(std::net::IpAddr::is_loopback));
     }
 }

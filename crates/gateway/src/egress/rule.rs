@@ -29,7 +29,9 @@ pub enum RuleError {
     #[error("it is an address; rules are about names, and an allowlist connects to no address")]
     Address,
     /// A wildcard anywhere but as the whole first label, or over too much.
-    #[error("a wildcard is the whole first label over a name of two labels or more, as in *.example.com")]
+    #[error(
+        "a wildcard is the whole first label over a name of two labels or more, as in *.example.com"
+    )]
     Wildcard,
     /// A name without a dot.
     #[error("the name has no dot, so it is a name of the local network")]
@@ -161,9 +163,17 @@ mod tests {
             (
                 "*.crates.io",
                 &[("static.crates.io", 443), ("a.b.crates.io", 80)],
-                &[("crates.io", 443), ("evilcrates.io", 443), ("static.crates.io", 8443)],
+                &[
+                    ("crates.io", 443),
+                    ("evilcrates.io", 443),
+                    ("static.crates.io", 8443),
+                ],
             ),
-            ("Git.Example.com.:8443", &[("git.example.com", 8443)], &[("git.example.com", 443)]),
+            (
+                "Git.Example.com.:8443",
+                &[("git.example.com", 8443)],
+                &[("git.example.com", 443)],
+            ),
             (
                 "*.bücher.example:80",
                 &[("a.xn--bcher-kva.example", 80)],
@@ -173,10 +183,16 @@ mod tests {
         for (text, allowed, refused) in table {
             let rules = Rules::new([text.parse().unwrap()]);
             for (host, port) in allowed {
-                assert!(rules.find(&name(host), *port).is_some(), "{text}: {host}:{port}");
+                assert!(
+                    rules.find(&name(host), *port).is_some(),
+                    "{text}: {host}:{port}"
+                );
             }
             for (host, port) in refused {
-                assert!(rules.find(&name(host), *port).is_none(), "{text}: {host}:{port}");
+                assert!(
+                    rules.find(&name(host), *port).is_none(),
+                    "{text}: {host}:{port}"
+                );
             }
         }
         assert_eq!(Rules::default().find(&name("crates.io"), 443), None);
@@ -184,7 +200,12 @@ mod tests {
 
     #[test]
     fn a_rule_is_written_as_it_is_read() {
-        for text in ["crates.io", "*.crates.io", "crates.io:8443", "*.example.co.uk:80"] {
+        for text in [
+            "crates.io",
+            "*.crates.io",
+            "crates.io:8443",
+            "*.example.co.uk:80",
+        ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
     }

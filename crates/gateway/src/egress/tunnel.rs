@@ -25,7 +25,7 @@ impl Egress {
         C: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let (mut upstream, traffic) = Counted::new(upstream);
-        let (access, target) = (permit.access, permit.target.clone());
+        let (access, target) = (permit.caller.access, permit.target.clone());
         let carry = async {
             if access == Access::Allowlist {
                 let first = timeout(self.limits.hello, first_bytes(&mut client)).await;

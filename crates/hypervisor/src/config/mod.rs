@@ -1,5 +1,6 @@
 //! Configuration: read once, validated once, typed from then on (style 2).
 
+mod egress;
 mod error;
 mod network;
 mod origins;
@@ -13,6 +14,7 @@ mod values;
 
 use std::path::PathBuf;
 
+pub use egress::Egress;
 pub use error::ConfigError;
 pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
@@ -34,6 +36,8 @@ pub struct Config {
     pub auth: Auth,
     /// What sandboxes get.
     pub sandbox: Sandbox,
+    /// What commands may reach.
+    pub network: Egress,
     /// Model providers; the first is the default one. Never empty: without any in the
     /// file this is the offline demo.
     pub providers: Vec<Provider>,
@@ -74,6 +78,7 @@ impl Config {
             origins,
             auth: Auth::build(&raw.auth)?,
             sandbox: Sandbox::build(&raw.sandbox)?,
+            network: Egress::build(&raw.network)?,
             providers: providers::build_providers(&raw.providers)?,
             log: Log::build(&raw.log)?,
         })

@@ -352,6 +352,19 @@ impl Origins {
         }
     }
 
+    /// The names that control plane and runtimes are served under, for egress to keep away
+    /// from: a sandbox reaches the control plane through its channel only (arch §1).
+    #[must_use]
+    pub fn own_names(&self) -> gateway::egress::OwnNames {
+        let own = gateway::egress::OwnNames::default().with(&self.control.host);
+        match &self.runtime {
+            RuntimeOrigins::PerUser { live, dev } => own
+                .with_beneath(live.suffix.trim_start_matches('.'))
+                .with_beneath(dev.suffix.trim_start_matches('.')),
+            RuntimeOrigins::SingleHost { origin } => own.with(&origin.host),
+        }
+    }
+
     /// The origin at which a user's role is served; `dev` under a single host lives
     /// beneath `/dev/` of it.
     #[must_use]

@@ -34,6 +34,8 @@ pub struct RawConfig {
     pub auth: RawAuth,
     /// What sandboxes get.
     pub sandbox: RawSandbox,
+    /// What commands may reach.
+    pub network: RawNetwork,
     /// Model providers.
     pub providers: Vec<RawProvider>,
     /// Logs.
@@ -162,6 +164,20 @@ pub struct RawSwap {
     pub grace: Option<String>,
     /// Pause between two looks at it.
     pub probe_interval: Option<String>,
+}
+
+/// `[network]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNetwork {
+    /// `none`, `allowlist` or `open`: the mode of a command that names none.
+    pub default: Option<String>,
+    /// The widest mode that a command may ask for.
+    pub max: Option<String>,
+    /// Rules of the allowlist.
+    pub allow: Vec<String>,
+    /// Connections of one sandbox at the same time.
+    pub connections: Option<usize>,
 }
 
 /// `[[providers]]`

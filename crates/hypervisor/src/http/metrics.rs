@@ -1,6 +1,8 @@
 //! Prometheus metrics, on a listener of their own. No label holds anything that a caller
 //! chose: every label has a handful of values, so the series are bounded.
 
+mod egress;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -25,6 +27,8 @@ use tokio_util::sync::CancellationToken;
 use types::{NoticeKind, Role, SandboxState};
 
 use crate::app::App;
+pub(crate) use egress::EgressGuard;
+use egress::EgressMetrics;
 
 /// Scrapers at the same time.
 const MAX_CONNECTIONS: usize = 16;
@@ -109,6 +113,7 @@ pub struct Metrics {
     refusals: Family<ReasonLabels, Counter>,
     notices: Family<KindLabels, Counter>,
     denied_calls: Family<CallLabels, Counter>,
+    egress: EgressMetrics,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -205,6 +210,7 @@ impl Metrics {
             "System calls that the seccomp profiles refused by who made them and name",
             denied_calls.clone(),
         );
+        let egress = EgressMetrics::register(&mut registry);
         registry.register_with_unit(
             "uptime",
             "Time since the process started to serve",
@@ -225,6 +231,7 @@ impl Metrics {
             provider_calls,
             provider_seconds,
             refusals,
+            egress,
             notices,
             denied_calls,
             uptime,

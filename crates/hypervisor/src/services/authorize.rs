@@ -51,13 +51,17 @@ fn subject(actor: &Actor) -> Subject {
                 owner: user.id,
             };
         }
-        // A runner has a channel only if this was granted to it.
-        Via::Channel { sandbox, .. } => {
-            let capabilities = [Capability::ProviderCall].into();
+        Via::Channel { sandbox, grant, .. } => {
+            let capabilities = grant
+                .provider
+                .then_some(Capability::ProviderCall)
+                .into_iter()
+                .collect();
             return Subject::Runner {
                 sandbox: *sandbox,
                 owner: user.id,
                 capabilities,
+                network: grant.network,
             };
         }
         Via::Nothing | Via::Internal => return Subject::Nobody,

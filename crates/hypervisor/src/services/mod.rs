@@ -5,6 +5,7 @@ pub mod auth;
 pub(crate) mod authorize;
 pub mod ceremonies;
 pub(crate) mod commands;
+pub(crate) mod egress;
 pub mod handover;
 pub(crate) mod health;
 pub mod invites;

@@ -108,6 +108,7 @@ impl Runner {
             label: spec.label,
             terminal: spec.terminal.is_some(),
             detach: spec.detach,
+            network: spec.network,
             state: CommandState::Running,
             exit: None,
         };

@@ -225,6 +225,7 @@ pub(crate) fn runner(argv: &[&str]) -> RunnerSpec {
         terminal: None,
         detach: false,
         channel: false,
+        network: types::NetworkMode::None,
         limits: CommandLimits {
             wall_ms: Some(60_000),
             ..CommandLimits::default()

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use types::{SandboxId, UserId};
+use types::{NetworkMode, SandboxId, UserId};
 
 use super::decide;
 use crate::{Action, Capability, Decision, Request, Resource, Scope, Standing, Subject};
@@ -57,6 +57,16 @@ impl World {
             sandbox: self.alices,
             owner: self.alice,
             capabilities: capabilities.iter().copied().collect(),
+            network: NetworkMode::None,
+        }
+    }
+
+    fn networked(&self, network: NetworkMode) -> Subject {
+        Subject::Runner {
+            sandbox: self.alices,
+            owner: self.alice,
+            capabilities: BTreeSet::new(),
+            network,
         }
     }
 }
@@ -72,6 +82,16 @@ fn ask(subject: Subject, action: Action, resource: Resource) -> Decision {
 fn run(capabilities: &[&str]) -> Action {
     Action::RunCommand {
         capabilities: capabilities.iter().map(ToString::to_string).collect(),
+        network: NetworkMode::None,
+        widest: NetworkMode::None,
+    }
+}
+
+fn reach(network: NetworkMode, widest: NetworkMode) -> Action {
+    Action::RunCommand {
+        capabilities: Vec::new(),
+        network,
+        widest,
     }
 }
 
@@ -91,6 +111,7 @@ fn every_action() -> Vec<Action> {
         run(&[]),
         Action::ControlCommand,
         Action::CallProvider,
+        Action::UseNetwork,
         Action::ViewAccount,
         Action::ManagePasskeys,
         Action::ChangeAccount,
@@ -286,6 +307,51 @@ fn a_runner_calls_providers_only_when_granted() {
         denied.to_string(),
         "denied because its command was not granted provider:call"
     );
+}
+
+#[test]
+fn a_command_gets_a_network_mode_up_to_the_widest_of_the_installation() {
+    let w = world();
+    let inside = Subject::Sandbox {
+        id: w.alices,
+        owner: w.alice,
+    };
+    for subject in [w.alice(Standing::Session), inside] {
+        for network in NetworkMode::ALL {
+            for widest in NetworkMode::ALL {
+                let decision = ask(subject.clone(), reach(network, widest), w.own());
+                assert_eq!(decision.is_allowed(), network <= widest, "{decision}");
+            }
+        }
+        let denied = ask(
+            subject,
+            reach(NetworkMode::Open, NetworkMode::Allowlist),
+            w.own(),
+        );
+        assert_eq!(denied.rules(), "network-wider-than-installation");
+        assert_eq!(
+            denied.to_string(),
+            "denied because the widest network mode of this installation is allowlist ([network] max), and open was asked for"
+        );
+    }
+}
+
+#[test]
+fn only_a_runner_with_a_network_mode_uses_the_network() {
+    let w = world();
+    for network in NetworkMode::ALL {
+        let decision = ask(w.networked(network), Action::UseNetwork, w.own());
+        assert_eq!(
+            decision.is_allowed(),
+            network > NetworkMode::None,
+            "{decision}"
+        );
+        assert!(!ask(w.networked(network), Action::UseNetwork, w.foreign()).is_allowed());
+        // The one grant is not the other.
+        assert!(!ask(w.networked(network), Action::CallProvider, w.own()).is_allowed());
+    }
+    let caller = w.runner(&[Capability::ProviderCall]);
+    assert!(!ask(caller, Action::UseNetwork, w.own()).is_allowed());
 }
 
 #[test]

@@ -14,8 +14,8 @@ use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use types::{
-    CommandId, CommandLimits, CommandRequest, CommandState, CommandView, TerminalControl,
-    TerminalSize,
+    CommandId, CommandLimits, CommandRequest, CommandState, CommandView, NetworkMode,
+    TerminalControl, TerminalSize,
 };
 use utoipa::{IntoParams, ToSchema};
 
@@ -44,6 +44,11 @@ pub struct NewTerminal {
     pub cols: u16,
     /// Rows, 1 to 1000.
     pub rows: u16,
+    /// What its programs may reach: none, allowlist or open; the installation's default
+    /// when absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub network: Option<NetworkMode>,
 }
 
 /// The id of what was opened.
@@ -79,6 +84,9 @@ pub struct TerminalView {
     pub terminal: bool,
     /// Whether it outlives its caller.
     pub detach: bool,
+    /// What its programs may reach: none, allowlist or open.
+    #[schema(value_type = String)]
+    pub network: NetworkMode,
     /// `running` or `exited`.
     #[schema(value_type = String)]
     pub state: CommandState,
@@ -114,6 +122,7 @@ impl From<CommandView> for TerminalView {
             label: view.label,
             terminal: view.terminal,
             detach: view.detach,
+            network: view.network,
             state: view.state,
             exit,
         }
@@ -127,7 +136,11 @@ impl From<CommandView> for TerminalView {
 )]
 pub async fn open(
     State(app): State<App>,
-    JsonBody(NewTerminal { cols, rows }): JsonBody<NewTerminal>,
+    JsonBody(NewTerminal {
+        cols,
+        rows,
+        network,
+    }): JsonBody<NewTerminal>,
 ) -> Result<Response, ApiError> {
     if !(1..=MAX_CELLS).contains(&cols) || !(1..=MAX_CELLS).contains(&rows) {
         return Err(ApiError::bad_request(
@@ -144,6 +157,7 @@ pub async fn open(
         terminal: Some(TerminalSize { cols, rows }),
         detach: true,
         capabilities: vec!["provider:call".to_owned()],
+        network,
         limits: CommandLimits::default(),
         label: Some(LABEL.to_owned()),
     };

@@ -286,6 +286,7 @@ impl Double {
                 label: command.label,
                 terminal: command.terminal.is_some(),
                 detach: true,
+                network: command.network.unwrap_or_default(),
                 state: CommandState::Running,
                 exit: None,
             };

@@ -7,7 +7,7 @@ use http::{Method, Request};
 use serde_json::json;
 
 use super::paths::Route;
-use super::{Channel, refusal};
+use super::{Channel, egress, refusal};
 use crate::actor::Actor;
 use crate::error::Error;
 use crate::http::commands as http_commands;
@@ -21,6 +21,14 @@ pub(super) async fn handle(
     actor: &Actor,
     request: Request<Body>,
 ) -> Response {
+    if let Some(network) = &channel.peer.network
+        && route.is_egress()
+    {
+        return match route {
+            Route::Connect => egress::connect(channel, network, actor, request).await,
+            _ => egress::forward(channel, network, actor, request).await,
+        };
+    }
     match serve(channel, route, actor, request).await {
         Ok(response) => response,
         Err(error) => refusal(&error, actor),

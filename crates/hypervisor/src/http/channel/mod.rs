@@ -4,6 +4,7 @@
 //! to show. Nothing of `/auth`, `/me` or `/admin` is reachable here, because nothing of the
 //! public listener's router is: a request is one of [`paths::Route`] or it is 404.
 
+mod egress;
 mod handlers;
 mod paths;
 #[cfg(test)]
@@ -29,16 +30,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, RequestId};
 
-use crate::actor::{Actor, Via};
+use crate::actor::{Actor, Grant, Via};
 use crate::error::Error;
 use crate::http::problem;
 use crate::services::audit::Entry;
+use crate::services::egress::{CONNECTIONS_PER_RUNNER, RunnerNetwork};
 use crate::services::sandboxes::Plane;
 use crate::services::sandboxes::tokens::{Misuse, Slot};
 
 /// Connections of one channel; further ones wait in the socket's backlog.
 const MAX_GUEST_CONNECTIONS: usize = 128;
-const MAX_RUNNER_CONNECTIONS: usize = 32;
+const MAX_RUNNER_CONNECTIONS: usize = CONNECTIONS_PER_RUNNER;
 
 /// For the headers of each request, the wait between two included.
 const HEADERS_WITHIN: Duration = Duration::from_secs(30);
@@ -63,6 +65,10 @@ pub(crate) struct Peer {
     pub(crate) instance: Arc<Instance>,
     /// The runner, when it is a runner's own channel.
     pub(crate) command: Option<CommandId>,
+    /// What a runner's own channel carries.
+    pub(crate) grant: Grant,
+    /// A runner's way out, when it was granted one.
+    pub(crate) network: Option<Arc<RunnerNetwork>>,
     /// The token it has to show.
     pub(crate) slot: Arc<Slot>,
     /// Ends the channel and everything that goes on through it.
@@ -191,11 +197,16 @@ async fn admit(
         channel.plane.metrics.channel_refusal("path");
         refuse(&Error::NotFound("path on this channel"))
     })?;
-    if route == paths::Route::Connect {
+    let no_way_out = route.is_egress() && channel.peer.network.is_none();
+    if no_way_out && route == paths::Route::Connect {
         channel.plane.metrics.channel_refusal("connect");
         return Err(refuse(&Error::forbidden(
-            "this sandbox has no network: CONNECT is refused for every destination",
+            "there is no network here: CONNECT is refused for every destination; run the command with a network mode, as in: choir run --network allowlist -- …",
         )));
+    }
+    if no_way_out {
+        channel.plane.metrics.channel_refusal("path");
+        return Err(refuse(&Error::NotFound("path on this channel")));
     }
     let (owner, role) = channel
         .plane
@@ -209,6 +220,7 @@ async fn admit(
             start: channel.peer.instance.start_id,
             role,
             command: channel.peer.command,
+            grant: channel.peer.grant,
         },
         request_id,
         address: None,
@@ -217,6 +229,10 @@ async fn admit(
         .headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
+    // The channel alone is the authority for the way out: a proxy's URL has no token in it.
+    if route.is_egress() {
+        return Ok((route, actor));
+    }
     let checked =
         channel
             .plane
@@ -226,7 +242,7 @@ async fn admit(
         report(channel, &actor, &route, misuse).await;
         return Err(refuse(&Error::Refused(misuse.advice())));
     }
-    if channel.peer.command.is_some() && !route.for_runner() {
+    if channel.peer.command.is_some() && !(route.for_runner() && channel.peer.grant.provider) {
         channel.plane.metrics.channel_refusal("ungranted");
         return Err(refuse(&Error::NotFound("path on this channel")));
     }

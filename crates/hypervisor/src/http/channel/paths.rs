@@ -21,14 +21,21 @@ pub(crate) enum Route {
     Signal(CommandId),
     /// `GET /commands/{id}/stream`
     Stream(CommandId),
-    /// `CONNECT`: egress, which has no grant yet.
+    /// `CONNECT`: a tunnel to the outside.
     Connect,
+    /// `GET http://…`: plain HTTP to the outside.
+    Forward,
 }
 
 impl Route {
     /// Whether a runner's channel serves it (arch §1: only the routes it was granted).
     pub(crate) fn for_runner(&self) -> bool {
         matches!(self, Self::Providers | Self::Provider { .. })
+    }
+
+    /// Whether it leads out of the host, which the channel alone authorises (arch §3).
+    pub(crate) fn is_egress(&self) -> bool {
+        matches!(self, Self::Connect | Self::Forward)
     }
 
     /// The pattern, for logs and metrics; holds nothing that the caller chose.
@@ -42,6 +49,7 @@ impl Route {
             Self::Signal(_) => "/commands/{id}/signal",
             Self::Stream(_) => "/commands/{id}/stream",
             Self::Connect => "CONNECT",
+            Self::Forward => "http://",
         }
     }
 }
@@ -51,7 +59,10 @@ pub(crate) fn route(method: &Method, uri: &Uri) -> Option<Route> {
     if method == Method::CONNECT {
         return Some(Route::Connect);
     }
-    // Only the origin form: an absolute target names a host, and a channel has none.
+    // An absolute target names a host, and a channel has none: it leads out or nowhere.
+    if uri.scheme() == Some(&http::uri::Scheme::HTTP) && uri.host().is_some_and(|h| !h.is_empty()) {
+        return Some(Route::Forward);
+    }
     if uri.scheme().is_some() || uri.authority().is_some() {
         return None;
     }
@@ -181,8 +192,8 @@ mod tests {
             "/commands%2f..%2fme",
             "/%63ommands",
             "/token/renew/",
-            "http://localhost/commands",
-            "http://localhost:9090/me/sandboxes",
+            "https://localhost/commands",
+            "ftp://localhost/commands",
             "http:///commands",
             "*",
         ]
@@ -209,5 +220,14 @@ mod tests {
         .collect();
         assert_eq!(open, ["/provider/v1", "/provider/v1/demo/x"]);
         assert!(!Route::Connect.for_runner());
+        // An absolute target is never one of our own paths, whatever host it names.
+        for target in [
+            "http://localhost/commands",
+            "http://localhost:9090/me/sandboxes",
+        ] {
+            let route = route(&Method::GET, &target.parse().unwrap()).unwrap();
+            assert_eq!(route, Route::Forward);
+            assert!(route.is_egress() && !route.for_runner());
+        }
     }
 }

@@ -186,7 +186,7 @@ async fn never_serves_the_control_plane() {
     let mut wire = Wire::open(&channel).await;
     let (status, body) = wire.ask("CONNECT example.com:443", Some(&token), "").await;
     assert_eq!(status, 403);
-    assert!(body.contains("no network"), "{body}");
+    assert!(body.contains("no network here"), "{body}");
     // The preface of HTTP/2 is no request here.
     let mut wire = Wire::open(&channel).await;
     wire.0

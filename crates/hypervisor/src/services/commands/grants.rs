@@ -7,14 +7,24 @@ use std::sync::Arc;
 
 use crypto::TokenHash;
 use runtime::Instance;
+use serde::{Deserialize, Serialize};
 use types::{CommandId, CommandState};
 
 use super::leash::wait_for_exit;
+use crate::actor::Grant;
 use crate::error::Error;
 use crate::http::channel;
 use crate::services::sandboxes::Plane;
 
-/// Keeps the hash of a runner's token where a later hypervisor finds it: beside the start's
+/// What a later hypervisor has to know of a runner's channel. Lies in a file: hashes only.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Kept {
+    /// Of the token that it shows, when it was given one.
+    pub(super) token_hash: TokenHash,
+    pub(super) grant: Grant,
+}
+
+/// Keeps the hash of a runner's token, and what it was granted, where a later hypervisor finds it: beside the start's
 /// other records, which no sandbox sees and which go with the start.
 ///
 /// # Errors
@@ -23,7 +33,7 @@ pub(super) async fn keep(
     plane: &Plane,
     instance: &Instance,
     id: CommandId,
-    hash: TokenHash,
+    kept: Kept,
 ) -> Result<(), Error> {
     let file = file(plane, instance, id);
     if let Some(dir) = file.parent() {
@@ -31,9 +41,8 @@ pub(super) async fn keep(
             .await
             .map_err(Error::internal)?;
     }
-    tokio::fs::write(file, hash.to_string())
-        .await
-        .map_err(Error::internal)
+    let text = serde_json::to_vec(&kept).map_err(Error::internal)?;
+    tokio::fs::write(file, text).await.map_err(Error::internal)
 }
 
 fn file(plane: &Plane, instance: &Instance, id: CommandId) -> PathBuf {
@@ -48,14 +57,26 @@ pub(super) fn serve(
     plane: &Arc<Plane>,
     instance: &Arc<Instance>,
     id: CommandId,
-    hash: TokenHash,
+    kept: Kept,
     listener: UnixListener,
 ) {
     let ended = instance.ended().child_token();
+    let Kept {
+        token_hash,
+        mut grant,
+    } = kept;
+    // The configuration may have become narrower since it was granted.
+    grant.network = grant.network.min(plane.config.network.max);
+    let network = plane
+        .networks
+        .admit(instance.sandbox_id, id, grant.network)
+        .map(Arc::new);
     let peer = channel::Peer {
         instance: Arc::clone(instance),
         command: Some(id),
-        slot: plane.tokens.runner(instance.sandbox_id, hash),
+        grant,
+        network,
+        slot: plane.tokens.runner(instance.sandbox_id, token_hash),
         ended: ended.clone(),
     };
     channel::serve(Arc::clone(plane), peer, listener);
@@ -88,12 +109,12 @@ pub(crate) async fn take_over(plane: &Arc<Plane>, instance: &Arc<Instance>) {
         }
         let id = runner.view.id;
         let kept = tokio::fs::read_to_string(file(plane, instance, id)).await;
-        let Some(hash) = kept.ok().and_then(|text| text.trim().parse().ok()) else {
-            tracing::warn!(command = %id, "a runner's grant is lost; it runs on without the gateway");
+        let Some(kept) = kept.ok().and_then(|text| serde_json::from_str(&text).ok()) else {
+            tracing::warn!(command = %id, "a runner's grant is lost; it runs on without gateway and network");
             continue;
         };
         match instance.runner_channel(id).await {
-            Ok(listener) => serve(plane, instance, id, hash, listener),
+            Ok(listener) => serve(plane, instance, id, kept, listener),
             Err(error) => tracing::warn!(command = %id, %error, "a runner's channel is lost"),
         }
     }

@@ -11,14 +11,16 @@ use policy::Action;
 use runtime::protocol::{Refusal, RunnerStatus, Signal};
 use runtime::spec::RunnerSpec;
 use runtime::{Attachment, ControlError, Instance};
-use types::{CommandId, CommandRequest, CommandState, CommandView};
+use types::{CommandId, CommandRequest, CommandState, CommandView, NetworkMode};
 
-use crate::actor::Actor;
+use crate::actor::{Actor, Grant};
 use crate::error::Error;
 use crate::services::audit::Entry;
 use crate::services::authorize;
 use crate::services::sandboxes::tokens::Tokens;
-use crate::services::sandboxes::{Identity, Plane, of_runner, of_runner_gateway};
+use crate::services::sandboxes::{
+    Identity, Plane, of_runner, of_runner_gateway, of_runner_network,
+};
 pub(crate) use grants::take_over;
 pub(crate) use leash::Leash;
 use request::{PROVIDER_CALL, runner_spec};
@@ -62,8 +64,11 @@ impl<'a> Commands<'a> {
         let limits = &self.plane.config.sandbox.limits;
         let mut spec = runner_spec(&request, limits, id)?;
         // Terminals are the owner's own hands: they get the gateway without asking.
-        let granted =
+        let provider =
             request.terminal.is_some() || request.capabilities.iter().any(|c| c == PROVIDER_CALL);
+        let network = request.network.unwrap_or(self.plane.config.network.default);
+        let granted = Grant { provider, network };
+        spec.network = network;
         self.make_room(id).await?;
         self.decide(actor, &request, id, granted).await?;
         let (owner, role) = self.plane.owner(self.instance.sandbox_id).await?;
@@ -72,7 +77,7 @@ impl<'a> Commands<'a> {
             user: owner.id,
             role,
         };
-        spec.env = of_runner(&self.plane.config, identity);
+        spec.env = of_runner(&self.plane.config, identity, network);
         for (name, value) in request.env {
             spec.env.retain(|(have, _)| *have != name);
             spec.env.push((name, value));
@@ -83,6 +88,7 @@ impl<'a> Commands<'a> {
             label: request.label,
             terminal: request.terminal.is_some(),
             detach: request.detach,
+            network,
             state: CommandState::Running,
             exit: None,
         };
@@ -102,16 +108,18 @@ impl<'a> Commands<'a> {
         actor: &Actor,
         request: &CommandRequest,
         id: CommandId,
-        granted: bool,
+        granted: Grant,
     ) -> Result<(), Error> {
         let (owner, role) = self.plane.owner(self.instance.sandbox_id).await?;
-        let capabilities = if granted {
+        let capabilities = if granted.provider {
             vec![PROVIDER_CALL.to_owned()]
         } else {
             Vec::new()
         };
         let action = Action::RunCommand {
             capabilities: capabilities.clone(),
+            network: granted.network,
+            widest: self.plane.config.network.max,
         };
         let decided = authorize::on_sandbox(actor, action, self.instance.sandbox_id, owner.id);
         // The program only: arguments may hold what people should not have put there.
@@ -135,7 +143,8 @@ impl<'a> Commands<'a> {
                 "arguments",
                 request.argv.len().saturating_sub(1).to_string(),
             )
-            .with("capabilities", capabilities.join(" "));
+            .with("capabilities", capabilities.join(" "))
+            .with("network", granted.network.as_str());
         if request.terminal.is_some() {
             entry = entry.with("terminal", "true");
         }
@@ -268,24 +277,37 @@ async fn spawn(
     plane: &Arc<Plane>,
     instance: &Arc<Instance>,
     mut spec: RunnerSpec,
-    granted: bool,
+    granted: Grant,
 ) -> Result<(), Error> {
-    if !granted {
+    if granted == Grant::default() {
         instance.spawn(spec).await.map_err(refused)?;
         return Ok(());
     }
     let id = spec.command_id;
     let token = Tokens::mint(&plane.random).map_err(Error::internal)?;
     spec.channel = true;
-    spec.relay_env = of_runner_gateway(&plane.config, token.expose());
-    grants::keep(plane, instance, id, token.hash()).await?;
+    // Without the grant the token is given to nobody, so nobody can show it.
+    if granted.provider {
+        spec.relay_env = of_runner_gateway(&plane.config, token.expose());
+    }
+    if granted.network > NetworkMode::None {
+        spec.relay_env.extend(of_runner_network());
+    }
+    // What was asked for with the command stands.
+    let asked: Vec<String> = spec.env.iter().map(|(name, _)| name.clone()).collect();
+    spec.relay_env.retain(|(name, _)| !asked.contains(name));
+    let kept = grants::Kept {
+        token_hash: token.hash(),
+        grant: granted,
+    };
+    grants::keep(plane, instance, id, kept).await?;
     let spawned = instance.spawn(spec).await.map_err(refused)?;
     let Some(listener) = spawned.channel else {
         return Err(Error::BadGateway(
             "the supervisor gave no channel for the command".to_owned(),
         ));
     };
-    grants::serve(plane, instance, id, token.hash(), listener);
+    grants::serve(plane, instance, id, kept, listener);
     Ok(())
 }
 

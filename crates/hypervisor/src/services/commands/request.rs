@@ -2,7 +2,7 @@
 
 use isolation_spec::{MAX_STDIN_BYTES, RunnerSpec, WORKSPACE};
 use runtime::spec as isolation_spec;
-use types::{CommandId, CommandLimits, CommandRequest};
+use types::{CommandId, CommandLimits, CommandRequest, NetworkMode};
 
 use crate::config::Limits;
 use crate::error::Error;
@@ -78,6 +78,7 @@ pub(crate) fn runner_spec(
         terminal: request.terminal,
         detach: request.detach,
         channel: false,
+        network: NetworkMode::None,
         limits: bounded(request, limits)?,
         label: request.label.clone(),
     })

@@ -1,6 +1,6 @@
 //! The environment contract (arch §5): everything starts empty, and this is what is put in.
 
-use types::{Role, SandboxId, UserId};
+use types::{NetworkMode, Role, SandboxId, UserId};
 
 use crate::config::{Config, ProviderKind};
 
@@ -9,6 +9,9 @@ const GUEST_GATEWAY: &str = "http://127.0.0.1:9090";
 
 /// The same for a runner, whose relay has a port of its own.
 const RUNNER_GATEWAY: &str = "http://127.0.0.1:{port}";
+
+/// What programs connect to themselves: the workbench's own loopback.
+const NOT_PROXIED: &str = "localhost,127.0.0.1,::1";
 
 /// Whose environment it is.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +27,7 @@ type Variables = Vec<(String, String)>;
 /// The guest's whole environment. Holds the gateway token: never log it.
 pub(crate) fn of_guest(config: &Config, identity: Identity, token: &str) -> Variables {
     let mut variables = shared(config, identity);
+    variables.push(network_disabled());
     let fixed = [
         ("DATABASE_URL", "sqlite:///var/lib/choir/events.db"),
         ("SQLX_OFFLINE", "true"),
@@ -36,8 +40,28 @@ pub(crate) fn of_guest(config: &Config, identity: Identity, token: &str) -> Vari
 }
 
 /// A runner's environment without what was asked for with the command.
-pub(crate) fn of_runner(config: &Config, identity: Identity) -> Variables {
-    shared(config, identity)
+pub(crate) fn of_runner(config: &Config, identity: Identity, network: NetworkMode) -> Variables {
+    let mut variables = shared(config, identity);
+    if network == NetworkMode::None {
+        variables.push(network_disabled());
+    }
+    variables
+}
+
+/// What a runner with a network mode has besides: the usual variables by which programs find
+/// a proxy, both spellings of each because there is no agreement. The proxy is the relay of
+/// the runner's channel; it asks for no credentials.
+pub(crate) fn of_runner_network() -> Variables {
+    let proxied = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"]
+        .map(|name| (name.to_owned(), RUNNER_GATEWAY.to_owned()));
+    let fixed = [
+        ("NO_PROXY", NOT_PROXIED),
+        ("no_proxy", NOT_PROXIED),
+        // Node's own `fetch` looks at the variables above only when told so (22.21, 24).
+        ("NODE_USE_ENV_PROXY", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    proxied.into_iter().chain(fixed).collect()
 }
 
 /// What a runner with `provider:call` has besides; `{port}` is put in by its supervisor.
@@ -58,13 +82,16 @@ fn shared(config: &Config, identity: Identity) -> Variables {
         ("CHOIR_SANDBOX_ID", identity.sandbox.to_string()),
         ("CHOIR_SANDBOX_USER_ID", identity.user.to_string()),
         ("CHOIR_SANDBOX_ROLE", identity.role.to_string()),
-        // There is no network but loopback; Codex and its like ask for this variable.
-        ("CODEX_SANDBOX_NETWORK_DISABLED", "1".to_owned()),
     ];
     pairs
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+}
+
+/// There is no network but loopback; Codex and its like ask for this variable (arch §5).
+fn network_disabled() -> (String, String) {
+    ("CODEX_SANDBOX_NETWORK_DISABLED".to_owned(), "1".to_owned())
 }
 
 fn gateway<'a>(config: &'a Config, origin: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
@@ -107,9 +134,9 @@ fn stock_sdks(config: &Config) -> impl Iterator<Item = (&'static str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Identity, of_guest, of_runner, of_runner_gateway};
+    use super::{Identity, of_guest, of_runner, of_runner_gateway, of_runner_network};
     use crate::config::{Config, RawConfig};
-    use types::{Role, SandboxId, UserId, keyless};
+    use types::{NetworkMode, Role, SandboxId, UserId, keyless};
 
     fn identity() -> Identity {
         Identity {
@@ -158,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_runner_has_a_token_only_with_the_grant() {
-        let plain = of_runner(&config(true), identity());
+        let plain = of_runner(&config(true), identity(), NetworkMode::None);
         assert!(plain.iter().all(|(name, value)| !name.contains("TOKEN")
             && !name.contains("KEY")
             && !value.contains("choirgw_")));
@@ -168,6 +195,30 @@ mod tests {
             "http://127.0.0.1:{port}/provider/v1".into()
         )));
         assert!(granted.contains(&("CHOIR_PROVIDER_GATEWAY_TOKEN".into(), "choirgw_x".into())));
+    }
+
+    #[test]
+    fn a_runner_is_told_that_it_has_no_network_exactly_when_it_has_none() {
+        let told = |network| {
+            of_runner(&config(false), identity(), network)
+                .iter()
+                .any(|(name, _)| name == "CODEX_SANDBOX_NETWORK_DISABLED")
+        };
+        assert!(told(NetworkMode::None));
+        assert!(!told(NetworkMode::Allowlist) && !told(NetworkMode::Open));
+        let proxy = of_runner_network();
+        for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"] {
+            let value = "http://127.0.0.1:{port}".to_owned();
+            assert!(
+                proxy.contains(&(name.to_owned(), value)),
+                "no token, no user"
+            );
+        }
+        assert!(
+            proxy
+                .iter()
+                .all(|(name, value)| keyless::credential(name, value).is_none())
+        );
     }
 
     #[test]

@@ -36,7 +36,7 @@ use crate::services::audit::{Audit, Entry};
 use crate::services::authorize;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
-pub(crate) use environment::{Identity, of_runner, of_runner_gateway};
+pub(crate) use environment::{Identity, of_runner, of_runner_gateway, of_runner_network};
 pub(crate) use plane::Plane;
 
 /// The sandboxes of this hypervisor.
@@ -104,6 +104,7 @@ impl Sandboxes {
             routes: table::RouteTable::default(),
             tokens: tokens::Tokens::default(),
             notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
+            networks: crate::services::egress::Networks::new(config),
             upstreams: gateway::Upstreams::new(),
             forwarder: gateway::Forwarder::new(),
             random: crypto::OsRandom::new(),
@@ -385,6 +386,7 @@ impl Sandboxes {
             start_id: status.instance.as_ref().map(|instance| instance.start_id),
             started_at: status.instance.map(|instance| instance.started_at.clone()),
             generation: route.generation,
+            network: self.plane.networks.effective(id),
             url: self.plane.config.origins.runtime_url(owner, role),
         }
     }

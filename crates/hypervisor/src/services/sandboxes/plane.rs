@@ -22,13 +22,14 @@ use super::notices::Notices;
 use super::table::RouteTable;
 use super::telemetry;
 use super::tokens::Tokens;
-use crate::actor::{Actor, User};
+use crate::actor::{Actor, Grant, User};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::http::channel;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
+use crate::services::egress::Networks;
 use crate::services::health;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
@@ -52,6 +53,7 @@ pub(crate) struct Plane {
     pub(crate) routes: RouteTable,
     pub(crate) tokens: Tokens,
     pub(crate) notices: Notices,
+    pub(crate) networks: Networks,
     pub(crate) upstreams: Upstreams,
     pub(crate) forwarder: Forwarder,
     pub(crate) random: OsRandom,
@@ -330,6 +332,8 @@ impl Host for Asked {
         let peer = channel::Peer {
             instance,
             command: None,
+            grant: Grant::default(),
+            network: None,
             slot,
             ended,
         };

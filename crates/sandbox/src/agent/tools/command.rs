@@ -10,7 +10,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use types::{CommandExit, CommandId, CommandLimits, CommandRequest, TerminalControl};
+use types::{CommandExit, CommandId, CommandLimits, CommandRequest, NetworkMode, TerminalControl};
 
 use super::{Answer, Tools, parse, relative};
 use crate::agent::model::ToolCall;
@@ -44,6 +44,7 @@ pub(super) struct RunCommand {
     command: String,
     cwd: Option<String>,
     timeout_seconds: Option<u64>,
+    network: Option<NetworkMode>,
 }
 
 /// A command that is followed.
@@ -76,6 +77,7 @@ impl Tools {
             terminal: None,
             detach: false,
             capabilities: Vec::new(),
+            network: arguments.network,
             limits: CommandLimits {
                 wall_ms: Some(seconds * 1000),
                 ..CommandLimits::default()

@@ -42,6 +42,10 @@ fn build() -> Vec<ToolSpecification> {
                 "cwd": {"type": "string", "description": "Directory relative to /workspace"},
                 "timeout_seconds": {"type": "integer", "minimum": 1, "maximum": 1800,
                     "description": "Time after which it is killed; 120 when absent"},
+                "network": {"type": "string", "enum": ["none", "allowlist", "open"],
+                    "description": "What it may reach: none, the names of the allowlist (package \
+                        registries and the like), or every public address. Usually none unless asked for; \
+                        a refused connection says which rule would allow it"},
             }),
         ),
         tool(
