@@ -37,9 +37,9 @@ async fn sandboxes_are_listed_with_live_first() {
     assert_snapshot!(ended.show(&plane), @r"
     exit code 0
     --- stdout
-    ROLE  STATE    STARTED  URL
-    live  running  3h ago   http://alice.localhost:9090/
-    dev   failed   -        http://dev--alice.localhost:9090/
+    ROLE  STATE    STARTED  NETWORK  URL
+    live  running  3h ago   none     http://alice.localhost:9090/
+    dev   failed   -        none     http://dev--alice.localhost:9090/
 
     dev of alice failed: the guest died five times in a minute
     hint: look at its log
@@ -58,6 +58,7 @@ async fn sandboxes_are_listed_with_live_first() {
           "state": "running",
           "started_at": "2027-01-15T05:00:00Z",
           "generation": 3,
+          "network": "none",
           "url": "http://alice.localhost:9090/"
         },
         {
@@ -68,6 +69,7 @@ async fn sandboxes_are_listed_with_live_first() {
           "reason": "the guest died five times in a minute",
           "hint": "look at its log",
           "generation": 3,
+          "network": "none",
           "url": "http://dev--alice.localhost:9090/"
         }
       ]
@@ -86,9 +88,9 @@ async fn an_admin_lists_everybodys() {
     assert_snapshot!(person.run(&plane, "sandbox list --all").await.show(&plane), @r"
     exit code 0
     --- stdout
-    USER   ROLE  STATE    STARTED  URL
-    alice  live  running  -        http://alice.localhost:9090/
-    bob    live  stopped  -        http://bob.localhost:9090/
+    USER   ROLE  STATE    STARTED  NETWORK  URL
+    alice  live  running  -        none     http://alice.localhost:9090/
+    bob    live  stopped  -        none     http://bob.localhost:9090/
     --- stderr
     ");
 }

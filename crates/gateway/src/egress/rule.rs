@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_rule_allows_its_names_at_its_ports() {
-        let table: [(&str, &[(&str, u16)], &[(&str, u16)]); 4] = [
+        type Targets = &'static [(&'static str, u16)];
+        let table: [(&str, Targets, Targets); 4] = [
             (
                 "crates.io",
                 &[("crates.io", 443), ("crates.io", 80)],

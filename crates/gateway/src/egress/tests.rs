@@ -355,8 +355,8 @@ async fn a_dead_address_does_not_hold_up_a_living_one() {
         .lock()
         .unwrap()
         .push("11.22.33.44".parse().unwrap());
-    let egress = egress(&bed, &["a.example.net"]);
-    open(&egress, Access::Allowlist, "a.example.net:443")
+    let one = egress(&bed, &["a.example.net"]);
+    open(&one, Access::Allowlist, "a.example.net:443")
         .await
         .unwrap();
     assert_eq!(bed.connected(), ["11.22.33.44:443", "[2606::1]:443"]);
@@ -368,7 +368,7 @@ async fn a_dead_address_does_not_hold_up_a_living_one() {
         .unwrap()
         .extend(many.iter().map(|text| text.parse::<IpAddr>().unwrap()));
     bed.connected.lock().unwrap().clear();
-    let egress = super::tests::egress(&bed, &["many.example.net"]);
+    let egress = egress(&bed, &["many.example.net"]);
     let late = open(&egress, Access::Allowlist, "many.example.net:443").await;
     assert!(late.unwrap_err().contains("did not answer"));
     assert_eq!(bed.connected().len(), egress.limits().addresses);
