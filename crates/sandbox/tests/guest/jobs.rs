@@ -41,6 +41,7 @@ pub(crate) fn start(double: &Double, id: CommandId, command: CommandRequest) -> 
         label: command.label.clone(),
         terminal: false,
         detach: false,
+        network: command.network.unwrap_or_default(),
         state: CommandState::Running,
         exit: None,
     };
