@@ -202,6 +202,7 @@ mod tests {
             label: None,
             terminal: false,
             detach: false,
+            network: types::NetworkMode::None,
             state: types::CommandState::Running,
             exit: None,
         }
