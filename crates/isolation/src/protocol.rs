@@ -230,6 +230,9 @@ pub enum Reply {
         guest: GuestStatus,
         /// The runners, exited ones that were not forgotten included.
         runners: Vec<RunnerStatus>,
+        /// It is being taken down: whoever asked for that may be gone, and it goes on.
+        #[serde(default)]
+        stopping: bool,
     },
     /// To `channel` and `runner_channel`; one descriptor rides with it.
     Channel,

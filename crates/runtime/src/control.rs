@@ -31,7 +31,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const READ_SIZE: usize = 32 * 1024;
 
 /// Bytes of a guest's log that [`Control::log_tail`] looks at.
-const TAIL_BYTES: usize = 4 * 1024;
+const TAIL_BYTES: usize = 8 * 1024;
 
 /// How long [`Control::log_tail`] waits for more of the log.
 const TAIL_WITHIN: Duration = Duration::from_millis(200);
@@ -75,6 +75,14 @@ pub struct Control {
     nonce: Nonce,
 }
 
+/// What a supervisor says about itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Greeting {
+    pub(crate) pid: u32,
+    /// It takes its sandbox down.
+    pub(crate) stopping: bool,
+}
+
 /// A runner that was started.
 #[derive(Debug)]
 pub struct Spawned {
@@ -107,8 +115,8 @@ impl Control {
         Self { dir, nonce }
     }
 
-    /// Checks that the supervisor answers and knows the nonce; returns its pid.
-    pub(crate) async fn hello(&self) -> Result<u32, ControlError> {
+    /// Checks that the supervisor answers and knows the nonce.
+    pub(crate) async fn hello(&self) -> Result<Greeting, ControlError> {
         within(async {
             let mut connection = Connection::open(&self.dir).await?;
             connection.hello(&self.nonce).await
@@ -303,7 +311,7 @@ impl Connection {
         })
     }
 
-    async fn hello(&mut self, nonce: &Nonce) -> Result<u32, ControlError> {
+    async fn hello(&mut self, nonce: &Nonce) -> Result<Greeting, ControlError> {
         match self
             .request(&Request::Hello {
                 nonce: nonce.clone(),
@@ -314,8 +322,9 @@ impl Connection {
             Reply::Hello {
                 version: VERSION,
                 pid,
+                stopping,
                 ..
-            } => Ok(pid),
+            } => Ok(Greeting { pid, stopping }),
             Reply::Hello { .. } => Err(ControlError::NotOurs("it speaks another version")),
             _ => Err(ControlError::Protocol("expected a greeting")),
         }

@@ -70,6 +70,9 @@ pub struct StartError {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The end of the guest's log, when it had one: bounded, one entry per line, and the
+    /// guest's own words. Belongs to the sandbox's owner; never logged.
+    pub log: Vec<String>,
 }
 
 impl StartError {
@@ -80,6 +83,7 @@ impl StartError {
             code: code.to_owned(),
             message: message.into(),
             hint: None,
+            log: Vec::new(),
         }
     }
 

@@ -1,7 +1,9 @@
 //! The lifecycle state machine (arch §4): `stopped → starting → running → stopping`,
 //! and `failed` with a reason.
 
-use std::collections::HashMap;
+mod crash;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use types::{CommandExit, SandboxId, SandboxState, StartId};
 
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
 use crate::instance::Instance;
+use crash::{Crash, exited_early, last_log_lines, with_log};
 
 /// What the fleet asks of the control plane.
 pub trait Host: Send + Sync {
@@ -27,6 +30,35 @@ pub trait Host: Send + Sync {
 
     /// Asks the guest once whether it is healthy; `Err` is a sentence for people.
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Whether one more sandbox may run beside those that are `occupied`: they start, run
+    /// or stop. Asked with a lock held, so that two starts never take the same place; it
+    /// neither waits nor calls the fleet.
+    ///
+    /// # Errors
+    /// The host is full, in words for people.
+    fn room(&self, sandbox: SandboxId, occupied: &[SandboxId]) -> Result<(), StartError>;
+
+    /// Keeps a crash where a later hypervisor finds it, and tells whom it concerns.
+    fn crashed(&self, sandbox: SandboxId, crash: Crashed) -> BoxFuture<'_, ()>;
+
+    /// Forgets the crashes of a sandbox: it was started or stopped on purpose, or has
+    /// lived for long enough.
+    fn settled(&self, sandbox: SandboxId) -> BoxFuture<'_, ()>;
+
+    /// The crashes in a row that an earlier hypervisor kept.
+    fn crashes(&self, sandbox: SandboxId) -> BoxFuture<'_, u32>;
+}
+
+/// A start that ended on its own.
+#[derive(Debug, Clone)]
+pub struct Crashed {
+    /// Crashes in a row, this one included.
+    pub crashes: u32,
+    /// What happened, with the last log lines.
+    pub error: StartError,
+    /// Pause before the restart; `None` when the sandbox is given up.
+    pub restarts_in: Option<Duration>,
 }
 
 /// Bounds of the lifecycle.
@@ -106,7 +138,6 @@ impl State {
 /// What a caller of `start` has to do next.
 enum Next {
     Done(Arc<Instance>),
-    Begin,
     Join,
     AfterStop,
 }
@@ -131,6 +162,8 @@ struct Inner {
     /// Held only to look up or insert; never across an await. Grows with the sandboxes
     /// that exist, not with requests.
     entries: Mutex<HashMap<SandboxId, Arc<Entry>>>,
+    /// Held while a place is looked for and taken; never across an await.
+    places: Mutex<()>,
 }
 
 impl Fleet {
@@ -148,6 +181,7 @@ impl Fleet {
                 host,
                 options,
                 entries,
+                places: Mutex::new(()),
             }),
         }
     }
@@ -162,19 +196,9 @@ impl Fleet {
         let entry = self.entry(sandbox);
         let mut state = entry.state.subscribe();
         loop {
-            // Read before the state changes: a stop that comes in between is then seen.
-            let stops = *entry.stops.borrow();
-            let next = next_for_start(&entry);
-            match &next {
-                Next::Done(instance) => return Ok(Arc::clone(instance)),
-                Next::Begin => {
-                    let fleet = self.clone();
-                    let entry = Arc::clone(&entry);
-                    tokio::spawn(async move {
-                        fleet.keep_running(sandbox, entry, stops, None).await;
-                    });
-                }
-                Next::Join | Next::AfterStop => {}
+            let next = self.next_for_start(sandbox, &entry)?;
+            if let Next::Done(instance) = next {
+                return Ok(instance);
             }
             let settled = state
                 .wait_for(|state| !matches!(state, State::Starting | State::Stopping))
@@ -187,6 +211,70 @@ impl Fleet {
                 Ok(_) | Err(_) => return Err(stopped_meanwhile()),
             }
         }
+    }
+
+    /// Begins to start a sandbox and does not wait for it. Nothing happens when it runs,
+    /// starts, or is being stopped.
+    ///
+    /// # Errors
+    /// There is no room for it; its state is what it was.
+    pub fn begin(&self, sandbox: SandboxId) -> Result<(), StartError> {
+        let entry = self.entry(sandbox);
+        self.next_for_start(sandbox, &entry).map(drop)
+    }
+
+    /// Takes a sandbox that an earlier hypervisor gave up for what it is; nothing happens
+    /// to one that is not stopped.
+    pub fn give_up(&self, sandbox: SandboxId, error: StartError) {
+        self.entry(sandbox).state.send_if_modified(|state| {
+            let stopped = matches!(state, State::Stopped);
+            if stopped {
+                *state = State::Failed(error);
+            }
+            stopped
+        });
+    }
+
+    /// Decides, in one step with the change of state, what a caller of `start` does.
+    fn next_for_start(&self, sandbox: SandboxId, entry: &Arc<Entry>) -> Result<Next, StartError> {
+        // Whoever changes a state to `Starting` holds this, so no two take one place.
+        let _places = self
+            .inner
+            .places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Read before the state changes: a stop that comes in between is then seen.
+        let stops = *entry.stops.borrow();
+        match &*entry.state.borrow() {
+            State::Running(instance) => return Ok(Next::Done(Arc::clone(instance))),
+            State::Starting => return Ok(Next::Join),
+            State::Stopping => return Ok(Next::AfterStop),
+            State::Stopped | State::Failed(_) => {}
+        }
+        self.inner.host.room(sandbox, &self.occupied(sandbox))?;
+        entry.state.send_replace(State::Starting);
+        let fleet = self.clone();
+        let entry = Arc::clone(entry);
+        tokio::spawn(async move {
+            fleet.inner.host.settled(sandbox).await;
+            fleet.keep_running(sandbox, entry, stops, 0, None).await;
+        });
+        Ok(Next::Join)
+    }
+
+    /// The other sandboxes that take a place: they hold memory, or will in a moment.
+    fn occupied(&self, but: SandboxId) -> Vec<SandboxId> {
+        let takes_place = |entry: &Entry| {
+            matches!(
+                &*entry.state.borrow(),
+                State::Starting | State::Running(_) | State::Stopping
+            )
+        };
+        self.lock_entries()
+            .iter()
+            .filter(|(id, entry)| **id != but && takes_place(entry))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Stops a sandbox and returns once nothing of it is left. A start under way is given up.
@@ -205,6 +293,7 @@ impl Fleet {
         let _ = state
             .wait_for(|state| matches!(state, State::Stopped | State::Failed(_)))
             .await;
+        self.inner.host.settled(sandbox).await;
     }
 
     /// Stops every sandbox, all at once.
@@ -221,31 +310,74 @@ impl Fleet {
     /// Finds the sandboxes that outlived an earlier hypervisor and takes them over.
     /// Returns how many there were.
     pub async fn adopt(&self) -> usize {
-        let found = self.inner.driver.adopt().await;
-        let count = found.len();
+        let mut found = self.inner.driver.adopt().await;
+        // The latest start of a sandbox is the one that counts; there should be no other.
+        found.sort_by(|one, other| other.started_at.cmp(&one.started_at));
+        let mut seen = HashSet::new();
+        let mut looks = tokio::task::JoinSet::new();
+        let mut count = 0;
         for adopted in found {
-            let Adopted {
-                sandbox_id,
-                start_id,
-                started_at,
-                started,
-            } = adopted;
-            let entry = self.entry(sandbox_id);
-            let stops = *entry.stops.borrow();
-            let (instance, exited) = self.publish(sandbox_id, start_id, started_at, started);
-            entry
-                .state
-                .send_replace(State::Running(Arc::clone(&instance)));
             let fleet = self.clone();
-            tokio::spawn(async move {
-                if let Some(crashed) = fleet.watch(&entry, &instance, exited, stops).await {
-                    fleet
-                        .keep_running(sandbox_id, entry, stops, Some(crashed))
-                        .await;
-                }
-            });
+            if seen.insert(adopted.sandbox_id) {
+                count += 1;
+                looks.spawn(async move { fleet.take_over(adopted).await });
+            } else {
+                tracing::warn!(sandbox = %adopted.sandbox_id, start = %adopted.start_id, "ending a second start of one sandbox");
+                let grace = fleet.stop_grace_ms();
+                looks.spawn(async move {
+                    let control = adopted.started.control;
+                    let driver = &fleet.inner.driver;
+                    driver.stop(adopted.start_id, control, grace).await;
+                });
+            }
         }
+        looks.join_all().await;
         count
+    }
+
+    /// Takes one over. One that had no time to prove its health before the hypervisor
+    /// died proves it now; an older one had.
+    async fn take_over(&self, adopted: Adopted) {
+        let Adopted {
+            sandbox_id,
+            start_id,
+            started_at,
+            started,
+        } = adopted;
+        let age = started_at
+            .parse::<jiff::Timestamp>()
+            .ok()
+            .and_then(|then| Duration::try_from(jiff::Timestamp::now().duration_since(then)).ok())
+            .unwrap_or(Duration::MAX);
+        let entry = self.entry(sandbox_id);
+        let stops = *entry.stops.borrow();
+        let crashes = self.inner.host.crashes(sandbox_id).await;
+        let (instance, exited) = self.publish(sandbox_id, start_id, started_at, started);
+        let proved = age > self.inner.options.healthy_within
+            || self.inner.host.healthy(Arc::clone(&instance)).await.is_ok();
+        entry.state.send_replace(if proved {
+            State::Running(Arc::clone(&instance))
+        } else {
+            State::Starting
+        });
+        let fleet = self.clone();
+        tokio::spawn(async move {
+            let running = if proved {
+                Ok(Some((instance, exited)))
+            } else {
+                fleet.prove(&entry, stops, instance, exited).await
+            };
+            let born = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+            let Some(crash) = fleet
+                .live(sandbox_id, &entry, stops, crashes, running, born)
+                .await
+            else {
+                return;
+            };
+            fleet
+                .keep_running(sandbox_id, entry, stops, crashes, Some(crash))
+                .await;
+        });
     }
 
     /// The state of a sandbox.
@@ -296,28 +428,25 @@ impl Fleet {
     }
 
     /// Runs a sandbox until it is stopped or has failed. `crashed` is the crash of a
-    /// start that came before, if one did.
+    /// start that came before, if one did, and `crashes` how many came before that one.
     async fn keep_running(
         &self,
         sandbox: SandboxId,
         entry: Arc<Entry>,
         stops: u64,
+        mut crashes: u32,
         mut crashed: Option<Crash>,
     ) {
-        let mut crashes = 0;
         loop {
             if let Some(crash) = crashed.take() {
                 crashes = if crash.lived >= self.inner.options.stable_after {
                     1
                 } else {
-                    crashes + 1
+                    crashes.saturating_add(1)
                 };
-                if crashes >= self.inner.options.max_crashes {
-                    settle(&entry, State::Failed(crash.into_error(crashes)));
+                let Some(pause) = self.pause_after(sandbox, &entry, crash, crashes).await else {
                     return;
-                }
-                let pause = self.inner.options.restart_backoff * 2_u32.saturating_pow(crashes - 1);
-                tracing::warn!(%sandbox, crashes, ?pause, "sandbox crashed; restarting");
+                };
                 if unless_stopped(&entry, stops, tokio::time::sleep(pause))
                     .await
                     .is_none()
@@ -326,25 +455,83 @@ impl Fleet {
                     return;
                 }
             }
-            match self.start_once(sandbox, &entry, stops).await {
-                Ok(None) => {
-                    settle(&entry, State::Stopped);
-                    return;
-                }
-                Ok(Some((instance, exited))) => {
-                    entry
-                        .state
-                        .send_replace(State::Running(Arc::clone(&instance)));
-                    crashed = self.watch(&entry, &instance, exited, stops).await;
-                    if crashed.is_none() {
-                        return;
+            let running = self.start_once(sandbox, &entry, stops).await;
+            let born = Instant::now();
+            crashed = self
+                .live(sandbox, &entry, stops, crashes, running, born)
+                .await;
+            if crashed.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// How long to wait before the restart after a crash; `None` after too many, and then
+    /// the sandbox has failed.
+    async fn pause_after(
+        &self,
+        sandbox: SandboxId,
+        entry: &Entry,
+        crash: Crash,
+        crashes: u32,
+    ) -> Option<Duration> {
+        let options = &self.inner.options;
+        let restarts_in = (crashes < options.max_crashes).then(|| {
+            options
+                .restart_backoff
+                .saturating_mul(2_u32.saturating_pow(crashes - 1))
+        });
+        let error = crash.into_error(crashes, restarts_in.is_none());
+        let crashed = Crashed {
+            crashes,
+            error: error.clone(),
+            restarts_in,
+        };
+        // Kept before it is shown: a hypervisor that dies now still counts it.
+        self.inner.host.crashed(sandbox, crashed).await;
+        if restarts_in.is_none() {
+            settle(entry, State::Failed(error));
+        }
+        restarts_in
+    }
+
+    /// Publishes what a start came to, and waits until it ends. `None` when nothing is to
+    /// follow: it was stopped, or could not be started.
+    async fn live(
+        &self,
+        sandbox: SandboxId,
+        entry: &Entry,
+        stops: u64,
+        crashes: u32,
+        running: Result<Option<Running>, StartError>,
+        born: Instant,
+    ) -> Option<Crash> {
+        match running {
+            Ok(None) => {
+                settle(entry, State::Stopped);
+                None
+            }
+            Ok(Some((instance, exited))) => {
+                entry
+                    .state
+                    .send_replace(State::Running(Arc::clone(&instance)));
+                let watch = self.watch(entry, &instance, exited, stops, born);
+                let stable = async {
+                    if crashes > 0 {
+                        tokio::time::sleep_until(born + self.inner.options.stable_after).await;
+                        self.inner.host.settled(sandbox).await;
                     }
+                    std::future::pending().await
+                };
+                tokio::select! {
+                    crashed = watch => crashed,
+                    () = stable => None,
                 }
-                Err(error) => {
-                    tracing::warn!(%sandbox, code = %error.code, %error, "sandbox did not start");
-                    settle(&entry, State::Failed(error));
-                    return;
-                }
+            }
+            Err(error) => {
+                tracing::warn!(%sandbox, code = %error.code, %error, "sandbox did not start");
+                settle(entry, State::Failed(error));
+                None
             }
         }
     }
@@ -355,22 +542,31 @@ impl Fleet {
         sandbox: SandboxId,
         entry: &Entry,
         stops: u64,
-    ) -> Result<Option<(Arc<Instance>, BoxFuture<'static, CommandExit>)>, StartError> {
+    ) -> Result<Option<Running>, StartError> {
         let start = StartId::generate();
         let started_at = jiff::Timestamp::now().to_string();
         let request = self.inner.host.prepare(sandbox, start).await?;
         let started = self.inner.driver.start(request).await?;
-        let (instance, mut exited) = self.publish(sandbox, start, started_at, started);
+        let (instance, exited) = self.publish(sandbox, start, started_at, started);
+        self.prove(entry, stops, instance, exited).await
+    }
+
+    /// Waits for a guest's first health. `None` when a stop came first.
+    async fn prove(
+        &self,
+        entry: &Entry,
+        stops: u64,
+        instance: Arc<Instance>,
+        mut exited: BoxFuture<'static, CommandExit>,
+    ) -> Result<Option<Running>, StartError> {
         let healthy = tokio::select! {
             healthy = unless_stopped(entry, stops, self.wait_healthy(&instance)) => healthy,
             exit = &mut exited => Some(Err(exited_early(&exit))),
         };
         match healthy {
             Some(Ok(())) => Ok(Some((instance, exited))),
-            Some(Err(mut error)) => {
-                if let Some(line) = last_log_lines(&instance).await {
-                    error.message = format!("{}; its last words: {line}", error.message);
-                }
+            Some(Err(error)) => {
+                let error = with_log(error, last_log_lines(&instance).await);
                 self.take_down(&instance).await;
                 Err(error)
             }
@@ -437,13 +633,13 @@ impl Fleet {
         instance: &Arc<Instance>,
         exited: BoxFuture<'static, CommandExit>,
         stops: u64,
+        born: Instant,
     ) -> Option<Crash> {
-        let began = Instant::now();
         let exit = unless_stopped(entry, stops, exited).await;
         let log = if exit.is_some() {
             last_log_lines(instance).await
         } else {
-            None
+            Vec::new()
         };
         let after = if exit.is_some() {
             State::Starting
@@ -455,7 +651,7 @@ impl Fleet {
         self.take_down(instance).await;
         match exit {
             Some(exit) => Some(Crash {
-                lived: began.elapsed(),
+                lived: born.elapsed(),
                 exit,
                 log,
             }),
@@ -468,54 +664,23 @@ impl Fleet {
 
     async fn take_down(&self, instance: &Instance) {
         instance.ended().cancel();
-        let grace = u64::try_from(self.inner.options.stop_grace.as_millis()).unwrap_or(u64::MAX);
         self.inner
             .driver
-            .stop(instance.start_id, instance.control().clone(), grace)
+            .stop(
+                instance.start_id,
+                instance.control().clone(),
+                self.stop_grace_ms(),
+            )
             .await;
     }
-}
 
-/// A start that ended on its own.
-struct Crash {
-    lived: Duration,
-    exit: CommandExit,
-    log: Option<String>,
-}
-
-impl Crash {
-    fn into_error(self, crashes: u32) -> StartError {
-        let mut error = exited_early(&self.exit);
-        error.code = "crash_loop".to_owned();
-        error.message = format!("{} ({crashes} times in a row)", error.message);
-        if let Some(log) = self.log {
-            error.message = format!("{}; its last words: {log}", error.message);
-        }
-        error
+    fn stop_grace_ms(&self) -> u64 {
+        u64::try_from(self.inner.options.stop_grace.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// Decides, in one step with the change of state, what a caller of `start` does.
-fn next_for_start(entry: &Entry) -> Next {
-    let mut next = Next::Join;
-    entry.state.send_if_modified(|state| match state {
-        State::Running(instance) => {
-            next = Next::Done(Arc::clone(instance));
-            false
-        }
-        State::Stopped | State::Failed(_) => {
-            next = Next::Begin;
-            *state = State::Starting;
-            true
-        }
-        State::Starting => false,
-        State::Stopping => {
-            next = Next::AfterStop;
-            false
-        }
-    });
-    next
-}
+/// A healthy start, and the future of its end.
+type Running = (Arc<Instance>, BoxFuture<'static, CommandExit>);
 
 fn settle(entry: &Entry, state: State) {
     entry.state.send_replace(state);
@@ -538,31 +703,6 @@ async fn unless_stopped<T>(
 fn stopped_meanwhile() -> StartError {
     StartError::new("stopped", "the sandbox was stopped while it was starting")
         .with_hint("start it again: choir sandbox start")
-}
-
-fn exited_early(exit: &CommandExit) -> StartError {
-    let how = match (exit.code, exit.signal, &exit.error) {
-        (_, _, Some(error)) => format!("could not be run: {error}"),
-        (Some(code), _, _) => format!("exited with code {code}"),
-        (_, Some(signal), _) => format!("was ended by signal {signal}"),
-        _ => "ended".to_owned(),
-    };
-    StartError::new("guest_exited", format!("the guest runtime {how}"))
-        .with_hint("see its log: choir sandbox logs")
-}
-
-/// The end of the guest's log, on one line, for an error text.
-async fn last_log_lines(instance: &Instance) -> Option<String> {
-    const LINES: usize = 3;
-    let text = instance.control().log_tail().await.ok()?;
-    let lines: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let from = lines.len().saturating_sub(LINES);
-    let tail = lines.get(from..)?.join(" | ");
-    (!tail.is_empty()).then_some(tail)
 }
 
 #[cfg(test)]

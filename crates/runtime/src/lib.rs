@@ -14,7 +14,7 @@ mod namespace;
 
 pub use control::{Attachment, Control, ControlError, Output, Spawned};
 pub use driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
-pub use fleet::{Fleet, FleetOptions, Host, State, Status};
+pub use fleet::{Crashed, Fleet, FleetOptions, Host, State, Status};
 pub use instance::Instance;
 pub use isolation::probe::{Check, probe};
 pub use isolation::{describe_call, protocol, spec};

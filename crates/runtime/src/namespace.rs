@@ -17,8 +17,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::{Control, ControlError};
@@ -54,7 +55,7 @@ struct Record {
     started_at: String,
     nonce: Nonce,
     host_record: String,
-    /// The supervisor, once it runs: its pid, and the start time that tells a reused pid.
+    /// The supervisor: its pid, and the start time that tells a reused pid.
     process: Option<Process>,
 }
 
@@ -96,48 +97,50 @@ impl NamespaceDriver {
         let dir = self.start_dir(request.spec.start_id);
         let built = self.try_build(&dir, request).await;
         if built.is_err() {
-            remove_dir(&dir).await;
+            discard(&dir, Duration::ZERO).await;
         }
         built
     }
 
+    /// Builds in an order that leaves no moment at which a sandbox could stand that nobody
+    /// finds again: the record names the supervisor before the supervisor is told what to
+    /// build, and one that is told nothing ends.
     async fn try_build(&self, dir: &Path, request: StartRequest) -> Result<Started, StartError> {
         let StartRequest { spec, host_record } = request;
-        let mut record = Record {
+        make_dirs(dir, &spec)
+            .map_err(|e| unavailable("cannot create the sandbox's directories", &e))?;
+        let mut child = self.spawn_supervisor()?;
+        let process = child.id().and_then(|pid| {
+            let start_ticks = start_ticks(pid)?;
+            Some(Process { pid, start_ticks })
+        });
+        let record = Record {
             sandbox_id: spec.sandbox_id,
             start_id: spec.start_id,
             started_at: jiff::Timestamp::now().to_string(),
             nonce: spec.nonce.clone(),
             host_record,
-            process: None,
+            process,
         };
-        make_dirs(dir, &spec)
-            .map_err(|e| unavailable("cannot create the sandbox's directories", &e))?;
         record
             .write(dir)
             .map_err(|e| unavailable("cannot write the start's record", &e))?;
-
-        self.spawn_supervisor(&spec).await?;
+        tell(&mut child, &spec).await?;
         let control = Control::new(dir.to_owned(), spec.nonce);
-        let pid = control.hello().await.map_err(unreachable)?;
-        record.process = Some(Process {
-            pid,
-            start_ticks: start_ticks(pid).unwrap_or_default(),
-        });
-        record
-            .write(dir)
-            .map_err(|e| unavailable("cannot write the start's record", &e))?;
+        let greeting = control.hello().await.map_err(unreachable)?;
+        if process.is_none_or(|process| process.pid != greeting.pid) {
+            return Err(unreachable(ControlError::NotOurs(
+                "the supervisor is not the process that was started",
+            )));
+        }
         take_over(control, dir, record.host_record)
             .await
             .map_err(unreachable)
     }
 
-    /// Runs the supervisor until it has built the sandbox or said why it cannot.
-    async fn spawn_supervisor(&self, spec: &SandboxSpec) -> Result<(), StartError> {
-        let json = serde_json::to_vec(spec).map_err(|e| {
-            StartError::new("internal", format!("the start cannot be described: {e}"))
-        })?;
-        let mut child = Command::new(&self.supervisor)
+    /// Runs the supervisor, which waits to be told what to build.
+    fn spawn_supervisor(&self) -> Result<Child, StartError> {
+        Command::new(&self.supervisor)
             // Sandboxes see this name in their process list; the path is not theirs to know.
             .arg0("supervisor")
             .env_clear()
@@ -150,55 +153,11 @@ impl NamespaceDriver {
                 unavailable(&format!("cannot run {}", self.supervisor.display()), &e).with_hint(
                     "the supervisor belongs next to the hypervisor's own binary; reinstall, or set sandbox.binaries_dir",
                 )
-            })?;
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take();
-        let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
-            return Err(StartError::new("internal", "the supervisor has no pipes"));
-        };
-        let exchange = async move {
-            stdin.write_all(&json).await?;
-            drop(stdin);
-            let mut line = Vec::new();
-            let mut stdout =
-                BufReader::new(tokio::io::AsyncReadExt::take(stdout, REPLY_MAX as u64));
-            stdout.read_until(b'\n', &mut line).await?;
-            io::Result::Ok(line)
-        };
-        let line = match tokio::time::timeout(BUILD_WITHIN, exchange).await {
-            Ok(Ok(line)) => line,
-            Ok(Err(error)) => return Err(unavailable("the supervisor went away", &error)),
-            Err(_) => {
-                // Only this child is ended; it is ours and was not reaped yet.
-                let _ = child.start_kill();
-                let within = BUILD_WITHIN.as_secs();
-                return Err(StartError::new(
-                    "build_timeout",
-                    format!("the sandbox could not be built within {within} s"),
-                ));
-            }
-        };
-        match serde_json::from_slice(&line) {
-            Ok(Answer::Ready { .. }) => Ok(()),
-            Ok(Answer::Refusal(Refusal {
-                code,
-                message,
-                hint,
-            })) => Err(StartError {
-                code,
-                message,
-                hint,
-            }),
-            Err(_) => Err(
-                StartError::new("supervisor", "the supervisor ended without saying why")
-                    .with_hint("look for its last words in the kernel log, or run: choir doctor"),
-            ),
-        }
+            })
     }
 
     async fn take_down(&self, start: StartId, control: Control, grace_ms: u64) {
         let dir = self.start_dir(start);
-        let process = Record::read(&dir).ok().and_then(|record| record.process);
         let within = Duration::from_millis(grace_ms) + CLEAN_UP_WITHIN;
         match tokio::time::timeout(within, control.stop(grace_ms)).await {
             Ok(Ok(())) => {}
@@ -207,31 +166,28 @@ impl NamespaceDriver {
             }
             Err(_) => tracing::warn!(%start, "the supervisor did not stop in time"),
         }
-        if let Some(process) = process {
-            end(process).await;
-        }
-        remove_dir(&dir).await;
+        discard(&dir, CLEAN_UP_WITHIN).await;
     }
 
     async fn adopt_all(&self) -> Vec<Adopted> {
-        let mut found = Vec::new();
         let Ok(entries) = fs::read_dir(&self.run_dir) else {
-            return found;
+            return Vec::new();
         };
+        // All at once: one that is slow, or has to be ended, does not keep the others waiting.
+        let mut looks = JoinSet::new();
         for dir in entries.flatten().map(|entry| entry.path()) {
-            match adopt_one(&dir).await {
-                Ok(adopted) => found.push(adopted),
-                Err(error) => {
-                    tracing::info!(start = ?dir.file_name(), %error, "removing what is left of a start");
-                    if let Some(process) = Record::read(&dir).ok().and_then(|record| record.process)
-                    {
-                        end(process).await;
+            looks.spawn(async move {
+                match adopt_one(&dir).await {
+                    Ok(adopted) => Some(adopted),
+                    Err(error) => {
+                        tracing::info!(start = ?dir.file_name(), %error, "removing what is left of a start");
+                        discard(&dir, CLEAN_UP_WITHIN).await;
+                        None
                     }
-                    remove_dir(&dir).await;
                 }
-            }
+            });
         }
-        found
+        looks.join_all().await.into_iter().flatten().collect()
     }
 }
 
@@ -276,6 +232,54 @@ impl Process {
     }
 }
 
+/// Tells a supervisor what to build, and waits until it has or said why it cannot.
+async fn tell(child: &mut Child, spec: &SandboxSpec) -> Result<(), StartError> {
+    let json = serde_json::to_vec(spec)
+        .map_err(|e| StartError::new("internal", format!("the start cannot be described: {e}")))?;
+    let stdin = child.stdin.take();
+    let stdout = child.stdout.take();
+    let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
+        return Err(StartError::new("internal", "the supervisor has no pipes"));
+    };
+    let exchange = async move {
+        stdin.write_all(&json).await?;
+        drop(stdin);
+        let mut line = Vec::new();
+        let mut stdout = BufReader::new(tokio::io::AsyncReadExt::take(stdout, REPLY_MAX as u64));
+        stdout.read_until(b'\n', &mut line).await?;
+        io::Result::Ok(line)
+    };
+    let line = match tokio::time::timeout(BUILD_WITHIN, exchange).await {
+        Ok(Ok(line)) => line,
+        Ok(Err(error)) => return Err(unavailable("the supervisor went away", &error)),
+        Err(_) => {
+            let within = BUILD_WITHIN.as_secs();
+            return Err(StartError::new(
+                "build_timeout",
+                format!("the sandbox could not be built within {within} s"),
+            ));
+        }
+    };
+    match serde_json::from_slice(&line) {
+        Ok(Answer::Ready { .. }) => Ok(()),
+        Ok(Answer::Refusal(Refusal {
+            code,
+            message,
+            hint,
+        })) => {
+            let error = StartError::new(&code, message);
+            Err(match hint {
+                Some(hint) => error.with_hint(hint),
+                None => error,
+            })
+        }
+        Err(_) => Err(
+            StartError::new("supervisor", "the supervisor ended without saying why")
+                .with_hint("look for its last words in the kernel log, or run: choir doctor"),
+        ),
+    }
+}
+
 /// Proves that a start's supervisor is the one that was started, and takes it over.
 async fn adopt_one(dir: &Path) -> Result<Adopted, ControlError> {
     let record = Record::read(dir).map_err(ControlError::Io)?;
@@ -283,14 +287,18 @@ async fn adopt_one(dir: &Path) -> Result<Adopted, ControlError> {
         return Err(ControlError::NotOurs("the record names another start"));
     }
     let control = Control::new(dir.to_owned(), record.nonce.clone());
-    let pid = control.hello().await?;
+    let greeting = control.hello().await?;
     if record
         .process
-        .is_some_and(|process| process.pid != pid || !process.is_alive())
+        .is_none_or(|process| process.pid != greeting.pid || !process.is_alive())
     {
         return Err(ControlError::NotOurs(
             "the supervisor is not the process that was started",
         ));
+    }
+    if greeting.stopping {
+        // Somebody ordered that before the hypervisor died; it is seen through.
+        return Err(ControlError::NotOurs("its sandbox is being stopped"));
     }
     Ok(Adopted {
         sandbox_id: record.sandbox_id,
@@ -336,9 +344,18 @@ fn make_dirs(start_dir: &Path, spec: &SandboxSpec) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes what is left of a start: its supervisor, which has `grace` to end by itself and
+/// takes everything it started along, and its directory.
+async fn discard(dir: &Path, grace: Duration) {
+    if let Some(process) = Record::read(dir).ok().and_then(|record| record.process) {
+        end(process, grace).await;
+    }
+    remove_dir(dir).await;
+}
+
 /// Ends a supervisor that did not end by itself, and waits until it is gone. The pidfd
 /// is opened before the start time is compared, so a reused pid is never signalled.
-async fn end(process: Process) {
+async fn end(process: Process, grace: Duration) {
     let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
         return;
     };
@@ -349,7 +366,7 @@ async fn end(process: Process) {
         return;
     }
     let waiting = tokio::task::spawn_blocking(move || {
-        if !has_ended(&pidfd, CLEAN_UP_WITHIN) {
+        if !has_ended(&pidfd, grace) {
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
             has_ended(&pidfd, CLEAN_UP_WITHIN);
         }

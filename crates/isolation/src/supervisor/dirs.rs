@@ -51,6 +51,12 @@ impl StartDirs {
         prepare().step(|| format!("prepare {}", spec.run_dir.display()))
     }
 
+    /// Whether the start's directory was removed, so that nobody can reach this supervisor
+    /// again. Asked of the open directory: its path is not this process's to walk.
+    pub(crate) fn is_gone(&self) -> bool {
+        rustix::fs::fstat(&self.run).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     /// The socket that the hypervisor talks to this supervisor on.
     pub(crate) fn control(&self) -> io::Result<OwnedFd> {
         listen_in(&self.run, CONTROL, 0o600)

@@ -196,6 +196,7 @@ fn hello(supervisor: &Supervisor) -> Reply {
         start_id: supervisor.spec.start_id,
         guest: GuestStatus { state, exit },
         runners: supervisor.runners.values().map(Runner::status).collect(),
+        stopping: supervisor.is_stopping(),
     }
 }
 

@@ -33,6 +33,8 @@ const SIGTERM_GRACE: Duration = Duration::from_secs(5);
 /// Said once per start, and per command, where it is so.
 const UNCOUNTED: &str = "denied system calls are refused and not counted: this kernel gives no \
                          notification of them, or a filter around the supervisor has it already";
+/// How often is looked whether the start's directory still exists. It is one system call.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// A running sandbox.
 #[derive(Debug)]
@@ -53,6 +55,7 @@ pub(crate) struct Supervisor {
     pub(super) freeze: Option<Freeze>,
     /// System calls that were refused and not told yet.
     denied: Counts,
+    look_at: Instant,
 }
 
 /// Whom a readiness concerns.
@@ -90,6 +93,7 @@ impl Supervisor {
             stop_at: None,
             freeze: None,
             denied: Counts::default(),
+            look_at: Instant::now() + LOOK_EVERY,
         })
     }
 
@@ -204,6 +208,7 @@ impl Supervisor {
         let connections = self.connections.values().filter_map(Connection::deadline);
         let stop = self.stop_at.filter(|_| self.guest.exit.is_none());
         let thaw = self.freeze.as_ref().and_then(Freeze::deadline);
+        let look = (!self.is_stopping()).then_some(self.look_at);
         let windows = self
             .runners
             .values()
@@ -216,6 +221,7 @@ impl Supervisor {
             .chain(windows)
             .chain(told)
             .chain(thaw)
+            .chain(look)
             .min()
     }
 
@@ -227,6 +233,13 @@ impl Supervisor {
             .retain(|_, connection| connection.deadline().is_none_or(|at| at > now));
         if self.stop_at.is_some_and(|at| at <= now) {
             self.guest.kill();
+        }
+        if self.look_at <= now {
+            self.look_at = now + LOOK_EVERY;
+            // Without its directory no hypervisor finds it again: it would run for ever.
+            if self.dirs.is_gone() && !self.is_stopping() {
+                self.stop(SIGTERM_GRACE, now);
+            }
         }
     }
 

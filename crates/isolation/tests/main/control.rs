@@ -244,6 +244,32 @@ fn nothing_outlives_its_supervisor() {
     }
 }
 
+/// Nobody could reach it again: neither to stop it nor to take it over.
+#[test]
+fn a_supervisor_whose_directory_was_removed_takes_its_sandbox_down() {
+    let mut sandbox = Sandbox::start(&["/bin/sleep", "5814"]);
+    std::fs::remove_dir_all(&sandbox.spec.run_dir).unwrap();
+    sandbox.await_end();
+}
+
+#[test]
+fn a_sandbox_that_is_being_stopped_says_so_to_whoever_comes_back() {
+    let script = "trap '' TERM; while :; do sleep 1; done";
+    let sandbox = Sandbox::start(&["/bin/sh", "-c", script]);
+    let mut first = sandbox.connect();
+    first.send(&Request::Stop { grace_ms: 3000 });
+    let stopping = |sandbox: &Sandbox| {
+        let hello = sandbox.connect_raw().ask(&Request::Hello {
+            nonce: sandbox.spec.nonce.clone(),
+        });
+        matches!(hello, Message::Reply(Reply::Hello { stopping: true, .. }))
+    };
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !stopping(&sandbox) {
+        assert!(Instant::now() < deadline);
+    }
+}
+
 /// Processes of this machine that sleep for the time that only the test above uses.
 fn sleepers() -> usize {
     std::fs::read_dir("/proc")

@@ -133,6 +133,15 @@ impl Sandbox {
         self.child.id()
     }
 
+    /// Waits until the supervisor has ended by itself.
+    pub(crate) fn await_end(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the supervisor goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub(crate) fn connect(&self) -> Client {
         let mut client = self.connect_raw();
         let hello = client.ask(&Request::Hello {

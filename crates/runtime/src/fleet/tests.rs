@@ -1,5 +1,6 @@
 //! The state machine against a driver whose facts the test decides.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -11,18 +12,34 @@ use isolation::spec::{GuestSpec, Nonce, Rlimits, SandboxSpec};
 use tokio::sync::oneshot;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
 
-use super::{Fleet, FleetOptions, Host};
+use super::{Crashed, Fleet, FleetOptions, Host};
 use crate::control::Control;
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
 use crate::instance::Instance;
 
 /// A driver without processes. Each start hands out a sender that ends its guest.
-#[derive(Default)]
 struct Double {
     starts: AtomicUsize,
     stops: AtomicUsize,
     refuse: AtomicBool,
     guests: Mutex<Vec<oneshot::Sender<CommandExit>>>,
+    /// The sandbox that is found again.
+    adopts: Mutex<SandboxId>,
+    /// It was started just now.
+    young: AtomicBool,
+}
+
+impl Default for Double {
+    fn default() -> Self {
+        Self {
+            starts: AtomicUsize::default(),
+            stops: AtomicUsize::default(),
+            refuse: AtomicBool::default(),
+            guests: Mutex::default(),
+            adopts: Mutex::new(SandboxId::generate()),
+            young: AtomicBool::default(),
+        }
+    }
 }
 
 impl Double {
@@ -70,11 +87,16 @@ impl SandboxRuntime for Double {
     }
 
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {
+        let started_at = if self.young.load(Ordering::SeqCst) {
+            jiff::Timestamp::now().to_string()
+        } else {
+            "2026-01-01T00:00:00Z".to_owned()
+        };
         Box::pin(async {
             vec![Adopted {
-                sandbox_id: SandboxId::generate(),
+                sandbox_id: *self.adopts.lock().unwrap(),
                 start_id: StartId::generate(),
-                started_at: "2026-01-01T00:00:00Z".to_owned(),
+                started_at,
                 started: self.started(),
             }]
         })
@@ -84,6 +106,10 @@ impl SandboxRuntime for Double {
 /// A host whose guests are healthy when the test says so.
 struct Plane {
     healthy: AtomicBool,
+    /// Sandboxes that may run at the same time.
+    places: AtomicUsize,
+    /// Crashes as an earlier or a later hypervisor finds them.
+    kept: Mutex<HashMap<SandboxId, u32>>,
 }
 
 impl Host for Plane {
@@ -111,6 +137,29 @@ impl Host for Plane {
                 Err("refused".to_owned())
             }
         })
+    }
+
+    fn room(&self, _sandbox: SandboxId, occupied: &[SandboxId]) -> Result<(), StartError> {
+        if occupied.len() < self.places.load(Ordering::SeqCst) {
+            Ok(())
+        } else {
+            Err(StartError::new("full", "no room"))
+        }
+    }
+
+    fn crashed(&self, sandbox: SandboxId, crash: Crashed) -> BoxFuture<'_, ()> {
+        self.kept.lock().unwrap().insert(sandbox, crash.crashes);
+        Box::pin(async {})
+    }
+
+    fn settled(&self, sandbox: SandboxId) -> BoxFuture<'_, ()> {
+        self.kept.lock().unwrap().remove(&sandbox);
+        Box::pin(async {})
+    }
+
+    fn crashes(&self, sandbox: SandboxId) -> BoxFuture<'_, u32> {
+        let crashes = self.kept.lock().unwrap().get(&sandbox).copied();
+        Box::pin(async move { crashes.unwrap_or(0) })
     }
 }
 
@@ -151,6 +200,8 @@ fn bench() -> Bench {
     let driver = Arc::new(Double::default());
     let host = Arc::new(Plane {
         healthy: AtomicBool::new(true),
+        places: AtomicUsize::new(usize::MAX),
+        kept: Mutex::default(),
     });
     let options = FleetOptions {
         healthy_within: Duration::from_secs(2),
@@ -302,5 +353,77 @@ async fn an_adopted_sandbox_runs_and_can_be_stopped() {
     assert_eq!(bench.fleet.count(SandboxState::Running), 1);
     bench.fleet.stop_all().await;
     assert_eq!(bench.fleet.count(SandboxState::Stopped), 1);
+    assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn concurrent_starts_never_take_more_places_than_there_are() {
+    let bench = bench();
+    bench.host.places.store(3, Ordering::SeqCst);
+    let starts = (0..20).map(|_| {
+        let fleet = bench.fleet.clone();
+        tokio::spawn(async move { fleet.start(SandboxId::generate()).await })
+    });
+    let (mut began, mut refused) = (0, 0);
+    for start in starts.collect::<Vec<_>>() {
+        match start.await.unwrap() {
+            Ok(_) => began += 1,
+            Err(error) => {
+                assert_eq!(error.code, "full");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((began, refused), (3, 17));
+    assert_eq!(bench.fleet.count(SandboxState::Running), 3);
+    assert_eq!(
+        bench.fleet.count(SandboxState::Failed),
+        0,
+        "a refusal changes nothing"
+    );
+}
+
+#[tokio::test]
+async fn what_was_taken_over_takes_a_place() {
+    let bench = bench();
+    bench.host.places.store(1, Ordering::SeqCst);
+    bench.fleet.adopt().await;
+    assert_eq!(
+        bench.fleet.start(bench.sandbox).await.unwrap_err().code,
+        "full"
+    );
+    bench.fleet.stop_all().await;
+    bench.fleet.start(bench.sandbox).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn crashes_are_counted_across_a_restart_of_the_host() {
+    let bench = bench();
+    bench.driver.young.store(true, Ordering::SeqCst);
+    let adopted = *bench.driver.adopts.lock().unwrap();
+    bench.host.kept.lock().unwrap().insert(adopted, 4);
+    bench.fleet.adopt().await;
+    bench.driver.crash();
+    let mut state = bench.fleet.subscribe(adopted);
+    state
+        .wait_for(|state| state.status().state == SandboxState::Failed)
+        .await
+        .unwrap();
+    assert_eq!(bench.driver.starts.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_cut_before_its_first_health_has_to_prove_it_when_taken_over() {
+    let bench = bench();
+    bench.driver.young.store(true, Ordering::SeqCst);
+    bench.host.healthy.store(false, Ordering::SeqCst);
+    bench.fleet.adopt().await;
+    let adopted = *bench.driver.adopts.lock().unwrap();
+    assert_eq!(bench.fleet.status(adopted).state, SandboxState::Starting);
+    let mut state = bench.fleet.subscribe(adopted);
+    state
+        .wait_for(|state| state.status().state == SandboxState::Failed)
+        .await
+        .unwrap();
     assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 1);
 }
