@@ -247,6 +247,7 @@ impl Error {
 fn hint_for(code: ErrorCode) -> Option<String> {
     let hint = match code {
         ErrorCode::SandboxNotRunning => "start it with `choir sandbox start`",
+        ErrorCode::HostFull | ErrorCode::TooManyRunning => "stop one first: choir sandbox stop",
         ErrorCode::SandboxFailed => "look at `choir sandbox logs` and `choir doctor`",
         ErrorCode::UnhealthyTarget => "look at `choir sandbox logs dev`",
         ErrorCode::Forbidden => {

@@ -87,7 +87,13 @@ impl Forwarder {
         let request = Request::from_parts(parts, body);
 
         let Answer { response, lease } = upstream
-            .exchange(request, None, rules.counts_as_activity, websocket)
+            // A handshake is no activity: what comes back by itself would keep itself awake.
+            .exchange(
+                request,
+                None,
+                rules.counts_as_activity && !websocket,
+                websocket,
+            )
             .await?;
         let (mut parts, incoming) = response.into_parts();
         parts.version = Version::HTTP_11;

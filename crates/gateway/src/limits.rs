@@ -28,6 +28,9 @@ pub struct Limits {
     pub max_websockets: usize,
     /// Longest silence on a WebSocket, pings included, before it is closed.
     pub websocket_idle: Duration,
+    /// What moves on a WebSocket this soon after its handshake is no activity but a greeting:
+    /// a page that nobody looks at connects and catches up again and again.
+    pub websocket_greeting: Duration,
     /// Largest request body in bytes.
     pub max_request_body: u64,
     /// Largest response head in bytes; all 1xx heads before it count too.
@@ -52,6 +55,7 @@ impl Limits {
             keep_idle: Duration::from_secs(15),
             max_websockets: 256,
             websocket_idle: Duration::from_secs(60 * 60),
+            websocket_greeting: Duration::from_secs(5),
             max_request_body: 1 << 30,
             max_response_head: 64 << 10,
             max_response_headers: 100,

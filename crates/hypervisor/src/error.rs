@@ -64,6 +64,22 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// As many sandboxes run on this host as may.
+    #[error("{message}")]
+    HostFull {
+        /// How many there are and may be.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// As many sandboxes of one user run as may.
+    #[error("{message}")]
+    TooManyRunning {
+        /// Which there are and how many there may be.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// A swap was refused.
     #[error("the other sandbox is not healthy: {0}")]
     UnhealthyTarget(String),
@@ -125,6 +141,8 @@ impl Error {
             Self::RateLimited { .. } => ErrorCode::RateLimited,
             Self::SandboxNotRunning => ErrorCode::SandboxNotRunning,
             Self::SandboxFailed { .. } => ErrorCode::SandboxFailed,
+            Self::HostFull { .. } => ErrorCode::HostFull,
+            Self::TooManyRunning { .. } => ErrorCode::TooManyRunning,
             Self::UnhealthyTarget(_) => ErrorCode::UnhealthyTarget,
             Self::BadGateway(_) => ErrorCode::BadGateway,
             Self::GatewayTimeout(_) => ErrorCode::GatewayTimeout,
@@ -142,8 +160,10 @@ impl Error {
             Self::CrossOrigin(_) => "open the control plane's own page and do it there",
             Self::RateLimited { .. } => "wait as long as Retry-After says",
             Self::SandboxNotRunning => "open it in a browser, or run: choir sandbox start",
-            Self::SandboxFailed { hint, .. } => return hint.clone(),
             Self::NetworkDenied { hint, .. } => return Some(hint.clone()),
+            Self::SandboxFailed { hint, .. }
+            | Self::HostFull { hint, .. }
+            | Self::TooManyRunning { hint, .. } => return hint.clone(),
             Self::UnhealthyTarget(_) => {
                 "start it with `choir sandbox start dev`, or see why it fails: choir sandbox logs --role dev"
             }

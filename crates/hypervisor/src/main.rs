@@ -15,6 +15,8 @@ use hypervisor::data_dir::DataDir;
 use hypervisor::http::{Listener, control, metrics};
 use hypervisor::{doctor, hardening, services, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use types::SandboxId;
 
 /// The ChoirOS control plane.
 #[derive(Debug, Parser)]
@@ -188,23 +190,50 @@ async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow:
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
-    tracing::info!("draining");
+    tracing::info!(deadline = ?app.config.drain, stop_on_exit, "draining; a second signal ends this at once");
+    tokio::select! {
+        drained = drain(&app, served, stop_on_exit) => drained,
+        _ = term.recv() => anyhow::bail!(HURRIED),
+        _ = int.recv() => anyhow::bail!(HURRIED),
+    }
+}
+
+/// What the end is called that does not wait.
+const HURRIED: &str = "told to end a second time: what was under way is cut off, and sandboxes \
+                       that still run go on; stop them with `hypervisor stop --all`";
+
+/// Lets what is under way finish, and stops the sandboxes when they are to end too.
+async fn drain(app: &App, served: JoinHandle<()>, stop_on_exit: bool) -> anyhow::Result<()> {
     app.draining.cancel();
     served.await?;
     if stop_on_exit {
-        app.sandboxes.stop_all().await;
+        demand_stopped(app.sandboxes.stop_all(app.config.drain).await)?;
     }
     app.store.close().await;
     Ok(())
+}
+
+/// Fails with the sandboxes that did not stop in time.
+fn demand_stopped(left: Vec<SandboxId>) -> anyhow::Result<()> {
+    if left.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = left.iter().map(ToString::to_string).collect();
+    anyhow::bail!(
+        "{} sandboxes did not stop in time ({}): run `hypervisor stop --all`, or look what holds them with `choir doctor`",
+        left.len(),
+        names.join(", ")
+    )
 }
 
 async fn stop_all(config: Config) -> anyhow::Result<()> {
     let _lock = DataDir::lock(&config.data_dir)?;
     let app = App::open(config, Clock::system()).await?;
     services::sandboxes::start(&app).await?;
-    app.sandboxes.stop_all().await;
+    let left = app.sandboxes.stop_all(app.config.drain).await;
     app.draining.cancel();
     app.store.close().await;
+    demand_stopped(left)?;
     print("all sandboxes are stopped\n")?;
     Ok(())
 }

@@ -210,6 +210,9 @@ pub struct RunnerStatus {
     pub started_unix_ms: u64,
     /// Offset after the last byte of its output so far.
     pub output_end: u64,
+    /// A terminal's shell runs something in the foreground, rather than waiting for input.
+    #[serde(default)]
+    pub foreground_job: bool,
 }
 
 /// A successful answer.

@@ -296,15 +296,18 @@ impl Fleet {
         self.inner.host.settled(sandbox).await;
     }
 
-    /// Stops every sandbox, all at once.
-    pub async fn stop_all(&self) {
+    /// Stops every sandbox, all at once. Returns those that did not stop `within` the time.
+    pub async fn stop_all(&self, within: Duration) -> Vec<SandboxId> {
         let ids: Vec<_> = self.lock_entries().keys().copied().collect();
         let mut stops = tokio::task::JoinSet::new();
         for id in ids {
             let fleet = self.clone();
-            stops.spawn(async move { fleet.stop(id).await });
+            stops.spawn(async move {
+                let stopped = tokio::time::timeout(within, fleet.stop(id)).await;
+                stopped.is_err().then_some(id)
+            });
         }
-        stops.join_all().await;
+        stops.join_all().await.into_iter().flatten().collect()
     }
 
     /// Finds the sandboxes that outlived an earlier hypervisor and takes them over.
@@ -521,7 +524,7 @@ impl Fleet {
                         tokio::time::sleep_until(born + self.inner.options.stable_after).await;
                         self.inner.host.settled(sandbox).await;
                     }
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 };
                 tokio::select! {
                     crashed = watch => crashed,

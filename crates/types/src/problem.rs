@@ -30,6 +30,10 @@ pub enum ErrorCode {
     SandboxNotRunning,
     /// The sandbox could not be started.
     SandboxFailed,
+    /// As many sandboxes run on this host as may; `Retry-After` says when to ask again.
+    HostFull,
+    /// As many sandboxes of this user run as may; `hint` says which could be stopped.
+    TooManyRunning,
     /// A swap was refused because the target is not healthy.
     UnhealthyTarget,
     /// The sandbox or the provider did not answer as it should.

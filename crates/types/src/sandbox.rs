@@ -83,12 +83,15 @@ pub struct SandboxView {
     pub role: Role,
     /// Its state.
     pub state: SandboxState,
-    /// Why it is `failed`, in a sentence for people.
+    /// Why it is `failed`, or was stopped by nobody's order, in a sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What to do about `reason`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The end of the guest's log when it is `failed`, one entry per line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
     /// The present start, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_id: Option<StartId>,

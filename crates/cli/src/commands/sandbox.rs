@@ -113,11 +113,18 @@ fn overview(sandboxes: &[SandboxView], all: bool, now: Timestamp) -> String {
     for view in sandboxes {
         if let Some(reason) = &view.reason {
             text.push_str(&format!(
-                "\n{} of {} failed: {}\n",
+                "\n{} of {} {}: {}\n",
                 view.role,
                 view.user,
+                view.state,
                 printable(reason)
             ));
+            if !view.log.is_empty() {
+                text.push_str("its log ends with\n");
+                for line in &view.log {
+                    text.push_str(&format!("  | {}\n", printable(line)));
+                }
+            }
             if let Some(hint) = &view.hint {
                 text.push_str(&format!("hint: {}\n", printable(hint)));
             }

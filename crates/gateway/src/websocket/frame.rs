@@ -5,6 +5,10 @@ const MAX_HEADER: usize = 10;
 
 const OPCODE_CLOSE: u8 = 0x8;
 
+/// Data frames up to the size that a control frame may have are what applications send to
+/// keep a connection alive; whether one is that shows in the one before it.
+const SMALL: u64 = 125;
+
 /// Follows one direction of a WebSocket and knows where frames begin and end, without
 /// holding a byte back. Payloads, compressed or not, are not looked at.
 ///
@@ -14,6 +18,8 @@ const OPCODE_CLOSE: u8 = 0x8;
 pub struct FrameTracker {
     state: State,
     close_seen: bool,
+    /// Length of the latest data frame.
+    latest: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -34,7 +40,9 @@ enum State {
 pub struct Tracked {
     /// Bytes that were followed; fewer than given only when asked to stop at a boundary.
     pub consumed: usize,
-    /// Whether bytes of data frames were among them; pings, pongs and closes are none.
+    /// Whether bytes of data frames were among them. Pings, pongs, closes and empty frames
+    /// are none, nor is a small frame as long as the one before it: an application's own
+    /// keepalive (`2` and `3` of Engine.IO, `{"type":"ping"}`).
     pub data: bool,
 }
 
@@ -56,6 +64,7 @@ impl FrameTracker {
         Self {
             state: EMPTY_HEADER,
             close_seen: false,
+            latest: None,
         }
     }
 
@@ -151,6 +160,11 @@ impl FrameTracker {
             self.state = State::Broken;
             return;
         }
+        let data = !control && length > 0;
+        let repeats = data && length <= SMALL && self.latest == Some(length);
+        if data {
+            self.latest = Some(length);
+        }
         let mask = if second & 0x80 == 0 { 0 } else { 4 };
         let left = length + mask;
         self.state = if left == 0 {
@@ -158,7 +172,7 @@ impl FrameTracker {
         } else {
             State::Payload {
                 left,
-                data: !control && length > 0,
+                data: data && !repeats,
             }
         };
     }

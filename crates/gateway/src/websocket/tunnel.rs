@@ -160,7 +160,9 @@ impl Shared {
         let millis = now.saturating_duration_since(self.base).as_millis();
         self.last
             .store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
-        if data && self.counts {
+        let connecting =
+            now.saturating_duration_since(self.base) < self.upstream.limits().websocket_greeting;
+        if data && self.counts && !connecting {
             self.upstream.activity().touch(now);
         }
     }

@@ -37,6 +37,7 @@ pub(crate) struct Bed {
 pub(crate) fn limits() -> Limits {
     Limits {
         first_byte: PATIENCE,
+        websocket_greeting: Duration::ZERO,
         ..Limits::app()
     }
 }

@@ -193,9 +193,33 @@ async fn only_data_counts_as_activity() {
         assert!(within(socket.next()).await.unwrap().unwrap().is_pong());
     }
     assert_eq!(bed.upstream.activity().last(), after_data);
-    socket.send(Message::text("data")).await.unwrap();
+    // An application's own keepalive is as long as the one before it, and an empty frame is
+    // nothing.
+    for keepalive in ["data", "ping", ""] {
+        socket.send(Message::text(keepalive)).await.unwrap();
+        within(socket.next()).await.unwrap().unwrap();
+    }
+    assert_eq!(bed.upstream.activity().last(), after_data);
+    socket.send(Message::text("more data")).await.unwrap();
     within(socket.next()).await.unwrap().unwrap();
     assert!(bed.upstream.activity().last() > after_data);
+}
+
+/// What comes back by itself again and again, greets and catches up, keeps nothing awake.
+#[tokio::test]
+async fn neither_a_handshake_nor_a_greeting_counts_as_activity() {
+    let (closes, _closed) = mpsc::unbounded_channel();
+    let greeting = Limits {
+        websocket_greeting: PATIENCE,
+        ..limits()
+    };
+    let bed = Bed::new(greeting, echo(closes));
+    let before = bed.upstream.activity().last();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let mut socket = open(&bed).await;
+    socket.send(Message::text("hello, since 17")).await.unwrap();
+    within(socket.next()).await.unwrap().unwrap();
+    assert_eq!(bed.upstream.activity().last(), before);
 }
 
 #[tokio::test]

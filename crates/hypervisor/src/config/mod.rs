@@ -13,6 +13,7 @@ mod tests;
 mod values;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use egress::Egress;
 pub use error::ConfigError;
@@ -20,14 +21,20 @@ pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
 pub use providers::{Provider, ProviderKind};
 pub use raw::RawConfig;
-pub use sandbox::{Limits, Mount, Sandbox, Swap};
+pub use sandbox::{IdleStop, Limits, Mount, Places, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
+
+/// Longer than a request that is under way usually takes, and than a guest's grace.
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// The whole configuration, valid.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where the persistent state lives; absolute.
     pub data_dir: PathBuf,
+    /// How long the end of the process may take: first for what is under way, then, when
+    /// sandboxes are to end too, once more for them.
+    pub drain: Duration,
     /// Listeners.
     pub listen: Listen,
     /// Public addresses.
@@ -74,6 +81,7 @@ impl Config {
         })?;
         Ok(Self {
             data_dir,
+            drain: values::duration("drain", raw.drain.as_deref(), DRAIN)?,
             listen,
             origins,
             auth: Auth::build(&raw.auth)?,

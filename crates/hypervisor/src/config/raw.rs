@@ -26,6 +26,8 @@ const FOREIGN_VARIABLES: &[&str] = &[
 pub struct RawConfig {
     /// Where the persistent state lives.
     pub data_dir: Option<PathBuf>,
+    /// How long the end of the process may take.
+    pub drain: Option<String>,
     /// Listeners.
     pub listen: RawListen,
     /// Public addresses.
@@ -118,6 +120,8 @@ pub struct RawSandbox {
     pub sdk_env: bool,
     /// Directory of `supervisor` and `sandbox`; next to this program when absent.
     pub binaries_dir: Option<PathBuf>,
+    /// After how long without activity a sandbox is stopped, or `never`.
+    pub idle_stop: Option<String>,
     /// Walls that may be missing; each named one is isolation given up.
     pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
@@ -154,6 +158,20 @@ pub struct RawLimits {
     pub open_files: Option<u64>,
     /// Commands that run at the same time in one sandbox.
     pub commands: Option<u32>,
+    /// Sandboxes of one user that run at the same time.
+    pub running_per_user: Option<u32>,
+    /// Sandboxes that run at the same time: a number, or `auto`.
+    pub running_per_host: Option<RawPlaces>,
+}
+
+/// A number, or a word that stands for one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum RawPlaces {
+    /// As it is.
+    Number(u32),
+    /// `auto`
+    Word(String),
 }
 
 /// `[sandbox.swap]`

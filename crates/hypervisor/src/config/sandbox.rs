@@ -6,8 +6,8 @@ use std::time::Duration;
 use runtime::spec::OptionalWall;
 
 use super::ConfigError;
-use super::raw::{RawLimits, RawSandbox, RawSwap};
-use super::values::{DAY, HOUR, duration, within};
+use super::raw::{RawLimits, RawPlaces, RawSandbox, RawSwap};
+use super::values::{DAY, HOUR, MINUTE, duration, within};
 
 /// What sandboxes get.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct Sandbox {
     pub sdk_env: bool,
     /// Directory of `supervisor` and `sandbox`; next to this program when absent.
     pub binaries_dir: Option<PathBuf>,
+    /// When a sandbox that nobody uses is stopped.
+    pub idle_stop: IdleStop,
     /// Walls that may be missing (arch §8: only when the configuration says so by name).
     pub accept_missing: Vec<OptionalWall>,
     /// Bounds.
@@ -38,6 +40,51 @@ pub struct Swap {
     pub grace: Duration,
     /// Pause between two looks at it.
     pub probe_interval: Duration,
+}
+
+/// When a sandbox that nobody uses is stopped (arch §4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdleStop {
+    /// It is not.
+    Never,
+    /// After this long without activity.
+    After(Duration),
+}
+
+impl IdleStop {
+    fn build(text: Option<&str>) -> Result<Self, ConfigError> {
+        // A word, because a zero could mean either extreme.
+        if text == Some("never") {
+            return Ok(Self::Never);
+        }
+        duration("sandbox.idle_stop", text, 30 * MINUTE).map(Self::After)
+    }
+}
+
+/// How many sandboxes may run at the same time on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// One for each 128 MiB of the host's memory, at least eight.
+    Auto,
+    /// This many.
+    Number(u32),
+}
+
+impl Places {
+    fn build(raw: Option<&RawPlaces>) -> Result<Self, ConfigError> {
+        let key = "sandbox.limits.running_per_host";
+        match raw {
+            None => Ok(Self::Auto),
+            Some(RawPlaces::Word(word)) if word == "auto" => Ok(Self::Auto),
+            Some(RawPlaces::Word(word)) => Err(ConfigError::value(
+                key,
+                word,
+                "it is no number",
+                "auto, or 1 to 100000",
+            )),
+            Some(RawPlaces::Number(number)) => within(key, *number, 1, 100_000).map(Self::Number),
+        }
+    }
 }
 
 /// A read-only mount.
@@ -66,6 +113,10 @@ pub struct Limits {
     pub open_files: u64,
     /// Commands that run at the same time in one sandbox.
     pub commands: u32,
+    /// Sandboxes of one user that run at the same time.
+    pub running_per_user: u32,
+    /// Sandboxes that run at the same time.
+    pub running_per_host: Places,
 }
 
 impl Sandbox {
@@ -131,6 +182,7 @@ impl Sandbox {
             }),
             sdk_env: raw.sdk_env,
             binaries_dir: raw.binaries_dir.clone(),
+            idle_stop: IdleStop::build(raw.idle_stop.as_deref())?,
             accept_missing: raw.accept_missing.clone(),
             limits: Limits::build(&raw.limits)?,
             swap: Swap::build(&raw.swap)?,
@@ -210,6 +262,13 @@ impl Limits {
                 1,
                 4096,
             )?,
+            running_per_user: within(
+                "sandbox.limits.running_per_user",
+                raw.running_per_user.unwrap_or(2),
+                1,
+                1000,
+            )?,
+            running_per_host: Places::build(raw.running_per_host.as_ref())?,
         })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::ConfigError;
 
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 

@@ -49,9 +49,6 @@ const MAX_H2_PENDING_RESETS: usize = 20;
 /// Pause after `accept` failed, for instance because no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long connections may finish what they are doing once the process is told to stop.
-const DRAIN_WITHIN: Duration = Duration::from_secs(10);
-
 /// Why the listener cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -140,7 +137,7 @@ impl Listener {
             });
         }
         drop(self.socket);
-        if tokio::time::timeout(DRAIN_WITHIN, graceful.shutdown())
+        if tokio::time::timeout(app.config.drain, graceful.shutdown())
             .await
             .is_err()
         {

@@ -114,6 +114,7 @@ pub struct Metrics {
     notices: Family<KindLabels, Counter>,
     denied_calls: Family<CallLabels, Counter>,
     egress: EgressMetrics,
+    idle_stops: Counter,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -148,7 +149,13 @@ impl Metrics {
         let refusals = Family::<ReasonLabels, Counter>::default();
         let notices = Family::<KindLabels, Counter>::default();
         let denied_calls = Family::<CallLabels, Counter>::default();
+        let idle_stops = Counter::default();
         let uptime = Gauge::<f64, AtomicU64>::default();
+        registry.register(
+            "sandbox_idle_stops",
+            "Sandboxes stopped because nobody used them",
+            idle_stops.clone(),
+        );
         registry.register(
             "requests",
             "Requests by route owner, role and status class",
@@ -234,6 +241,7 @@ impl Metrics {
             egress,
             notices,
             denied_calls,
+            idle_stops,
             uptime,
         }
     }
@@ -287,6 +295,11 @@ impl Metrics {
                 outcome: outcome(ok),
             })
             .inc();
+    }
+
+    /// Counts a sandbox that was stopped because nobody used it.
+    pub fn idle_stop(&self) {
+        self.idle_stops.inc();
     }
 
     /// Counts a command that was started.

@@ -29,9 +29,10 @@ pub const fn status(code: ErrorCode) -> StatusCode {
         ErrorCode::Conflict | ErrorCode::UnhealthyTarget => StatusCode::CONFLICT,
         ErrorCode::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        ErrorCode::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::RateLimited | ErrorCode::TooManyRunning => StatusCode::TOO_MANY_REQUESTS,
         ErrorCode::SandboxNotRunning
         | ErrorCode::SandboxFailed
+        | ErrorCode::HostFull
         | ErrorCode::AuditUnavailable
         | ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         ErrorCode::BadGateway => StatusCode::BAD_GATEWAY,
@@ -78,6 +79,8 @@ pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
     let retry_after = match error {
         Error::RateLimited { retry_after } => Some(retry_after.as_secs().max(1)),
         Error::SandboxNotRunning | Error::Unavailable(_) => Some(2),
+        // Somebody has to stop one first, or leave it idle.
+        Error::HostFull { .. } | Error::TooManyRunning { .. } => Some(60),
         _ => None,
     };
     if let Some(seconds) = retry_after {

@@ -31,7 +31,15 @@ export function sandboxCard(sandbox, act) {
     ),
     h('p', { class: 'small muted' }, ABOUT[role]),
     sandbox.reason
-      ? h('div', { class: 'notice notice-error' }, h('p', {}, sandbox.reason), sandbox.hint ? h('p', { class: 'small' }, sandbox.hint) : null)
+      ? h(
+          'div',
+          { class: state === 'failed' ? 'notice notice-error' : 'notice' },
+          h('p', {}, sandbox.reason),
+          sandbox.hint ? h('p', { class: 'small' }, sandbox.hint) : null,
+          sandbox.log?.length
+            ? h('details', {}, h('summary', {}, 'The end of its log'), h('pre', { class: 'log', tabindex: '0' }, sandbox.log.join('\n')))
+            : null,
+        )
       : null,
     h(
       'dl',

@@ -1,5 +1,6 @@
 //! SQL, and nothing but SQL: no decision is taken here (style: services authorize, act, audit).
 
+mod crashes;
 mod handover;
 mod invites;
 mod pairings;
@@ -21,6 +22,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+pub use crashes::CrashRow;
 pub use handover::{Handover, NewHandover};
 pub use invites::{Entitlement, InviteRow, NewInvite, Registration};
 pub use pairings::{NewPairing, PairingRow};

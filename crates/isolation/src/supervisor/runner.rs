@@ -137,6 +137,7 @@ impl Runner {
             channel: self.has_channel,
             started_unix_ms: self.started_unix_ms,
             output_end: self.task.log.end(),
+            foreground_job: self.task.has_foreground_job(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
+use rustix::termios::{tcgetpgrp, tcgetsid};
 use types::{CommandExit, TerminalSize};
 
 use super::denials::Denials;
@@ -293,6 +294,18 @@ impl Task {
         if input.ends && input.pending.is_empty() {
             self.input = None;
         }
+    }
+
+    /// Whether another process group than that of the session's leader, the shell, has the
+    /// terminal.
+    pub(crate) fn has_foreground_job(&self) -> bool {
+        self.outputs
+            .first()
+            .filter(|_| self.terminal)
+            .is_some_and(|(near_end, _)| {
+                let (group, session) = (tcgetpgrp(near_end), tcgetsid(near_end));
+                matches!((group, session), (Ok(group), Ok(session)) if group != session)
+            })
     }
 
     /// Tells a terminal its new size.

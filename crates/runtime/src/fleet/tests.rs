@@ -351,7 +351,7 @@ async fn an_adopted_sandbox_runs_and_can_be_stopped() {
     let bench = bench();
     assert_eq!(bench.fleet.adopt().await, 1);
     assert_eq!(bench.fleet.count(SandboxState::Running), 1);
-    bench.fleet.stop_all().await;
+    assert_eq!(bench.fleet.stop_all(Duration::from_secs(5)).await, []);
     assert_eq!(bench.fleet.count(SandboxState::Stopped), 1);
     assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 1);
 }
@@ -392,7 +392,7 @@ async fn what_was_taken_over_takes_a_place() {
         bench.fleet.start(bench.sandbox).await.unwrap_err().code,
         "full"
     );
-    bench.fleet.stop_all().await;
+    assert_eq!(bench.fleet.stop_all(Duration::from_secs(5)).await, []);
     bench.fleet.start(bench.sandbox).await.unwrap();
 }
 

@@ -7,6 +7,8 @@ use http::{HeaderValue, StatusCode, header};
 use runtime::Status;
 use types::{RequestId, Role, SandboxState};
 
+use crate::error::Error;
+
 /// The look that desktop, sign-in pages and console share.
 const THEME: &str = include_str!("../../../../../desktop/src/theme.css");
 
@@ -59,6 +61,16 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
                 .as_ref()
                 .and_then(|error| error.hint.as_deref())
                 .unwrap_or_default();
+            let log = error
+                .as_ref()
+                .filter(|error| !error.log.is_empty())
+                .map(|error| {
+                    format!(
+                        "<details><summary>The end of its log</summary><pre>{}</pre></details>",
+                        escape(&error.log.join("\n"))
+                    )
+                })
+                .unwrap_or_default();
             let hint = if hint.is_empty() {
                 String::new()
             } else {
@@ -69,7 +81,7 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
                 escape(&encode(next))
             );
             let body = format!(
-                "<h1>{badge} could not start</h1><div class=\"notice notice-error\" role=\"alert\"><pre>{}</pre></div>{hint}\
+                "<h1>{badge} could not start</h1><div class=\"notice notice-error\" role=\"alert\"><pre>{}</pre></div>{log}{hint}\
                  <form method=\"post\" action=\"{action}\"><button class=\"btn btn-primary\">Try again</button></form>",
                 escape(reason)
             );
@@ -98,6 +110,32 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
     response
         .headers_mut()
         .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// The page that says why a sandbox is not even begun. It does not reload itself: pages that
+/// wait in tabs nobody looks at would take the next place that is free.
+pub(super) fn full(role: Role, error: &Error, next: &str) -> Response {
+    let hint = error
+        .hint()
+        .map(|hint| format!("<p>{}</p>", escape(&hint)))
+        .unwrap_or_default();
+    let main = format!(
+        "<main class=\"card\" data-role=\"{role}\" data-wait=\"no\"><h1><span class=\"badge badge-{role}\">{role}</span> cannot start now</h1>\
+         <div class=\"notice notice-error\" role=\"alert\"><p>{}</p></div>{hint}\
+         <p><a class=\"btn btn-primary\" href=\"{}\">Try again</a></p></main>",
+        escape(&error.to_string()),
+        escape(next)
+    );
+    let mut response = page(
+        crate::http::problem::status(error.code()),
+        "cannot start now",
+        &main,
+        "",
+    );
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
     response
 }
 

@@ -25,15 +25,22 @@ impl Visit {
         if websocket || !browser::is_navigation(&head.method, &head.headers) {
             return Err(Error::SandboxNotRunning);
         }
-        self.app
-            .sandboxes
-            .wake(&self.actor(session), route, role)
-            .await?;
-        let status = self.app.sandboxes.status(route.sandbox(role));
         let next = head
             .uri
             .path_and_query()
             .map_or("/", |target| target.as_str());
+        let woken = self
+            .app
+            .sandboxes
+            .wake(&self.actor(session), route, role)
+            .await;
+        match woken {
+            Err(error @ (Error::HostFull { .. } | Error::TooManyRunning { .. })) => {
+                return Ok(pages::full(role, &error, paths::safe_next(next)));
+            }
+            other => other?,
+        }
+        let status = self.app.sandboxes.status(route.sandbox(role));
         Ok(pages::wait(role, &status, paths::safe_next(next)))
     }
 

@@ -1,6 +1,9 @@
 //! Sandboxes: lifecycle, routes, swap (arch §4).
 
+mod capacity;
+mod crashes;
 mod environment;
+mod idle;
 pub(crate) mod notices;
 mod plane;
 mod swap;
@@ -37,6 +40,7 @@ use crate::services::authorize;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
 pub(crate) use environment::{Identity, of_runner, of_runner_gateway, of_runner_network};
+use plane::MAX_PROVIDER_CALLS;
 pub(crate) use plane::Plane;
 
 /// The sandboxes of this hypervisor.
@@ -46,6 +50,7 @@ pub struct Sandboxes {
     /// The swap on trial of each user, by the generation it made, with what ends the watch
     /// over it. Held for a look-up.
     trials: Mutex<HashMap<UserId, (u64, CancellationToken)>>,
+    idle: idle::Idle,
 }
 
 impl std::fmt::Debug for Sandboxes {
@@ -112,6 +117,7 @@ impl Sandboxes {
             calls: Mutex::default(),
             began: Instant::now(),
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
+            places: capacity::places(config.sandbox.limits.running_per_host),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
         let fleet = Fleet::new(driver, host, FleetOptions::default());
@@ -119,6 +125,7 @@ impl Sandboxes {
             plane,
             fleet,
             trials: Mutex::default(),
+            idle: idle::Idle::default(),
         })
     }
 
@@ -206,6 +213,7 @@ impl Sandboxes {
             .await?;
         self.end_trial(&route, role, "live was stopped on purpose")
             .await;
+        self.idle.forget(sandbox);
         self.fleet.stop(sandbox).await;
         Ok(self.view(&route, &owner.name, role))
     }
@@ -272,7 +280,7 @@ impl Sandboxes {
     /// One that failed is left alone: that takes an explicit start.
     ///
     /// # Errors
-    /// The ledger cannot take the record.
+    /// There is no room for one more; the ledger cannot take the record.
     pub(crate) async fn wake(
         self: &Arc<Self>,
         actor: &Actor,
@@ -286,6 +294,8 @@ impl Sandboxes {
         let entry =
             Entry::allowed("sandbox.wake", sandbox.to_string()).in_sandbox(sandbox, Some(role));
         self.plane.audit.record(actor, entry).await?;
+        // Before the page is shown, which says so when there is no room.
+        self.fleet.begin(sandbox).map_err(not_started)?;
         let sandboxes = Arc::clone(self);
         tokio::spawn(async move {
             if let Err(error) = sandboxes.begin(sandbox).await {
@@ -302,10 +312,11 @@ impl Sandboxes {
         }
     }
 
-    /// Stops everything, when the installation itself ends (`up`, `stop --all`).
-    pub async fn stop_all(&self) {
+    /// Stops everything, when the installation itself ends (`up`, `stop --all`). Returns
+    /// those that did not stop `within` the time; they are left as they are.
+    pub async fn stop_all(&self, within: Duration) -> Vec<SandboxId> {
         self.end_trials("the installation was stopped").await;
-        self.fleet.stop_all().await;
+        self.fleet.stop_all(within).await
     }
 
     async fn begin(&self, sandbox: SandboxId) -> Result<Arc<Instance>, Error> {
@@ -314,11 +325,12 @@ impl Sandboxes {
             SandboxState::Running | SandboxState::Starting
         );
         let began = Instant::now();
+        self.idle.forget(sandbox);
         let started = self.fleet.start(sandbox).await;
         if !joined {
             self.plane.metrics.start(started.is_ok(), began.elapsed());
         }
-        started.map_err(|StartError { message, hint, .. }| Error::SandboxFailed { message, hint })
+        started.map_err(not_started)
     }
 
     /// Whose sandbox it is, once the policy has agreed.
@@ -376,13 +388,19 @@ impl Sandboxes {
     fn view(&self, route: &RouteRow, owner: &UserName, role: Role) -> SandboxView {
         let id = route.sandbox(role);
         let status = self.fleet.status(id);
+        let stopped = status.state == SandboxState::Stopped;
         SandboxView {
             id,
             user: owner.clone(),
             role,
             state: status.state,
-            reason: status.error.as_ref().map(|error| error.message.clone()),
-            hint: status.error.and_then(|error| error.hint),
+            reason: status
+                .error
+                .as_ref()
+                .map(|error| error.message.clone())
+                .or_else(|| self.idle.reason(id).filter(|_| stopped)),
+            hint: status.error.as_ref().and_then(|error| error.hint.clone()),
+            log: status.error.map(|error| error.log).unwrap_or_default(),
             start_id: status.instance.as_ref().map(|instance| instance.start_id),
             started_at: status.instance.map(|instance| instance.started_at.clone()),
             generation: route.generation,
@@ -410,6 +428,21 @@ impl Sandboxes {
     }
 }
 
+/// A start's failure as an answer.
+fn not_started(error: StartError) -> Error {
+    let StartError {
+        code,
+        message,
+        hint,
+        ..
+    } = error;
+    match code.as_str() {
+        capacity::HOST_FULL => Error::HostFull { message, hint },
+        capacity::TOO_MANY_RUNNING => Error::TooManyRunning { message, hint },
+        _ => Error::SandboxFailed { message, hint },
+    }
+}
+
 /// Takes over what outlived an earlier hypervisor and begins to serve channels.
 ///
 /// # Errors
@@ -418,15 +451,19 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
     for route in app.store.routes().await? {
         app.sandboxes.plane.routes.publish(route);
     }
+    app.sandboxes.recall_failures().await?;
     let adopted = app.sandboxes.fleet.adopt().await;
     if adopted > 0 {
         tracing::info!(adopted, "took over sandboxes that were running");
         let plane = &app.sandboxes.plane;
         for sandbox in plane.routes.sandboxes() {
             if let Some(instance) = app.sandboxes.fleet.running(sandbox) {
+                // From here on its idleness is counted.
+                plane.upstream(&instance)?;
                 crate::services::commands::take_over(plane, &instance).await;
             }
         }
     }
+    idle::watch(app);
     app.sandboxes.resume_trials().await
 }

@@ -12,7 +12,7 @@ use gateway::{AppSocket, Forwarder, Limits, Upstream, Upstreams};
 use runtime::spec::{
     Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, Rlimits, SandboxSpec, WORKSPACE,
 };
-use runtime::{BoxFuture, Host, Instance, StartError, StartRequest};
+use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use types::{Role, SandboxId, StartId, UserId};
@@ -63,6 +63,8 @@ pub(crate) struct Plane {
     pub(crate) began: Instant,
     /// Names users whose routes, swaps or notices have changed, for those who follow.
     pub(crate) changes: broadcast::Sender<UserId>,
+    /// Sandboxes that may run at the same time.
+    pub(crate) places: usize,
 }
 
 /// The programs that belong to this one.
@@ -102,7 +104,7 @@ struct HostRecord {
 
 /// Provider calls that one sandbox may have open, its runners included, so that none takes
 /// all of a provider's connections.
-const MAX_PROVIDER_CALLS: usize = 32;
+pub(super) const MAX_PROVIDER_CALLS: usize = 32;
 
 /// Changes that a slow follower may lag behind by; then it looks at everything again.
 pub(super) const CHANGES_BACKLOG: usize = 64;
@@ -121,6 +123,11 @@ impl Plane {
             .entry(sandbox)
             .or_insert_with(|| Arc::new(Semaphore::new(MAX_PROVIDER_CALLS)));
         Arc::clone(of_sandbox).try_acquire_owned().ok()
+    }
+
+    /// The role that a sandbox has now, if its route was published.
+    pub(super) fn role_of(&self, sandbox: SandboxId) -> Option<Role> {
+        self.routes.of_sandbox(sandbox)?.role_of(sandbox)
     }
 
     /// The route of a user, from memory or from the database.
@@ -350,5 +357,21 @@ impl Host for Asked {
                 .await
                 .map_err(|error| error.to_string())
         })
+    }
+
+    fn room(&self, sandbox: SandboxId, occupied: &[SandboxId]) -> Result<(), StartError> {
+        self.0.room(sandbox, occupied)
+    }
+
+    fn crashed(&self, sandbox: SandboxId, crash: Crashed) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.crashed(sandbox, crash))
+    }
+
+    fn settled(&self, sandbox: SandboxId) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.crashes_settled(sandbox))
+    }
+
+    fn crashes(&self, sandbox: SandboxId) -> BoxFuture<'_, u32> {
+        Box::pin(self.0.crashes_kept(sandbox))
     }
 }

@@ -88,6 +88,19 @@ impl Installation {
         }
     }
 
+    /// The service of a later hypervisor on the same data, with nothing taken over yet.
+    pub(crate) fn again(&self) -> Sandboxes {
+        Sandboxes::with_driver(
+            &self.app.config,
+            &self.app.store,
+            &self.app.audit,
+            &self.app.clock,
+            &Arc::new(Metrics::new()),
+            Arc::clone(&self.driver) as Arc<dyn SandboxRuntime>,
+        )
+        .unwrap()
+    }
+
     /// The sandbox that has a role now.
     pub(crate) async fn sandbox(&self, role: Role) -> SandboxId {
         self.app

@@ -1,9 +1,12 @@
 //! Lifecycle and swap over guests in this process.
 
-use types::{Role, SandboxState, SwapRequest};
+use std::time::{Duration, Instant};
+
+use types::{NoticeKind, Role, SandboxState, SwapRequest};
 
 use super::Whose;
-use super::testing::Installation;
+use super::testing::{Installation, add_user};
+use crate::actor::Actor;
 use crate::error::Error;
 
 #[tokio::test]
@@ -131,4 +134,165 @@ async fn only_an_admin_reaches_other_peoples_sandboxes() {
         matches!(refused, Err(Error::Forbidden(_))),
         "whether the user exists is not told: {refused:?}"
     );
+}
+
+#[tokio::test]
+async fn a_full_host_refuses_in_words_and_changes_nothing() {
+    let installation = Installation::new("sandbox.limits.running_per_host = 2").await;
+    let sandboxes = &installation.app.sandboxes;
+    let bob = Actor {
+        user: Some(add_user(&installation.app, "bob").await),
+        ..installation.actor()
+    };
+    let alice = installation.actor();
+    for role in Role::ALL {
+        sandboxes.start(&alice, Whose::Own, role).await.unwrap();
+    }
+    let refused = sandboxes.start(&bob, Whose::Own, Role::Live).await;
+    let Err(error @ Error::HostFull { .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(error.to_string(), "this host is full: 2 of 2 sandboxes run");
+    assert!(!error.hint().unwrap().contains("alice"));
+    let states: Vec<_> = sandboxes.list(&bob).await.unwrap();
+    assert!(
+        states
+            .iter()
+            .all(|view| view.state == SandboxState::Stopped)
+    );
+    // One that runs already is no new one, and one that stops makes room.
+    sandboxes
+        .start(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    sandboxes
+        .restart(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    sandboxes.stop(&alice, Whose::Own, Role::Dev).await.unwrap();
+    sandboxes.start(&bob, Whose::Own, Role::Live).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_may_run_so_many_and_is_told_which_to_stop() {
+    let installation = Installation::new("sandbox.limits.running_per_user = 1").await;
+    let sandboxes = &installation.app.sandboxes;
+    let alice = installation.actor();
+    let both = tokio::join!(
+        sandboxes.start(&alice, Whose::Own, Role::Dev),
+        sandboxes.start(&alice, Whose::Own, Role::Live)
+    );
+    let errors: Vec<Error> = [both.0.err(), both.1.err()].into_iter().flatten().collect();
+    let [error @ Error::TooManyRunning { .. }] = errors.as_slice() else {
+        panic!("{errors:?}")
+    };
+    let hint = error.hint().unwrap();
+    assert!(
+        hint == "stop it first: choir sandbox stop dev"
+            || hint == "stop it first: choir sandbox stop live",
+        "{hint}"
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
+    let installation = Installation::new("").await;
+    let sandboxes = &installation.app.sandboxes;
+    let alice = installation.actor();
+    let limit = Duration::from_secs(1800);
+    let state = async || sandboxes.list(&alice).await.unwrap()[0].clone();
+    sandboxes
+        .start(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    let began = Instant::now();
+    sandboxes.stop_idle(limit, began + limit / 2).await;
+    assert_eq!(state().await.state, SandboxState::Running);
+    // A model call that is open is work, however long it takes.
+    let sandbox = installation.sandbox(Role::Live).await;
+    let call = sandboxes.plane().provider_call(sandbox).unwrap();
+    sandboxes.stop_idle(limit, began + 3 * limit).await;
+    assert_eq!(state().await.state, SandboxState::Running);
+    drop(call);
+    sandboxes
+        .stop_idle(limit, began + 4 * limit - Duration::from_secs(1))
+        .await;
+    assert_eq!(
+        state().await.state,
+        SandboxState::Running,
+        "it was at work until then"
+    );
+    sandboxes
+        .stop_idle(limit, began + 4 * limit + Duration::from_secs(1))
+        .await;
+    let view = state().await;
+    assert_eq!(view.state, SandboxState::Stopped);
+    assert_eq!(
+        view.reason.as_deref(),
+        Some("it was stopped after 30 min without activity")
+    );
+    let mut admin = installation.actor();
+    admin.user.as_mut().unwrap().is_admin = true;
+    let entries = installation.app.audit.tail(&admin, 20).await.unwrap();
+    assert!(
+        entries
+            .iter()
+            .any(|entry| entry.record.action == "sandbox.idle_stop")
+    );
+    let again = sandboxes
+        .start(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    assert_eq!(again.reason, None);
+}
+
+#[tokio::test]
+async fn a_crash_loop_is_kept_noticed_and_recalled_by_the_next_hypervisor() {
+    let installation = Installation::new("").await;
+    let sandboxes = &installation.app.sandboxes;
+    let alice = installation.actor();
+    sandboxes
+        .start(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    let sandbox = installation.sandbox(Role::Live).await;
+    let mut state = sandboxes.fleet.subscribe(sandbox);
+    for _ in 0..5 {
+        let running = state
+            .wait_for(|state| matches!(state, runtime::State::Running(_)))
+            .await
+            .unwrap()
+            .clone();
+        installation.driver.crash(sandbox);
+        state
+            .wait_for(|now| match (now, &running) {
+                (runtime::State::Running(now), runtime::State::Running(before)) => {
+                    now.start_id != before.start_id
+                }
+                (now, _) => !matches!(now, runtime::State::Running(_)),
+            })
+            .await
+            .unwrap();
+    }
+    state
+        .wait_for(|state| matches!(state, runtime::State::Failed(_)))
+        .await
+        .unwrap();
+    let view = sandboxes.list(&alice).await.unwrap()[0].clone();
+    assert!(
+        view.reason.as_deref().unwrap().contains("5 times in a row"),
+        "{view:?}"
+    );
+    let notices = sandboxes.plane().notices.of(sandbox, Role::Live);
+    assert_eq!(notices[0].kind, NoticeKind::Crash);
+    assert_eq!(notices[0].count, 5);
+    // A later hypervisor on the same database.
+    let later = installation.again();
+    later.recall_failures().await.unwrap();
+    let recalled = later.status(sandbox);
+    assert_eq!(recalled.state, SandboxState::Failed);
+    assert!(recalled.error.unwrap().message.contains("5 times in a row"));
+    // An order forgets it.
+    later.stop(&alice, Whose::Own, Role::Live).await.unwrap();
+    assert_eq!(installation.app.store.failures().await.unwrap(), Vec::new());
 }

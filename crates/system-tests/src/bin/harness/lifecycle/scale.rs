@@ -62,7 +62,12 @@ impl Held {
 
 pub(crate) async fn run() -> Vec<Table> {
     let most = *NUMBERS.last().expect("a number");
-    let mut installation = Setup::default().leave_running().start().await;
+    let limits = format!("[sandbox]\nidle_stop = \"never\"\nlimits.running_per_host = {most}\n");
+    let mut installation = Setup::default()
+        .config(&limits)
+        .leave_running()
+        .start()
+        .await;
     let admin = Account::admin(&installation, "user0").await;
     tokio::time::sleep(SETTLE).await;
     let empty = Held::by(&[installation.process()]);

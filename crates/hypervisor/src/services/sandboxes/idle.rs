@@ -1,0 +1,166 @@
+//! Stopping what nobody uses (arch §4).
+//!
+//! Activity is a request, a stream or WebSocket that carries data, a model call, a command
+//! or a service that runs, and a terminal in which something happens. An open connection,
+//! a ping, a frame that repeats, a reconnect are none, so an abandoned page keeps nothing
+//! awake: see `gateway::Activity` for what the proxy counts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use runtime::{ControlError, Instance};
+use types::{CommandId, CommandState, SandboxId};
+
+use super::{MAX_PROVIDER_CALLS, Sandboxes};
+use crate::actor::Actor;
+use crate::app::App;
+use crate::config::IdleStop;
+use crate::services::audit::Entry;
+
+/// A sandbox is looked at this often within the time after which it is stopped, so it is
+/// stopped at most an eighth late.
+const LOOKS: u32 = 8;
+
+/// Least and most time between two looks.
+const LOOK_LEAST: Duration = Duration::from_millis(100);
+const LOOK_MOST: Duration = Duration::from_secs(60);
+
+/// What idling needs to remember.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    /// Why a sandbox was stopped by nobody's order; until its next start.
+    reasons: Mutex<HashMap<SandboxId, String>>,
+    /// How much each terminal had written at the last look.
+    terminals: Mutex<HashMap<CommandId, u64>>,
+}
+
+impl Idle {
+    /// Why a sandbox was stopped by nobody's order.
+    pub(super) fn reason(&self, sandbox: SandboxId) -> Option<String> {
+        lock(&self.reasons).get(&sandbox).cloned()
+    }
+
+    /// Somebody starts or stops it.
+    pub(super) fn forget(&self, sandbox: SandboxId) {
+        lock(&self.reasons).remove(&sandbox);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Each map is valid after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks after idle sandboxes until the process drains.
+pub(super) fn watch(app: &Arc<App>) {
+    let IdleStop::After(limit) = app.config.sandbox.idle_stop else {
+        return;
+    };
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        let mut looks = tokio::time::interval((limit / LOOKS).clamp(LOOK_LEAST, LOOK_MOST));
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = app.draining.cancelled() => return,
+                _ = looks.tick() => app.sandboxes.stop_idle(limit, Instant::now()).await,
+            }
+        }
+    });
+}
+
+impl Sandboxes {
+    /// Stops the sandboxes in which nothing has happened for `limit`, at `now`.
+    pub(super) async fn stop_idle(&self, limit: Duration, now: Instant) {
+        let mut terminals = HashMap::new();
+        for sandbox in self.plane.routes.sandboxes() {
+            let Some(instance) = self.fleet.running(sandbox) else {
+                continue;
+            };
+            // Without one nobody ever reached it; the next look finds the one made here.
+            let Ok(upstream) = self.plane.upstream(&instance) else {
+                continue;
+            };
+            let activity = upstream.activity();
+            if self.is_busy(&instance, &mut terminals).await {
+                activity.touch(now);
+            }
+            if activity.idle_for(now) >= limit {
+                self.stop_one_idle(&instance, limit).await;
+            }
+        }
+        *lock(&self.idle.terminals) = terminals;
+    }
+
+    /// Whether something runs in it that does not show as requests.
+    async fn is_busy(&self, instance: &Instance, terminals: &mut HashMap<CommandId, u64>) -> bool {
+        if self.plane.open_provider_calls(instance.sandbox_id) > 0 {
+            return true;
+        }
+        let runners = match instance.runners().await {
+            Ok(runners) => runners,
+            // It does not answer in time: better too long awake than a command cut off.
+            Err(ControlError::Timeout) => return true,
+            Err(_) => return false,
+        };
+        let mut busy = false;
+        for runner in runners {
+            if runner.view.state != CommandState::Running {
+                continue;
+            }
+            if runner.view.terminal {
+                // A shell that waits for somebody is not at work; what it runs is.
+                let before = lock(&self.idle.terminals).get(&runner.view.id).copied();
+                terminals.insert(runner.view.id, runner.output_end);
+                busy |= runner.foreground_job || before != Some(runner.output_end);
+            } else {
+                busy = true;
+            }
+        }
+        busy
+    }
+
+    async fn stop_one_idle(&self, instance: &Instance, limit: Duration) {
+        let sandbox = instance.sandbox_id;
+        let entry = Entry::allowed("sandbox.idle_stop", sandbox.to_string())
+            .in_sandbox(sandbox, self.plane.role_of(sandbox))
+            .with("start", instance.start_id.to_string())
+            .with("idle_seconds", limit.as_secs().to_string());
+        // Without a record it goes on.
+        if let Err(error) = self.plane.audit.record(&Actor::internal(), entry).await {
+            tracing::warn!(%sandbox, %error, "an idle sandbox is not stopped");
+            return;
+        }
+        tracing::info!(%sandbox, idle = ?limit, "stopping a sandbox that nobody uses");
+        self.plane.metrics.idle_stop();
+        if let Some(route) = self.plane.routes.of_sandbox(sandbox)
+            && let Some(role) = route.role_of(sandbox)
+        {
+            self.end_trial(&route, role, "live was stopped because nobody used it")
+                .await;
+        }
+        self.fleet.stop(sandbox).await;
+        lock(&self.idle.reasons).insert(
+            sandbox,
+            format!("it was stopped after {} without activity", in_words(limit)),
+        );
+    }
+}
+
+impl super::Plane {
+    /// Provider calls that a sandbox, its runners included, has open.
+    pub(super) fn open_provider_calls(&self, sandbox: SandboxId) -> usize {
+        lock(&self.calls)
+            .get(&sandbox)
+            .map_or(0, |calls| MAX_PROVIDER_CALLS - calls.available_permits())
+    }
+}
+
+fn in_words(limit: Duration) -> String {
+    match limit.as_secs() {
+        seconds @ 1.. if seconds % 3600 == 0 => format!("{} h", seconds / 3600),
+        seconds @ 1.. if seconds % 60 == 0 => format!("{} min", seconds / 60),
+        seconds => format!("{seconds} s"),
+    }
+}
