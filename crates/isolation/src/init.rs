@@ -31,6 +31,12 @@ pub(crate) enum News {
     /// From here on system calls are denied. The descriptor that tells which rides along; none
     /// does where the kernel cannot tell.
     Guarded,
+    /// A runner's relay listens on this port of the workbench, which nobody is connected to
+    /// from outside.
+    Relay {
+        /// The port.
+        port: u16,
+    },
     /// Everything stands and the program runs. For a terminal, its near end rides along.
     Started,
     /// Everything but this process stands still, as asked.

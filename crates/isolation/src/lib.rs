@@ -26,6 +26,7 @@ mod freeze;
 mod init;
 mod namespaces;
 mod packet;
+mod ports;
 pub mod probe;
 pub mod protocol;
 mod relay;

@@ -4,16 +4,20 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::system::sethostname;
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
-use types::{CommandId, TerminalSize};
+use types::{CommandId, ListeningPort, TerminalSize};
 
 use crate::exec::{Program, Stdio};
 use crate::init::{self, Delivery, Locks, News, Terminal};
 use crate::packet;
+use crate::ports::{DialFailure, Dialled, Dials, Runners};
 use crate::relay::Relay;
 use crate::spec::{CHANNEL_DIR, HostIds, INNER_ID, PORT_PLACEHOLDER, Rlimits};
 use crate::sys::{self, Forked};
@@ -66,18 +70,30 @@ pub(crate) struct RunnerJob {
     pub(crate) terminal: Option<TerminalSize>,
 }
 
-/// The order for a runner. Rides with the job, the control socket and, without a
-/// terminal, standard input, output and error.
+/// What a workbench is told to do.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Order {
-    pub(crate) command_id: CommandId,
+pub(crate) enum Order {
+    /// To bear a runner. Rides with the job, the control socket and, without a terminal,
+    /// standard input, output and error.
+    Runner { command_id: CommandId },
+    /// To connect to a port of its loopback.
+    Connect { id: u64, port: u16 },
+    /// To list the ports on which somebody listens.
+    Ports { id: u64 },
 }
 
-/// The workbench's answer. The runner's pidfd rides along when there is one.
+/// What a workbench answers.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Born {
-    pub(crate) command_id: CommandId,
-    pub(crate) error: Option<WallError>,
+pub(crate) enum Done {
+    /// To `Runner`. The runner's pidfd rides along when there is one.
+    Born {
+        command_id: CommandId,
+        error: Option<WallError>,
+    },
+    /// To `Connect`. The connected socket rides along when there is one.
+    Connected { id: u64, error: Option<DialFailure> },
+    /// To `Ports`.
+    Ports { id: u64, ports: Vec<ListeningPort> },
 }
 
 /// Becomes a guest's first process.
@@ -122,33 +138,88 @@ pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
     }
     // Runners end on their own account; the supervisor learns it from their pidfds.
     sys::ignore_signal(libc::SIGCHLD);
+    let mut dials = Dials::default();
+    let mut runners = Runners::default();
     loop {
+        let Ok((ordered, seen)) = await_orders(&control, &dials) else {
+            sys::exit(1);
+        };
+        for dialled in dials.handle(&seen, Instant::now()) {
+            tell_connected(&control, dialled);
+        }
+        if !ordered {
+            continue;
+        }
         match packet::receive::<Order>(&control, true) {
-            Ok(Some((order, fds))) => {
-                let (born, pidfd) = match bear(&ground, fds, &control) {
-                    Ok(pidfd) => (
-                        Born {
-                            command_id: order.command_id,
-                            error: None,
-                        },
-                        pidfd,
-                    ),
-                    Err(error) => (
-                        Born {
-                            command_id: order.command_id,
-                            error: Some(error),
-                        },
-                        None,
-                    ),
+            Ok(Some((Order::Runner { command_id }, fds))) => {
+                let (error, pidfd) = match bear(&ground, fds, &control) {
+                    Ok((pid, pidfd)) => {
+                        runners.add(pid, command_id);
+                        (None, pidfd)
+                    }
+                    Err(error) => (Some(error), None),
                 };
                 let riders: Vec<_> = pidfd.iter().map(AsFd::as_fd).collect();
-                if packet::send(&control, &born, &riders).is_err() {
-                    sys::exit(1);
+                tell(&control, &Done::Born { command_id, error }, &riders);
+            }
+            Ok(Some((Order::Connect { id, port }, _))) => {
+                if let Some(dialled) = dials.begin(id, port, Instant::now()) {
+                    tell_connected(&control, dialled);
                 }
+            }
+            Ok(Some((Order::Ports { id }, _))) => {
+                let ports = runners.listening();
+                tell(&control, &Done::Ports { id, ports }, &[]);
             }
             // The supervisor is gone; runners die with this process.
             Ok(None) | Err(_) => sys::exit(0),
         }
+    }
+}
+
+/// Waits for an order or for a connection under way; whether there is an order, and what
+/// happened to each connection.
+fn await_orders(control: &OwnedFd, dials: &Dials) -> io::Result<(bool, Vec<PollFlags>)> {
+    let mut fds = vec![PollFd::new(control, PollFlags::IN)];
+    fds.extend(
+        dials
+            .interest()
+            .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)),
+    );
+    let timeout = dials.deadline().map(|at| {
+        Timespec::try_from(at.saturating_duration_since(Instant::now())).unwrap_or_default()
+    });
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let mut seen = fds.iter().map(PollFd::revents);
+    let ordered = seen.next().is_some_and(|flags| !flags.is_empty());
+    Ok((ordered, seen.collect()))
+}
+
+fn tell_connected(control: &OwnedFd, (id, dialled): Dialled) {
+    match dialled {
+        Ok(socket) => tell(
+            control,
+            &Done::Connected { id, error: None },
+            &[socket.as_fd()],
+        ),
+        Err(error) => tell(
+            control,
+            &Done::Connected {
+                id,
+                error: Some(error),
+            },
+            &[],
+        ),
+    }
+}
+
+/// Answers the supervisor; without it there is nothing to live for.
+fn tell(control: &OwnedFd, done: &Done, riders: &[BorrowedFd<'_>]) {
+    if packet::send(control, done, riders).is_err() {
+        sys::exit(1);
     }
 }
 
@@ -192,9 +263,9 @@ fn bear(
     ground: &Ground,
     fds: Vec<OwnedFd>,
     control: &OwnedFd,
-) -> Result<Option<OwnedFd>, WallError> {
+) -> Result<(Pid, Option<OwnedFd>), WallError> {
     match sys::clone_into(RUNNER).step(|| "create the runner's namespaces".into())? {
-        Forked::Parent(_, pidfd) => Ok(pidfd),
+        Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
         Forked::Child => {
             // The supervisor's orders are not for runners.
             let _ = control;
@@ -278,6 +349,8 @@ fn build_runner(
     if job.channel {
         let target = format!("{CHANNEL_DIR}/channel.sock");
         let (listening, port) = Relay::listen(target).step(|| "listen for the relay".into())?;
+        packet::send(control, &News::Relay { port }, &[])
+            .step(|| "tell the relay's port".into())?;
         let port = port.to_string();
         env.extend(
             job.relay_env

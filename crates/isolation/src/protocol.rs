@@ -7,7 +7,10 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use types::{CommandExit, CommandId, CommandState, CommandView, SandboxId, StartId, TerminalSize};
+use types::{
+    CommandExit, CommandId, CommandState, CommandView, ListeningPort, SandboxId, StartId,
+    TerminalSize,
+};
 
 use crate::spec::{Nonce, RunnerSpec};
 
@@ -157,6 +160,14 @@ pub enum Request {
         /// The runner.
         command_id: CommandId,
     },
+    /// Asks for a connection to a port of the workbench's loopback. [`Reply::Connected`] with
+    /// one descriptor; refused with `nothing_listens`, `timeout`, `busy`, `reserved_port`.
+    Connect {
+        /// 1 to 65535, and no relay's.
+        port: u16,
+    },
+    /// Lists the ports of the workbench on which somebody listens. [`Reply::Ports`].
+    Ports {},
     /// Takes the connection over: [`Event`]s, those that already happened first.
     Watch {},
     /// Follows the guest's output; takes the connection over. [`Reply::Attached`], then
@@ -272,6 +283,13 @@ pub enum Reply {
         held: bool,
         /// For how long it stood still, in milliseconds.
         frozen_ms: u64,
+    },
+    /// To `connect`; the connected TCP socket rides with it.
+    Connected,
+    /// To `ports`.
+    Ports {
+        /// Lowest first, at most a hundred; relays are left out.
+        ports: Vec<ListeningPort>,
     },
     /// It is done.
     Done,

@@ -8,6 +8,7 @@ mod denials;
 mod dirs;
 mod freezing;
 mod log;
+mod ports;
 mod requests;
 mod runner;
 mod serve;

@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast;
-use types::{CommandExit, CommandId, OutputStream, TerminalSize};
+use types::{CommandExit, CommandId, ListeningPort, OutputStream, TerminalSize};
 
 /// How long a supervisor may take to answer a request that needs no waiting.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -171,6 +171,25 @@ impl Control {
         match self.ask(&Request::Runners {}).await?.0 {
             Reply::Runners { runners } => Ok(runners),
             _ => Err(ControlError::Protocol("expected the runners")),
+        }
+    }
+
+    /// A connection to a port of the workbench.
+    pub(crate) async fn connect(&self, port: u16) -> Result<OwnedFd, ControlError> {
+        match self.ask(&Request::Connect { port }).await? {
+            (Reply::Connected, fds) => fds
+                .into_iter()
+                .next()
+                .ok_or(ControlError::Protocol("no socket came along")),
+            _ => Err(ControlError::Protocol("expected a connection")),
+        }
+    }
+
+    /// The ports of the workbench on which somebody listens.
+    pub(crate) async fn ports(&self) -> Result<Vec<ListeningPort>, ControlError> {
+        match self.ask(&Request::Ports {}).await?.0 {
+            Reply::Ports { ports } => Ok(ports),
+            _ => Err(ControlError::Protocol("expected the ports")),
         }
     }
 

@@ -6,7 +6,7 @@ use isolation::protocol::{Event, RunnerStatus, Signal};
 use isolation::spec::RunnerSpec;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use types::{CommandId, SandboxId, StartId};
+use types::{CommandId, ListeningPort, SandboxId, StartId};
 
 use crate::control::{Attachment, Control, ControlError, Spawned};
 
@@ -132,6 +132,24 @@ impl Instance {
     /// The supervisor cannot be reached.
     pub async fn runners(&self) -> Result<Vec<RunnerStatus>, ControlError> {
         self.control.runners().await
+    }
+
+    /// A TCP connection to a port of the workbench's loopback. Whoever listens there is the
+    /// sandbox's own: believe nothing it says.
+    ///
+    /// # Errors
+    /// Refused with `nothing_listens`, `timeout`, `busy` or `reserved_port`; or the
+    /// supervisor cannot be reached.
+    pub async fn connect(&self, port: u16) -> Result<OwnedFd, ControlError> {
+        self.control.connect(port).await
+    }
+
+    /// The ports of the workbench on which somebody listens, lowest first; at most a hundred.
+    ///
+    /// # Errors
+    /// The supervisor cannot be reached.
+    pub async fn ports(&self) -> Result<Vec<ListeningPort>, ControlError> {
+        self.control.ports().await
     }
 
     /// The guest's log from byte `from`; keeps following.

@@ -156,6 +156,9 @@ pub struct CommandView {
     /// How it ended, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<CommandExit>,
+    /// When it was started, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
 }
 
 /// A text frame on a terminal WebSocket. Binary frames carry bytes in both directions.

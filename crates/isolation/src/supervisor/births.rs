@@ -9,24 +9,37 @@ use types::CommandId;
 
 use super::connection::Mode;
 use super::serve::Supervisor;
-use crate::namespaces::Born;
+use crate::namespaces::Done;
 use crate::packet;
 use crate::protocol::{Refusal, Reply};
-use crate::walls::hints;
+use crate::walls::{WallError, hints};
 
 impl Supervisor {
     /// Reads the workbench's answers to orders.
-    pub(super) fn read_birth(&mut self, now: Instant) {
+    pub(super) fn read_workbench(&mut self, now: Instant) {
         let Some(workbench) = &self.workbench else {
             return;
         };
-        let (born, pidfd) = match packet::receive::<Born>(&workbench.control, false) {
-            Ok(Some((born, fds))) => (born, fds.into_iter().next()),
+        let (done, rider) = match packet::receive::<Done>(&workbench.control, false) {
+            Ok(Some((done, fds))) => (done, fds.into_iter().next()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Ok(None) | Err(_) => return self.lose_workbench(),
         };
-        let id = born.command_id;
-        let answer = match (born.error, pidfd) {
+        match done {
+            Done::Born { command_id, error } => self.take_birth(command_id, error, rider, now),
+            Done::Connected { id, error } => self.take_connection(id, error, rider),
+            Done::Ports { id, ports } => self.take_ports(id, ports),
+        }
+    }
+
+    fn take_birth(
+        &mut self,
+        id: CommandId,
+        error: Option<WallError>,
+        pidfd: Option<OwnedFd>,
+        now: Instant,
+    ) {
+        let answer = match (error, pidfd) {
             (None, Some(pidfd)) => self.welcome(id, pidfd, now),
             (error, _) => {
                 if let Some(mut runner) = self.runners.remove(&id) {
@@ -89,6 +102,9 @@ impl Supervisor {
                 connection.mode = Mode::Requests;
                 connection.refuse(&refusal);
                 self.runners.remove(&id);
+            } else if let Mode::Asking(_) = connection.mode {
+                connection.mode = Mode::Requests;
+                connection.refuse(&refusal);
             }
         }
         // Those whose client went away before they were born.

@@ -34,6 +34,8 @@ pub(crate) enum Mode {
     Requests,
     /// A runner is being born for it.
     Spawning(CommandId),
+    /// The workbench has been asked something for it.
+    Asking(u64),
     /// It follows a runner from this offset on.
     Attached(CommandId, u64),
     /// It follows the guest's log from this offset on.
@@ -97,7 +99,7 @@ impl Connection {
     const fn is_busy(&self) -> bool {
         matches!(
             self.mode,
-            Mode::Spawning(_) | Mode::Freezing | Mode::Stopping
+            Mode::Spawning(_) | Mode::Asking(_) | Mode::Freezing | Mode::Stopping
         )
     }
 

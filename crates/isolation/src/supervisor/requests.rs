@@ -6,6 +6,7 @@ use types::{CommandId, CommandState};
 
 use super::births::workbench_gone;
 use super::connection::{Connection, Mode};
+use super::ports;
 use super::runner::{Runner, is_plausible};
 use super::serve::Supervisor;
 use crate::protocol::{
@@ -144,6 +145,8 @@ fn answer(
             connection.say(&Reply::Runners { runners }, Vec::new());
             Ok(())
         }
+        Request::Connect { port } => ports::connect(supervisor, connection, port),
+        Request::Ports {} => ports::list(supervisor, connection),
         Request::Forget { command_id } => {
             if supervisor
                 .runners

@@ -100,7 +100,11 @@ impl Runner {
             task.set_input(input, spec.stdin.unwrap_or_default().into_bytes(), ends);
         }
         let riders: Vec<_> = riders.iter().map(AsFd::as_fd).collect();
-        packet::send(&workbench.control, &Order { command_id: id }, &riders)?;
+        packet::send(
+            &workbench.control,
+            &Order::Runner { command_id: id },
+            &riders,
+        )?;
         task.write_input();
         let view = CommandView {
             id,
@@ -111,6 +115,7 @@ impl Runner {
             network: spec.network,
             state: CommandState::Running,
             exit: None,
+            started_at: None,
         };
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)

@@ -51,6 +51,7 @@ pub(crate) struct Supervisor {
     client_uid: u32,
     pub(super) connections: BTreeMap<u64, Connection>,
     next_connection: u64,
+    pub(super) next_question: u64,
     stop_at: Option<Instant>,
     pub(super) freeze: Option<Freeze>,
     /// System calls that were refused and not told yet.
@@ -90,6 +91,7 @@ impl Supervisor {
             client_uid: built.client_uid,
             connections: BTreeMap::new(),
             next_connection: 0,
+            next_question: 0,
             stop_at: None,
             freeze: None,
             denied: Counts::default(),
@@ -251,7 +253,7 @@ impl Supervisor {
                 }
             }
             Source::Listener => self.accept(now),
-            Source::Orders => self.read_birth(now),
+            Source::Orders => self.read_workbench(now),
             Source::Workbench => self.lose_workbench(),
             Source::Guest(part) => self.handle_guest(part, now),
             Source::Runner(id, part) => self.handle_runner(id, part, now),

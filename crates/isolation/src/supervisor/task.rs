@@ -72,6 +72,8 @@ pub(crate) struct Task {
     timed_out: bool,
     /// Its program has ended and its first process waits: a guest's alone.
     resting: bool,
+    /// Where its relay listens in the workbench.
+    pub(crate) relay_port: Option<u16>,
 }
 
 /// Input on its way to a process.
@@ -108,6 +110,7 @@ impl Task {
             report: None,
             timed_out: false,
             resting: false,
+            relay_port: None,
         }
     }
 
@@ -188,6 +191,10 @@ impl Task {
                 }
                 None => Told::Uncounted,
             },
+            Ok(Some((News::Relay { port }, _))) => {
+                self.relay_port = Some(port);
+                Told::Nothing
+            }
             Ok(Some((News::Started, fds))) => {
                 if let Some(near_end) = fds.into_iter().next() {
                     self.connect_terminal(near_end);

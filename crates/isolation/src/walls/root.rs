@@ -100,7 +100,8 @@ pub(crate) fn enter(plan: &Plan, trees: Vec<OwnedFd>) -> Result<(), WallError> {
     set_read_only("/")
 }
 
-/// Gives a runner its own `/proc`, terminals and channel, inside the workbench's root.
+/// Gives a runner its own `/proc`, `/dev/shm`, terminals and channel, inside the
+/// workbench's root.
 pub(crate) fn enter_runner(channel: Option<&str>) -> Result<(), WallError> {
     make_private()?;
     if let Some(name) = channel {
@@ -116,6 +117,12 @@ pub(crate) fn enter_runner(channel: Option<&str>) -> Result<(), WallError> {
         place(&tree, Path::new(spec::CHANNEL_DIR))?;
     }
     cover(Path::new(RUNNER_DIRS))?;
+    // Segments there have names that nobody agreed on: no other command's are in sight.
+    mount_tmpfs(
+        "/dev/shm",
+        MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+        SHM_OPTIONS,
+    )?;
     mount_proc("/proc")?;
     mask_proc()?;
     mount_terminals("/dev/pts")

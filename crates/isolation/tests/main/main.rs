@@ -15,6 +15,10 @@ mod guest;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod ports;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod runners;
+#[cfg(test)]
+mod separation;
