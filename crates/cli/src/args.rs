@@ -1,10 +1,14 @@
 //! The arguments, as clap reads them. Each command has examples.
 
+mod workbench;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use types::{NetworkMode, Role, UserName};
+
+pub use workbench::{Forward, Port, Service, StartService};
 
 /// The command line of ChoirOS: sign in, manage your sandboxes, run commands in them.
 #[derive(Debug, Parser)]
@@ -72,6 +76,19 @@ Examples:\n  choir run -- cargo test\n  choir run --role dev --cwd app --timeout
 echo 'print(6 * 7)' | choir run -- python3 -\n  choir run --tty -- bash"
     )]
     Run(Run),
+    /// List, start, follow and stop services: commands that go on by themselves.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir service start -- python3 -m http.server 3000\n  choir service list\n  \
+choir service logs -f python3\n  choir service stop python3"
+    )]
+    Service(Service),
+    /// List, open and forward the ports on which a sandbox's commands listen.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir port list\n  choir port open 3000\n  choir port forward 3000:8080 --role dev"
+    )]
+    Port(Port),
     /// Read and verify the audit log.
     #[command(
         subcommand,

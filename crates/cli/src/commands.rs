@@ -6,8 +6,10 @@ mod doctor;
 mod login;
 mod logout;
 mod open;
+mod port;
 mod run;
 mod sandbox;
+mod service;
 mod swap;
 mod whoami;
 
@@ -40,6 +42,8 @@ pub(crate) async fn run(arguments: Arguments, context: &mut Context) -> Result<u
         Command::Whoami { json } => whoami::run(&target, json, context).await,
         Command::Sandbox(command) => sandbox::run(&target, command, context).await,
         Command::Run(command) => run::run(&target, command, context).await,
+        Command::Service(command) => service::run(&target, command, context).await,
+        Command::Port(command) => port::run(&target, command, context).await,
         Command::Audit(command) => audit::run(&target, command, context).await,
         Command::Open { of, print } => open::run(&target, of.role(), print, context).await,
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json, context).await,

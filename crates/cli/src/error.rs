@@ -117,6 +117,23 @@ pub enum Error {
     /// The command could not be started.
     #[error("the command could not be started: {}", printable(.0))]
     NotStarted(String),
+    /// What was asked for is not possible as things stand.
+    #[error("{what}")]
+    Cannot {
+        /// What, and why not.
+        what: String,
+        /// What to do instead.
+        hint: String,
+    },
+    /// A port of this machine cannot be listened on.
+    #[error("cannot listen on 127.0.0.1:{port}")]
+    Listen {
+        /// Which.
+        port: u16,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The audit log's files cannot be read.
     #[error("the audit log cannot be read")]
     Ledger(#[source] ledger::ReadError),
@@ -182,6 +199,11 @@ impl Error {
             Self::Ledger(ledger::ReadError::Fault { .. }) => {
                 Some("`choir audit verify --dir DIR` tells more".to_owned())
             }
+            Self::Cannot { hint, .. } => Some(hint.clone()),
+            Self::Listen { port, .. } => Some(format!(
+                "choose another port here, such as PORT:{}, or 0 for any free one",
+                port.checked_add(1).unwrap_or(8080).max(1024)
+            )),
             Self::Doctor(_) => {
                 Some("`choir doctor` runs on the hypervisor's machine, from the directory of its programs".to_owned())
             }

@@ -31,12 +31,35 @@ pub enum ConnectError {
         #[source]
         source: std::io::Error,
     },
+    /// A port of the sandbox's workbench cannot be used.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// It took too long.
     #[error("no connection within {0:?}")]
     Timeout(Duration),
     /// The HTTP state machine could not be set up on the connection.
     #[error("the connection cannot speak HTTP")]
     Http(#[source] hyper::Error),
+}
+
+/// Why a port of a workbench cannot be connected to.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// Nobody listens.
+    #[error("nothing listens on the port")]
+    NothingListens,
+    /// Somebody listens and does not accept.
+    #[error("what listens on the port does not accept connections")]
+    NotAccepted,
+    /// Too many connections are under way.
+    #[error("too many connections to ports are under way")]
+    Busy,
+    /// The port is one of our own.
+    #[error("the port is a command's own way to the model gateway")]
+    Reserved,
+    /// Whoever connects for us did not do it.
+    #[error("the port cannot be reached: {0}")]
+    Failed(String),
 }
 
 /// A request that is not forwarded because of what it is.
@@ -108,9 +131,11 @@ impl ForwardError {
     #[must_use]
     pub const fn code(&self) -> ErrorCode {
         match self {
-            Self::Unreachable(ConnectError::Timeout(_)) | Self::FirstByteTimeout(_) => {
-                ErrorCode::GatewayTimeout
-            }
+            Self::Unreachable(
+                ConnectError::Timeout(_) | ConnectError::Port(PortError::NotAccepted),
+            )
+            | Self::FirstByteTimeout(_) => ErrorCode::GatewayTimeout,
+            Self::Unreachable(ConnectError::Port(PortError::Busy)) => ErrorCode::Unavailable,
             Self::Unreachable(_) | Self::Closed(_) | Self::BadResponse { .. } => {
                 ErrorCode::BadGateway
             }

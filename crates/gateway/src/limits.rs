@@ -62,6 +62,19 @@ impl Limits {
         }
     }
 
+    /// Bounds for a port of a workbench, on which a command serves whatever it likes.
+    #[must_use]
+    pub const fn port() -> Self {
+        Self {
+            connect: Duration::from_secs(4),
+            max_exchanges: 64,
+            max_waiting: 64,
+            max_idle: 16,
+            max_websockets: 64,
+            ..Self::app()
+        }
+    }
+
     /// Bounds for a model provider.
     #[must_use]
     pub const fn provider() -> Self {

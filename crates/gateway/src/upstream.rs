@@ -15,6 +15,7 @@ use types::StartId;
 use crate::websocket::{CloseNotice, Registry, SocketTag};
 use crate::{Activity, AppSocket, Limits};
 
+pub use connect::PortConnector;
 pub(crate) use connect::{ProviderAddress, Target};
 pub(crate) use lease::{Answer, Lease};
 use pool::Pool;
@@ -33,7 +34,7 @@ struct Inner {
     target: Target,
     ended: CancellationToken,
     limits: Limits,
-    activity: Activity,
+    activity: Arc<Activity>,
     pool: Pool,
     websockets: Registry,
     /// Ends the pool's keeper when the last clone is gone.
@@ -54,13 +55,41 @@ impl Upstream {
         Self::new(Target::App { start, socket }, ended, limits)
     }
 
+    /// A port of the workbench of `app`'s start. It ends with that start, and what happens
+    /// on it is the app's activity too. `None` when `app` is no app.
+    #[must_use]
+    pub fn port(app: &Self, port: u16, connector: PortConnector, limits: Limits) -> Option<Self> {
+        let target = Target::Port {
+            start: app.start()?,
+            port,
+            connector,
+        };
+        let activity = Arc::clone(&app.inner.activity);
+        Some(Self::with_activity(
+            target,
+            app.inner.ended.clone(),
+            limits,
+            activity,
+        ))
+    }
+
     pub(crate) fn new(target: Target, ended: CancellationToken, limits: Limits) -> Self {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        Self::with_activity(target, ended, limits, activity)
+    }
+
+    fn with_activity(
+        target: Target,
+        ended: CancellationToken,
+        limits: Limits,
+        activity: Arc<Activity>,
+    ) -> Self {
         let life = ended.child_token();
         let upstream = Self {
             inner: Arc::new(Inner {
                 target,
                 ended,
-                activity: Activity::new(Instant::now()),
+                activity,
                 pool: Pool::new(&limits),
                 websockets: Registry::new(limits.max_websockets),
                 _keeper: life.clone().drop_guard(),
@@ -79,7 +108,7 @@ impl Upstream {
     #[must_use]
     pub fn start(&self) -> Option<StartId> {
         match &self.inner.target {
-            Target::App { start, .. } => Some(*start),
+            Target::App { start, .. } | Target::Port { start, .. } => Some(*start),
             Target::Provider(_) => None,
         }
     }
@@ -149,7 +178,12 @@ impl fmt::Debug for Upstream {
 #[derive(Debug, Default)]
 pub struct Upstreams {
     by_start: RwLock<HashMap<StartId, Upstream>>,
+    by_port: RwLock<HashMap<(StartId, u16), Upstream>>,
 }
+
+/// Ports of one start that keep their connections; beyond it the one that is used least
+/// loses its resting ones.
+const MAX_PORTS: usize = 32;
 
 impl Upstreams {
     /// None yet.
@@ -170,6 +204,50 @@ impl Upstreams {
             .unwrap_or_else(PoisonError::into_inner);
         by_start.retain(|_, upstream| !upstream.inner.ended.is_cancelled());
         by_start.entry(start).or_insert_with(make).clone()
+    }
+
+    /// The upstream of a port of `start`, made by `make` if there is none yet.
+    pub fn port_or_insert(
+        &self,
+        start: StartId,
+        port: u16,
+        make: impl FnOnce() -> Option<Upstream>,
+    ) -> Option<Upstream> {
+        let known =
+            |by_port: &HashMap<(StartId, u16), Upstream>| by_port.get(&(start, port)).cloned();
+        let found = known(&self.by_port.read().unwrap_or_else(PoisonError::into_inner));
+        if let Some(found) = found.filter(|upstream| !upstream.inner.ended.is_cancelled()) {
+            return Some(found);
+        }
+        let mut by_port = self.by_port.write().unwrap_or_else(PoisonError::into_inner);
+        by_port.retain(|_, upstream| !upstream.inner.ended.is_cancelled());
+        if let Some(found) = known(&by_port) {
+            return Some(found);
+        }
+        let of_start = by_port.keys().filter(|(of, _)| *of == start);
+        if of_start.clone().count() >= MAX_PORTS {
+            let idlest = of_start
+                .filter_map(|key| Some((*key, by_port.get(key)?.inner.pool.idle())))
+                .min_by_key(|(_, idle)| *idle);
+            // What goes on over it goes on: only the map lets go.
+            if let Some((key, _)) = idlest {
+                by_port.remove(&key);
+            }
+        }
+        let made = make()?;
+        by_port.insert((start, port), made.clone());
+        Some(made)
+    }
+
+    /// The upstreams of the ports of `start` that were used lately.
+    #[must_use]
+    pub fn ports(&self, start: StartId) -> Vec<Upstream> {
+        let by_port = self.by_port.read().unwrap_or_else(PoisonError::into_inner);
+        by_port
+            .iter()
+            .filter(|((of, _), _)| *of == start)
+            .map(|(_, upstream)| upstream.clone())
+            .collect()
     }
 
     /// The upstream of `start`, if it is known and has not ended.

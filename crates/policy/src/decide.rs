@@ -145,7 +145,7 @@ fn standing_denies(standing: &Standing, action: &Action, as_admin: bool) -> Opti
             "settle-passkeys-first",
             "this session comes from a recovery code, and the passkeys have to be settled first",
         )),
-        Standing::RuntimeSession if *action == Action::UseRuntime => None,
+        Standing::RuntimeSession if matches!(action, Action::UseRuntime | Action::UsePort) => None,
         Standing::RuntimeSession => Some(Decision::deny(
             "runtime-session-opens-proxy-only",
             "a session of a runtime origin opens the runtime and nothing else",
@@ -175,7 +175,9 @@ const fn scope_for(action: &Action, as_admin: bool) -> Option<Scope> {
         | Action::SwapSandboxes
         | Action::ReadLogs
         | Action::UseRuntime => Some(Scope::Sandboxes),
-        Action::RunCommand { .. } | Action::ControlCommand => Some(Scope::Commands),
+        Action::RunCommand { .. } | Action::ControlCommand | Action::UsePort => {
+            Some(Scope::Commands)
+        }
         Action::ViewAccount => Some(Scope::Account),
         Action::ReadAudit | Action::ManageUsers => Some(Scope::Admin),
         Action::ManagePasskeys
@@ -212,6 +214,10 @@ fn sandbox(own: SandboxId, action: &Action, resource: &Resource) -> Decision {
         Action::ControlCommand => {
             Decision::allow("sandbox-runs-commands", "the command runs in this sandbox")
         }
+        Action::UsePort => Decision::allow(
+            "sandbox-runs-commands",
+            "the port is of a command in this sandbox",
+        ),
         Action::CallProvider => Decision::allow(
             "sandbox-calls-providers",
             "a sandbox calls providers for its owner",

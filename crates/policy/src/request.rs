@@ -134,6 +134,8 @@ pub enum Action {
     ReadLogs,
     /// Reach what it serves, through the proxy.
     UseRuntime,
+    /// Reach the ports on which its commands listen, and list them.
+    UsePort,
     /// Run a command in it, with these capabilities as they were asked for.
     RunCommand {
         /// The names as they came; a name that is no capability denies the command.

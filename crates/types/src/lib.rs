@@ -26,7 +26,7 @@ pub use id::{
 pub use name::{UserName, UserNameError};
 pub use network::{NetworkMode, ParseNetworkModeError};
 pub use notice::{NoticeKind, SandboxNotice};
-pub use port::{ListeningPort, PortControl, PortView, PortsView};
+pub use port::{ListeningPort, PortAddress, PortControl, PortView, PortsView};
 pub use problem::{ErrorCode, Problem};
 pub use role::{ParseRoleError, Role};
 pub use sandbox::{ParseStateError, SandboxState, SandboxView};

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Longest name: a DNS label has 63 octets (RFC 1035 §2.3.4), and the longest prefix
-/// that we put before a name, `65535--`, takes 7 of them.
-const MAX_LENGTH: usize = 56;
+/// that we put before a name, `65535--dev--`, takes 12 of them.
+const MAX_LENGTH: usize = 51;
 
 /// Names that would collide with hosts that an installation uses itself.
 const RESERVED: &[&str] = &[
@@ -40,7 +40,7 @@ pub struct UserName(String);
 pub enum UserNameError {
     /// Nothing was given.
     Empty,
-    /// Longer than 56 characters.
+    /// Longer than 51 characters.
     TooLong,
     /// Something other than `a`–`z`, `0`–`9` and `-`.
     Character,
@@ -56,7 +56,7 @@ impl fmt::Display for UserNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "a user name is needed",
-            Self::TooLong => "a user name has at most 56 characters",
+            Self::TooLong => "a user name has at most 51 characters",
             Self::Character => "a user name has only the letters a-z, the digits 0-9 and hyphens",
             Self::Edge => "a user name starts with a letter and does not end with a hyphen",
             Self::DoubleHyphen => "a user name has no two hyphens in a row",
@@ -149,6 +149,6 @@ mod tests {
         assert_eq!(refusal("dev--alice"), UserNameError::DoubleHyphen);
         assert_eq!(refusal("xn--a"), UserNameError::DoubleHyphen);
         assert_eq!(refusal("admin"), UserNameError::Reserved);
-        assert_eq!(refusal(&"a".repeat(57)), UserNameError::TooLong);
+        assert_eq!(refusal(&"a".repeat(52)), UserNameError::TooLong);
     }
 }

@@ -40,6 +40,20 @@ pub struct PortsView {
     pub no_preview: Option<String>,
 }
 
+/// The answer of `GET /me/sandboxes/{role}/ports/{port}`: where a port is opened, whether or
+/// not somebody listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortAddress {
+    /// Its number.
+    pub port: u16,
+    /// Where a browser opens it; absent in an installation without preview origins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Why there is no preview address, where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_preview: Option<String>,
+}
+
 /// A text frame on a port's WebSocket (`GET /me/sandboxes/{role}/ports/{port}/connect`).
 /// Binary frames carry bytes in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

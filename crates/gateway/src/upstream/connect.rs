@@ -1,7 +1,9 @@
 //! Making connections.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,11 +14,24 @@ use types::StartId;
 
 use crate::connection::Connection;
 use crate::transport::Transport;
-use crate::{AppSocket, AppSocketError, ConnectError, Limits};
+use crate::{AppSocket, AppSocketError, ConnectError, Limits, PortError};
+
+/// Makes connections to one port of a workbench, which lies in a network of its own: whoever
+/// is inside connects and hands the socket out.
+pub type PortConnector =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<OwnedFd, PortError>> + Send>> + Send + Sync>;
 
 /// What an upstream connects to.
 pub(crate) enum Target {
-    App { start: StartId, socket: AppSocket },
+    App {
+        start: StartId,
+        socket: AppSocket,
+    },
+    Port {
+        start: StartId,
+        port: u16,
+        connector: PortConnector,
+    },
     Provider(ProviderAddress),
 }
 
@@ -32,6 +47,7 @@ impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::App { start, .. } => write!(f, "App({start})"),
+            Self::Port { start, port, .. } => write!(f, "Port({start}:{port})"),
             Self::Provider(address) => write!(f, "Provider({}:{})", address.host, address.port),
         }
     }
@@ -46,6 +62,14 @@ impl Target {
                 Err(AppSocketError::Timeout(after)) => return Err(ConnectError::Timeout(after)),
                 Err(error) => return Err(error.into()),
             },
+            Self::Port { connector, .. } => {
+                let socket = tokio::time::timeout(limits.connect, connector())
+                    .await
+                    .map_err(|_| ConnectError::Timeout(limits.connect))??;
+                let (transport, probe) =
+                    adopt(socket).map_err(|error| PortError::Failed(error.to_string()))?;
+                (transport, Some(probe))
+            }
             Self::Provider(address) => {
                 let (transport, probe) = tokio::time::timeout(limits.connect, address.connect())
                     .await
@@ -55,6 +79,15 @@ impl Target {
         };
         Connection::new(transport, probe, limits, Instant::now()).await
     }
+}
+
+/// Takes over a socket that was connected elsewhere.
+fn adopt(socket: OwnedFd) -> io::Result<(Transport, OwnedFd)> {
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    let probe = stream.as_fd().try_clone_to_owned()?;
+    Ok((Transport::Tcp(TcpStream::from_std(stream)?), probe))
 }
 
 impl ProviderAddress {

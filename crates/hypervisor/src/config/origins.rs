@@ -6,6 +6,7 @@ use types::{Role, UserName};
 use url::Url;
 
 use super::ConfigError;
+use super::preview::PreviewTemplate;
 use super::raw::RawOrigins;
 
 /// A scheme, a host and a port, and nothing else.
@@ -18,7 +19,7 @@ pub struct Origin {
 
 impl Origin {
     /// Parses `http://host[:port]` or `https://host[:port]`.
-    fn parse(key: &str, text: &str) -> Result<Self, ConfigError> {
+    pub(super) fn parse(key: &str, text: &str) -> Result<Self, ConfigError> {
         let valid = "an origin such as https://choir.example.com or http://localhost:9090";
         let refuse = |problem: &str| ConfigError::value(key, text, problem, valid);
         let url = Url::parse(text).map_err(|error| refuse(&error.to_string()))?;
@@ -78,7 +79,7 @@ impl Origin {
         self.to_string() == header
     }
 
-    fn with_host(&self, host: String) -> Self {
+    pub(super) fn with_host(&self, host: String) -> Self {
         Self {
             secure: self.secure,
             host,
@@ -183,6 +184,15 @@ pub enum HostMatch {
     },
     /// The one runtime origin of everybody; the session says who.
     SingleHost,
+    /// A port of a user's workbench. The user may not exist.
+    Preview {
+        /// The user that the host names.
+        user: UserName,
+        /// Whose workbench of the two.
+        role: Role,
+        /// The port, 1 to 65535.
+        port: u16,
+    },
 }
 
 /// All origins.
@@ -192,6 +202,8 @@ pub struct Origins {
     pub control: Origin,
     /// Where runtimes are served.
     pub runtime: RuntimeOrigins,
+    /// Where ports of workbenches are served; `None` where they are not.
+    pub preview: Option<PreviewTemplate>,
     /// Whether `/dev/*` redirects to the dev origin.
     pub redirect_dev_prefix: bool,
 }
@@ -213,9 +225,11 @@ impl Origins {
             ));
         }
         let runtime = Self::build_runtime(raw, &control)?;
+        let preview = Self::build_preview(raw, &runtime)?;
         let origins = Self {
             control,
             runtime,
+            preview,
             redirect_dev_prefix: raw.redirect_dev_prefix,
         };
         origins.check_separation()?;
@@ -279,6 +293,46 @@ impl Origins {
         Ok(RuntimeOrigins::PerUser { live, dev })
     }
 
+    fn build_preview(
+        raw: &RawOrigins,
+        runtime: &RuntimeOrigins,
+    ) -> Result<Option<PreviewTemplate>, ConfigError> {
+        let key = "origins.preview";
+        let RuntimeOrigins::PerUser { live, dev } = runtime else {
+            return match raw.preview.as_deref() {
+                None | Some("off") => Ok(None),
+                Some(text) => Err(ConfigError::value(
+                    key,
+                    text,
+                    "each port is an origin of its own, which needs wildcard names, and origins.runtime = \"single_host\" does without them",
+                    "to leave it out, or off",
+                )),
+            };
+        };
+        let text = match raw.preview.as_deref() {
+            Some("off") => return Ok(None),
+            Some(text) => text.to_owned(),
+            None => match PreviewTemplate::beside(&live.sample) {
+                Some(text) => text,
+                None => return Ok(None),
+            },
+        };
+        let preview = PreviewTemplate::parse(key, &text)?;
+        for (other, template) in [("origins.runtime", live), ("origins.dev", dev)] {
+            // A name that a user can have; the placeholder of templates is none.
+            let host = template.sample.host.replace(PLACEHOLDER, "user");
+            if preview.read(&host, template.sample.port).is_some() {
+                return Err(ConfigError::value(
+                    key,
+                    text,
+                    format!("a host of {other} could be one of its"),
+                    "another domain, or another template there",
+                ));
+            }
+        }
+        Ok(Some(preview))
+    }
+
     /// A runtime host is never the control host nor beneath it: a page there could claim
     /// the control plane's rpId (WebAuthn §5.1.2). `localhost` is exempt, because there is no
     /// other name without DNS: Chromium lets a page at `alice.localhost` ask for a passkey of
@@ -293,8 +347,15 @@ impl Origins {
             }
             RuntimeOrigins::SingleHost { origin } => vec![("origins.single_host", origin)],
         };
-        for (key, origin) in runtime {
+        let preview = self.preview.iter().map(|preview| {
+            let shown = preview.text();
+            ("origins.preview", preview.sample(), shown)
+        });
+        let runtime = runtime.into_iter().map(|(key, origin)| {
             let shown = origin.to_string().replace(PLACEHOLDER, "{user}");
+            (key, origin, shown)
+        });
+        for (key, origin, shown) in runtime.chain(preview) {
             let beneath = origin.host.ends_with(&format!(".{}", self.control.host));
             if origin.host == self.control.host || (beneath && self.control.host != "localhost") {
                 return Err(ConfigError::value(
@@ -330,6 +391,10 @@ impl Origins {
         let host = host.to_ascii_lowercase();
         if host == self.control.host && port == self.control.port {
             return Some(HostMatch::Control);
+        }
+        let preview = self.preview.as_ref();
+        if let Some((user, role, port)) = preview.and_then(|preview| preview.read(&host, port)) {
+            return Some(HostMatch::Preview { user, role, port });
         }
         match &self.runtime {
             RuntimeOrigins::PerUser { live, dev } => {
@@ -373,6 +438,28 @@ impl Origins {
             (RuntimeOrigins::PerUser { live, .. }, Role::Live) => live.of(user),
             (RuntimeOrigins::PerUser { dev, .. }, Role::Dev) => dev.of(user),
             (RuntimeOrigins::SingleHost { origin }, _) => origin.clone(),
+        }
+    }
+
+    /// The origin at which a port of a user's workbench is served.
+    #[must_use]
+    pub fn preview_origin(&self, user: &UserName, role: Role, port: u16) -> Option<Origin> {
+        let preview = self.preview.as_ref()?;
+        (port > 0).then(|| preview.of(user, role, port))
+    }
+
+    /// Why ports have no origin of their own here, for people.
+    #[must_use]
+    pub const fn why_no_preview(&self) -> Option<&'static str> {
+        match (&self.preview, &self.runtime) {
+            (Some(_), _) => None,
+            (None, RuntimeOrigins::SingleHost { .. }) => Some(
+                "this installation serves everybody at one host, and a port needs a host name of its own; \
+                 `choir port forward` works",
+            ),
+            (None, RuntimeOrigins::PerUser { .. }) => {
+                Some("this installation has origins.preview = \"off\"; `choir port forward` works")
+            }
         }
     }
 

@@ -80,6 +80,8 @@ pub struct RawOrigins {
     pub runtime: Option<String>,
     /// Template of the origin at which `dev` is the root.
     pub dev: Option<String>,
+    /// Template of the origins at which ports of workbenches are served, or `off`.
+    pub preview: Option<String>,
     /// The one runtime origin under `runtime = "single_host"`.
     pub single_host: Option<String>,
     /// Redirect `/dev/*` to the dev origin.

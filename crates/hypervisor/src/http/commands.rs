@@ -10,11 +10,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use hyper_util::rt::TokioIo;
 use runtime::protocol::Signal;
-use runtime::{Attachment, Output};
+use runtime::{Attachment, ControlError, Output};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -42,6 +42,9 @@ const MAX_MESSAGE: usize = 64 << 10;
 /// A silent terminal is asked for a sign of life this often; a proxy in between would close
 /// the connection otherwise.
 const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// A log that is not followed ends after this much silence.
+const LOG_QUIET: Duration = Duration::from_millis(200);
 
 /// How long a request's body may take.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
@@ -150,6 +153,51 @@ pub(crate) async fn stream(
     Ok(response)
 }
 
+/// `GET …/commands/{id}/output?follow=`: what a command wrote as far as it is kept, and with
+/// `follow` what it will write, as plain text; both streams in the order of their arrival.
+pub(crate) async fn output(
+    commands: &Commands<'_>,
+    actor: &Actor,
+    id: CommandId,
+    follow: bool,
+) -> Result<Response, Error> {
+    let attachment = commands.attach(actor, id, 0).await?;
+    Ok(log(attachment, follow))
+}
+
+/// A log as a response: all that there is, and what is added when it is followed.
+pub(crate) fn log(attachment: Attachment, follow: bool) -> Response {
+    let pieces = futures_util::stream::unfold(attachment, move |log| piece(log, follow));
+    let mut response = Body::from_stream(pieces).into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    // Proxies in front would otherwise wait for more.
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    response
+}
+
+async fn piece(
+    mut log: Attachment,
+    follow: bool,
+) -> Option<(Result<Bytes, ControlError>, Attachment)> {
+    let next = if follow {
+        log.next().await
+    } else {
+        tokio::time::timeout(LOG_QUIET, log.next()).await.ok()?
+    };
+    match next {
+        Ok(Some(Output::Data { data, .. })) => Some((Ok(Bytes::from(data)), log)),
+        // The end of what is followed, which a reader sees as the end.
+        Ok(Some(Output::Exited(_)) | None) | Err(_) => None,
+    }
+}
+
 /// Reads a bounded JSON body.
 ///
 /// # Errors
@@ -178,8 +226,8 @@ fn offset(query: Option<&str>) -> Result<u64, Error> {
 }
 
 /// Checks a WebSocket handshake (RFC 6455 §4.2.1) and derives the answer to its key.
-fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
-    let lists = |name: header::HeaderName, wanted: &str| {
+pub(crate) fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
+    let lists = |name: HeaderName, wanted: &str| {
         headers
             .get_all(name)
             .iter()

@@ -7,6 +7,7 @@ pub mod control;
 pub(crate) mod lasting;
 mod listener;
 pub mod metrics;
+pub(crate) mod ports;
 pub mod problem;
 pub mod runtime;
 #[cfg(test)]

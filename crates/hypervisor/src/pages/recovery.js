@@ -12,7 +12,7 @@ function showCodeForm() {
     autocomplete: 'username',
     autocapitalize: 'none',
     spellcheck: 'false',
-    maxlength: '56',
+    maxlength: '51',
     required: true,
   });
   const code = h('input', {

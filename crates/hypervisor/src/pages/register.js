@@ -45,7 +45,7 @@ function showForm(makesAdmin) {
     autocomplete: 'username',
     autocapitalize: 'none',
     spellcheck: 'false',
-    maxlength: '56',
+    maxlength: '51',
     required: true,
     'aria-describedby': 'name-hint',
   });

@@ -198,7 +198,7 @@ fn has_own_host(app: &App, name: &UserName) -> bool {
         match app.config.origins.match_host(&authority) {
             Some(HostMatch::Runtime { user, role: found }) => user == *name && found == role,
             Some(HostMatch::SingleHost) => true,
-            Some(HostMatch::Control) | None => false,
+            Some(HostMatch::Control | HostMatch::Preview { .. }) | None => false,
         }
     })
 }

@@ -13,10 +13,11 @@
 use std::time::Duration;
 
 use crypto::{Token, TokenHash, TokenKind};
-use types::SessionId;
+use policy::Action;
+use types::{Role, SessionId};
 
 use super::audit::Entry;
-use super::sessions;
+use super::{authorize, sessions};
 use crate::actor::Actor;
 use crate::app::App;
 use crate::clock::millis;
@@ -36,6 +37,15 @@ pub struct Asked<'a> {
     pub binding: &'a str,
     /// Where to go afterwards: a path that was checked with `safe_next`.
     pub next: &'a str,
+}
+
+/// Where a code is redeemed.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The host, without its port.
+    pub host: &'a str,
+    /// The role and the port of the workbench, on a preview origin.
+    pub port: Option<(Role, u16)>,
 }
 
 /// A session of a runtime origin that was just made.
@@ -60,10 +70,19 @@ pub async fn issue(app: &App, actor: &Actor, asked: Asked<'_>) -> Result<String,
         Some(HostMatch::Runtime { user: owner, role }) if owner == user.name => {
             app.config.origins.runtime_origin(&user.name, role)
         }
-        Some(HostMatch::SingleHost) => app
-            .config
-            .origins
-            .runtime_origin(&user.name, types::Role::Live),
+        Some(HostMatch::Preview {
+            user: owner,
+            role,
+            port,
+        }) if owner == user.name => {
+            let route = app.sandboxes.plane().route(user.id).await?;
+            authorize::on_sandbox(actor, Action::UsePort, route.sandbox(role), user.id)?;
+            app.config
+                .origins
+                .preview_origin(&user.name, role, port)
+                .ok_or(Error::NotFound("page"))?
+        }
+        Some(HostMatch::SingleHost) => app.config.origins.runtime_origin(&user.name, Role::Live),
         _ => return Err(Error::NotFound("page")),
     };
     // A text that is no hash could never be matched; refusing it tells a broken client why.
@@ -91,15 +110,14 @@ pub async fn issue(app: &App, actor: &Actor, asked: Asked<'_>) -> Result<String,
     Ok(format!("{origin}/.choir/enter?code={}", code.expose()))
 }
 
-/// Redeems a code. `host` is the runtime host without its port, `state` what the browser
-/// holds. `None` when the code is not good; deliberately without a reason.
+/// Redeems a code; `state` is what the browser holds. `None` when the code is not good; deliberately without a reason.
 ///
 /// # Errors
 /// The database failed, or the ledger cannot take the record.
 pub async fn redeem(
     app: &App,
     actor: &Actor,
-    host: &str,
+    place: Place<'_>,
     code: &str,
     state: &str,
     user_agent: Option<&str>,
@@ -110,6 +128,7 @@ pub async fn redeem(
     let Ok(state) = Token::parse_kind(TokenKind::Handover, state) else {
         return Ok(None);
     };
+    let Place { host, port } = place;
     let now = app.clock.now_ms();
     let taken = app
         .store
@@ -137,6 +156,14 @@ pub async fn redeem(
         .with("host", host)
         .with("parent", taken.session.to_string());
     app.audit.record(actor, entry).await?;
+    if let Some((role, port)) = port {
+        let sandbox = app.sandboxes.plane().route(taken.user).await?.sandbox(role);
+        let entry = Entry::allowed("preview.open", sandbox.to_string())
+            .about(taken.user.to_string())
+            .in_sandbox(sandbox, Some(role))
+            .with("port", port.to_string());
+        app.audit.record(actor, entry).await?;
+    }
     let session = NewSession {
         id,
         user_id: taken.user,

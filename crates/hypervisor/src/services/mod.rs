@@ -11,6 +11,7 @@ pub(crate) mod health;
 pub mod invites;
 pub mod pairing;
 pub mod passkeys;
+pub(crate) mod ports;
 pub mod provider;
 pub mod rate;
 pub mod recovery;

@@ -108,6 +108,7 @@ fn every_action() -> Vec<Action> {
         Action::SwapSandboxes,
         Action::ReadLogs,
         Action::UseRuntime,
+        Action::UsePort,
         run(&[]),
         Action::ControlCommand,
         Action::CallProvider,
@@ -131,6 +132,7 @@ fn an_owner_uses_and_manages_their_own_sandboxes() {
         Action::SwapSandboxes,
         Action::ReadLogs,
         Action::UseRuntime,
+        Action::UsePort,
         run(&["provider:call"]),
         Action::ControlCommand,
     ] {
@@ -253,7 +255,7 @@ fn a_runtime_session_opens_the_runtime_and_nothing_else() {
         let decision = ask(w.alice(Standing::RuntimeSession), action.clone(), w.own());
         assert_eq!(
             decision.is_allowed(),
-            action == Action::UseRuntime,
+            matches!(action, Action::UseRuntime | Action::UsePort),
             "{action:?}: {decision}"
         );
     }

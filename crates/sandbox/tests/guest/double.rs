@@ -289,6 +289,7 @@ impl Double {
                 network: command.network.unwrap_or_default(),
                 state: CommandState::Running,
                 exit: None,
+                started_at: None,
             };
             self.change(|state| {
                 state.terminals.insert(id, view.clone());

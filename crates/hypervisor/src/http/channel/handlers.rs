@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::http::commands as http_commands;
 use crate::http::lasting::holding;
 use crate::services::commands::Commands;
+use crate::services::ports::Ports;
 use crate::services::sandboxes::tokens::GUEST_LIFETIME;
 
 pub(super) async fn handle(
@@ -83,6 +84,10 @@ async fn serve(
                 instance.ended().child_token(),
             )
             .await
+        }
+        (Route::Ports, &Method::GET) => {
+            let ports = Ports::new(plane, instance).list(actor).await?;
+            Ok(Json(ports).into_response())
         }
         _ => Err(Error::MethodNotAllowed),
     }

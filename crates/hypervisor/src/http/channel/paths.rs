@@ -21,6 +21,8 @@ pub(crate) enum Route {
     Signal(CommandId),
     /// `GET /commands/{id}/stream`
     Stream(CommandId),
+    /// `GET /ports`
+    Ports,
     /// `CONNECT`: a tunnel to the outside.
     Connect,
     /// `GET http://…`: plain HTTP to the outside.
@@ -48,6 +50,7 @@ impl Route {
             Self::Command(_) => "/commands/{id}",
             Self::Signal(_) => "/commands/{id}/signal",
             Self::Stream(_) => "/commands/{id}/stream",
+            Self::Ports => "/ports",
             Self::Connect => "CONNECT",
             Self::Forward => "http://",
         }
@@ -74,6 +77,7 @@ pub(crate) fn route(method: &Method, uri: &Uri) -> Option<Route> {
     let route = match (segments.next()?, segments.next()) {
         ("provider", Some("v1")) => provider(path)?,
         ("token", Some("renew")) if segments.next().is_none() => Route::Renew,
+        ("ports", None) => Route::Ports,
         ("commands", None) => Route::Commands,
         ("commands", Some(id)) => {
             let id = id.parse().ok()?;
@@ -141,6 +145,8 @@ mod tests {
             "Provider { name: \"demo\", rest: \"chat/completions\" }"
         );
         assert_eq!(get("/token/renew").unwrap(), "Renew");
+        assert_eq!(get("/ports").unwrap(), "Ports");
+        assert_eq!(get("/ports/3000"), None);
         assert_eq!(get("/commands").unwrap(), "Commands");
         assert!(
             get(&format!("/commands/{id}"))

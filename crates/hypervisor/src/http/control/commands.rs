@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use http::Request;
 use policy::Action;
@@ -12,7 +12,7 @@ use types::CommandId;
 
 use super::extract::id;
 use super::route::{Access, Route};
-use super::sandboxes::role;
+use super::sandboxes::{Follow, role};
 use crate::actor::{Actor, Scope};
 use crate::app::App;
 use crate::error::Error;
@@ -29,6 +29,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get("/me/sandboxes/{role}/commands/{id}", own, show),
         Route::post("/me/sandboxes/{role}/commands/{id}/signal", own, signal),
         Route::get("/me/sandboxes/{role}/commands/{id}/stream", own, stream),
+        Route::get("/me/sandboxes/{role}/commands/{id}/output", own, output),
     ]
 }
 
@@ -113,4 +114,21 @@ async fn stream(
         ended,
     )
     .await
+}
+
+async fn output(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path((of, which)): Path<(String, String)>,
+    Query(query): Query<Follow>,
+) -> Result<Response, Error> {
+    let instance = running(&app, &actor, &of).await?;
+    let response = commands::output(
+        &Commands::new(app.sandboxes.plane(), &instance),
+        &actor,
+        command(&which)?,
+        query.is_on(),
+    )
+    .await?;
+    Ok(bound(response, lasting(&app, &actor, instance.ended())))
 }

@@ -10,6 +10,7 @@ mod gate;
 mod handover;
 mod pages;
 mod pairing;
+mod ports;
 pub mod route;
 mod sandboxes;
 #[cfg(test)]

@@ -1,16 +1,11 @@
 //! `/me/sandboxes*` and `/admin/sandboxes*`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use axum::response::Response;
 use policy::Action;
-use runtime::{Attachment, ControlError, Output};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use types::{Role, SandboxView, SwapRequest, SwapView, UserName};
@@ -20,12 +15,10 @@ use super::route::{Access, Route};
 use crate::actor::{Actor, Scope};
 use crate::app::App;
 use crate::error::Error;
+use crate::http::commands;
 use crate::http::lasting::{bound, lasting};
 use crate::services::commands::refused;
 use crate::services::sandboxes::Whose;
-
-/// A log that is not followed ends after this much silence.
-const LOG_QUIET: Duration = Duration::from_millis(200);
 
 /// The routes of this resource.
 pub(super) fn routes() -> Vec<Route> {
@@ -212,10 +205,19 @@ async fn swap_of(
         .map(Json)
 }
 
+/// Whether a log is followed: `?follow`, `?follow=1`.
 #[derive(Debug, Deserialize)]
-struct Follow {
+pub(super) struct Follow {
     #[serde(default)]
     follow: Option<String>,
+}
+
+impl Follow {
+    pub(super) fn is_on(&self) -> bool {
+        self.follow
+            .as_ref()
+            .is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no"))
+    }
 }
 
 async fn logs(
@@ -229,36 +231,6 @@ async fn logs(
         .running_own(&actor, Action::ReadLogs, role(&of)?)
         .await?;
     let log = instance.guest_log(0).await.map_err(refused)?;
-    let follow = query
-        .follow
-        .is_some_and(|value| !matches!(value.as_str(), "0" | "false" | "no"));
-    let pieces = futures_util::stream::unfold(log, move |log| piece(log, follow));
-    let mut response = Body::from_stream(pieces).into_response();
-    let headers = response.headers_mut();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    // Proxies in front would otherwise wait for more.
-    headers.insert(
-        HeaderName::from_static("x-accel-buffering"),
-        HeaderValue::from_static("no"),
-    );
+    let response = commands::log(log, query.is_on());
     Ok(bound(response, lasting(&app, &actor, instance.ended())))
-}
-
-async fn piece(
-    mut log: Attachment,
-    follow: bool,
-) -> Option<(Result<Bytes, ControlError>, Attachment)> {
-    let next = if follow {
-        log.next().await
-    } else {
-        tokio::time::timeout(LOG_QUIET, log.next()).await.ok()?
-    };
-    match next {
-        Ok(Some(Output::Data { data, .. })) => Some((Ok(Bytes::from(data)), log)),
-        // The end of a log is the end of its sandbox, which a reader sees as the end.
-        Ok(Some(Output::Exited(_)) | None) | Err(_) => None,
-    }
 }

@@ -12,7 +12,7 @@ use super::browser::{self, SESSION_COOKIE, STATE_COOKIE};
 use super::{Visit, pages, paths, redirect};
 use crate::actor::Actor;
 use crate::error::Error;
-use crate::services::handover;
+use crate::services::handover::{self, Place};
 
 /// A person may have to sign in, and look for the passkey, in between.
 const STATE_LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -87,8 +87,11 @@ impl Visit {
             .headers
             .get(header::USER_AGENT)
             .and_then(|value| value.to_str().ok());
-        let entered =
-            handover::redeem(&self.app, &actor, self.origin.host(), &code, state, agent).await?;
+        let place = Place {
+            host: self.origin.host(),
+            port: self.port.map(|port| (self.root, port)),
+        };
+        let entered = handover::redeem(&self.app, &actor, place, &code, state, agent).await?;
         let Some(entered) = entered else {
             return self.not_entered();
         };

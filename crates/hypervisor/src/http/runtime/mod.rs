@@ -4,6 +4,7 @@ mod browser;
 mod entrance;
 mod pages;
 pub(crate) mod paths;
+mod preview;
 mod proxy;
 mod sessions;
 #[cfg(test)]
@@ -37,6 +38,8 @@ struct Visit {
     root: Role,
     /// This origin.
     origin: Origin,
+    /// The port that it is the origin of, when it is that of a port.
+    port: Option<u16>,
 }
 
 /// Answers a request on a runtime origin.
@@ -53,6 +56,20 @@ pub async fn handle(app: Arc<App>, host: HostMatch, request: Request<Body>) -> R
                 owner: Some(user),
                 root: role,
                 origin,
+                port: None,
+            }
+        }
+        HostMatch::Preview { user, role, port } => {
+            let Some(origin) = app.config.origins.preview_origin(&user, role, port) else {
+                return problem::response(&Error::MisdirectedRequest, Some(client.request_id));
+            };
+            Visit {
+                app,
+                client,
+                owner: Some(user),
+                root: role,
+                origin,
+                port: Some(port),
             }
         }
         HostMatch::SingleHost => match &app.config.origins.runtime {
@@ -64,6 +81,7 @@ pub async fn handle(app: Arc<App>, host: HostMatch, request: Request<Body>) -> R
                     owner: None,
                     root: Role::Live,
                     origin,
+                    port: None,
                 }
             }
             RuntimeOrigins::PerUser { .. } => {
@@ -83,6 +101,9 @@ pub async fn handle(app: Arc<App>, host: HostMatch, request: Request<Body>) -> R
 
 impl Visit {
     async fn answer(&self, head: Parts, body: Body) -> Result<Response, Error> {
+        if let Some(port) = self.port {
+            return self.preview(port, head, body).await;
+        }
         match paths::owner(self.root, head.uri.path()) {
             Owner::Control(page) => redirect(
                 StatusCode::FOUND,

@@ -5,7 +5,10 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderValue, StatusCode, header};
 use runtime::Status;
-use types::{RequestId, Role, SandboxState};
+use types::{PortView, RequestId, Role, SandboxState};
+
+use crate::error::Error;
+use crate::http::problem;
 
 use crate::error::Error;
 
@@ -159,6 +162,49 @@ pub(super) fn not_entered(request_id: RequestId) -> Response {
          <p><small>Request {request_id}</small></p></main>"
     );
     page(StatusCode::FORBIDDEN, "link expired", &body, "")
+}
+
+/// Nothing usable listens on a port: why, what does listen, and how to change it.
+pub(super) fn no_server(port: u16, role: Role, error: &Error, listed: &[PortView]) -> Response {
+    let others: String = listed
+        .iter()
+        .filter(|other| other.listening.port != port)
+        .map(|other| {
+            let number = other.listening.port;
+            let name = escape(other.command.as_deref().unwrap_or("a command"));
+            match &other.url {
+                Some(url) => {
+                    let url = escape(url);
+                    format!("<li><a href=\"{url}\">{number}</a> <small>{name}</small></li>")
+                }
+                None => format!("<li>{number} <small>{name}</small></li>"),
+            }
+        })
+        .collect();
+    let others = if others.is_empty() {
+        "<p>No other port is open in this sandbox.</p>".to_owned()
+    } else {
+        format!("<p>These ports are open:</p><ul>{others}</ul>")
+    };
+    let main = format!(
+        "<main class=\"card\"><h1>Port {port} of <span class=\"badge badge-{role}\">{role}</span></h1>\
+         <div class=\"notice\" role=\"status\">{}</div>{others}\
+         <p>A server has to listen on <code>127.0.0.1:{port}</code>, <code>0.0.0.0</code> or <code>::1</code> \
+         inside the sandbox. In its terminal, or from outside:</p>\
+         <pre>choir service start --role {role} -- python3 -m http.server {port}</pre>\
+         <p><a class=\"btn btn-primary\" href=\"\">Try again</a></p></main>",
+        escape(&sentence(&error.to_string()))
+    );
+    page(problem::status(error.code()), "nothing there", &main, "")
+}
+
+/// The first part of an error's text; the page says the rest better.
+fn sentence(text: &str) -> String {
+    let first = text.split("; ").next().unwrap_or(text);
+    let mut letters = first.chars();
+    letters.next().map_or_else(String::new, |letter| {
+        format!("{}{}.", letter.to_uppercase(), letters.as_str())
+    })
 }
 
 pub(super) fn stylesheet() -> Response {

@@ -27,10 +27,8 @@ pub(crate) enum Owner<'a> {
 /// Decides by the path alone. Only the literal `/dev/` is the prefix: `/%64ev/` or `//dev/`
 /// are paths of `live` as any other, so that no two parties read one path differently.
 pub(crate) fn owner(host_role: Role, path: &str) -> Owner<'_> {
-    if let Some(rest) = path.strip_prefix(RESERVED)
-        && (rest.is_empty() || rest.starts_with('/'))
-    {
-        return Owner::Choir(rest.strip_prefix('/').unwrap_or_default());
+    if let Some(rest) = reserved(path) {
+        return Owner::Choir(rest);
     }
     if matches!(path, "/login" | "/register" | "/recovery") {
         return Owner::Control(path);
@@ -53,6 +51,12 @@ pub(crate) fn owner(host_role: Role, path: &str) -> Owner<'_> {
         path,
         prefixed: false,
     }
+}
+
+/// What of a path lies below [`RESERVED`], without its leading slash.
+pub(crate) fn reserved(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix(RESERVED)?;
+    (rest.is_empty() || rest.starts_with('/')).then(|| rest.strip_prefix('/').unwrap_or_default())
 }
 
 /// A path on the same origin to go to after signing in, or `/` when the text is anything

@@ -32,6 +32,61 @@ impl Visit {
         head: Parts,
         body: Body,
     ) -> Result<Response, Error> {
+        let websocket = self.check_origin(&head)?;
+        let Some(instance) = self.app.sandboxes.running(route.sandbox(role)) else {
+            return self
+                .not_running(session, route, role, websocket, &head)
+                .await;
+        };
+        let upstream = self.app.sandboxes.plane().upstream(&instance)?;
+        let rules = self.rules(session, route, role, prefixed)?;
+        let plane = self.app.sandboxes.plane();
+        let tag = tag(session, route);
+        let forwarded = plane
+            .forwarder
+            .forward_tagged(
+                Request::from_parts(head, RequestBody::new(body)),
+                &upstream,
+                &rules,
+                tag,
+            )
+            .await;
+        let mut response = forwarded.map_err(|error| refusal(&error))?;
+        if websocket {
+            self.look_again(session, route).await?;
+        }
+        // Which sandbox answered is for the client to know, and not for the guest to say.
+        let headers = response.headers_mut();
+        headers.insert(ROLE, HeaderValue::from_static(role.as_str()));
+        headers.insert(GENERATION, HeaderValue::from(route.generation));
+        Ok(response
+            .map(|body| Body::new(CutBody::new(body, session.ended.clone())))
+            .into_response())
+    }
+
+    /// What may have happened while a WebSocket was being opened, and must cut it.
+    pub(super) async fn look_again(
+        &self,
+        session: &RuntimeSession,
+        route: &RouteRow,
+    ) -> Result<(), Error> {
+        let now = self.app.sandboxes.plane().route(session.user.id).await?;
+        if now.generation != route.generation {
+            // A swap was published; it must not stay on what has become the other role.
+            self.app.sandboxes.close_stale(&now, false);
+        }
+        if session.ended.is_cancelled() {
+            // The same for a session that was ended meanwhile.
+            let ended = tag(session, route).session;
+            self.app
+                .sandboxes
+                .cut_off(session.user.id, &|session| session == ended);
+        }
+        Ok(())
+    }
+
+    /// Refuses what pages of other origins ask for; tells whether it is a WebSocket.
+    pub(super) fn check_origin(&self, head: &Parts) -> Result<bool, Error> {
         let websocket = browser::is_websocket(&head.headers);
         let own_origin = self.origin.to_string();
         if websocket {
@@ -46,50 +101,7 @@ impl Visit {
                 "this request was made by a page of another origin",
             ));
         }
-        let Some(instance) = self.app.sandboxes.running(route.sandbox(role)) else {
-            return self
-                .not_running(session, route, role, websocket, &head)
-                .await;
-        };
-        let upstream = self.app.sandboxes.plane().upstream(&instance)?;
-        let rules = self.rules(session, route, role, prefixed)?;
-        let plane = self.app.sandboxes.plane();
-        let tag = SocketTag {
-            session: session.id.as_uuid().as_u128(),
-            generation: route.generation,
-        };
-        let forwarded = plane
-            .forwarder
-            .forward_tagged(
-                Request::from_parts(head, RequestBody::new(body)),
-                &upstream,
-                &rules,
-                tag,
-            )
-            .await;
-        let mut response = forwarded.map_err(|error| refusal(&error))?;
-        if websocket {
-            let now = plane.route(session.user.id).await?;
-            if now.generation != route.generation {
-                // A swap was published while this one was being opened; it must not stay on
-                // what has become the other role.
-                self.app.sandboxes.close_stale(&now, false);
-            }
-            if session.ended.is_cancelled() {
-                // The same for a session that was ended meanwhile.
-                let ended = tag.session;
-                self.app
-                    .sandboxes
-                    .cut_off(session.user.id, &|session| session == ended);
-            }
-        }
-        // Which sandbox answered is for the client to know, and not for the guest to say.
-        let headers = response.headers_mut();
-        headers.insert(ROLE, HeaderValue::from_static(role.as_str()));
-        headers.insert(GENERATION, HeaderValue::from(route.generation));
-        Ok(response
-            .map(|body| Body::new(CutBody::new(body, session.ended.clone())))
-            .into_response())
+        Ok(websocket)
     }
 
     fn rules(
@@ -136,13 +148,21 @@ impl Visit {
     }
 }
 
+/// By what a WebSocket is found again when its session ends or its role moves.
+pub(super) fn tag(session: &RuntimeSession, route: &RouteRow) -> SocketTag {
+    SocketTag {
+        session: session.id.as_uuid().as_u128(),
+        generation: route.generation,
+    }
+}
+
 /// Without its last slash: an origin, or under a single host the place of `dev` in it.
 fn trimmed(url: &str) -> String {
     url.trim_end_matches('/').to_owned()
 }
 
 /// A failed exchange in the words of the caller's problem.
-fn refusal(error: &gateway::ForwardError) -> Error {
+pub(super) fn refusal(error: &gateway::ForwardError) -> Error {
     use gateway::ForwardError as Failure;
     match error {
         Failure::Ended => Error::SandboxNotRunning,

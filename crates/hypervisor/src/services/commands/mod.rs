@@ -14,6 +14,7 @@ use runtime::{Attachment, ControlError, Instance};
 use types::{CommandId, CommandRequest, CommandState, CommandView, NetworkMode};
 
 use crate::actor::{Actor, Grant};
+use crate::clock::rfc3339;
 use crate::error::Error;
 use crate::services::audit::Entry;
 use crate::services::authorize;
@@ -91,6 +92,7 @@ impl<'a> Commands<'a> {
             network,
             state: CommandState::Running,
             exit: None,
+            started_at: Some(rfc3339(self.plane.clock.now_ms())),
         };
         let lasting = view.detach || view.terminal || request.rejoin;
         let leash = (!lasting).then(|| Leash::new(Arc::clone(self.instance), id));
@@ -195,7 +197,10 @@ impl<'a> Commands<'a> {
             .runners()
             .await?
             .into_iter()
-            .map(|runner| runner.view)
+            .map(|runner| CommandView {
+                started_at: i64::try_from(runner.started_unix_ms).ok().map(rfc3339),
+                ..runner.view
+            })
             .collect())
     }
 

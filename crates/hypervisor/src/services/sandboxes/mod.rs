@@ -37,6 +37,7 @@ use crate::error::Error;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
 use crate::services::authorize;
+use crate::services::ports::Tunnels;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
 pub(crate) use environment::{Identity, of_runner, of_runner_gateway, of_runner_network};
@@ -115,6 +116,7 @@ impl Sandboxes {
             random: crypto::OsRandom::new(),
             binaries: plane::Binaries::find(config)?,
             calls: Mutex::default(),
+            tunnels: Tunnels::default(),
             began: Instant::now(),
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
             places: capacity::places(config.sandbox.limits.running_per_host),

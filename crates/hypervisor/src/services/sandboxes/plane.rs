@@ -31,6 +31,7 @@ use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
 use crate::services::egress::Networks;
 use crate::services::health;
+use crate::services::ports::Tunnels;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
 
@@ -60,6 +61,8 @@ pub(crate) struct Plane {
     pub(crate) binaries: Binaries,
     /// Provider calls that a sandbox, its runners included, may still open.
     pub(crate) calls: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
+    /// Tunnels to ports of workbenches.
+    pub(crate) tunnels: Tunnels,
     pub(crate) began: Instant,
     /// Names users whose routes, swaps or notices have changed, for those who follow.
     pub(crate) changes: broadcast::Sender<UserId>,

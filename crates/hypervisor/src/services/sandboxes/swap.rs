@@ -158,11 +158,12 @@ impl Sandboxes {
             let mut seed = [0_u8; 8];
             // Without randomness the moments are spread all the same, only predictably.
             let _ = self.plane.random.fill(&mut seed);
-            let upstream = self
-                .fleet
-                .running(route.sandbox(role))
-                .and_then(|instance| self.plane.upstreams.get(instance.start_id));
-            if let Some(upstream) = upstream {
+            let Some(instance) = self.fleet.running(route.sandbox(role)) else {
+                continue;
+            };
+            let app = self.plane.upstreams.get(instance.start_id);
+            let ports = self.plane.upstreams.ports(instance.start_id);
+            for upstream in app.into_iter().chain(ports) {
                 upstream.close_websockets_of(concerned, notice, window, u64::from_le_bytes(seed));
             }
         }
