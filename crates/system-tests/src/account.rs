@@ -181,15 +181,30 @@ impl Account {
     /// # Panics
     /// It does not lead there.
     pub async fn enter(&self, role: Role) {
-        let host = self.host(role);
-        let mut next = (host.clone(), "/".to_owned());
+        self.enter_host(&self.host(role)).await;
+    }
+
+    /// The same for any host that has sessions of its own.
+    ///
+    /// # Panics
+    /// It does not lead there.
+    pub async fn enter_host(&self, host: &str) {
+        self.enter_host_at(host, 200).await;
+    }
+
+    /// The same where the page behind the hand-over answers with this status.
+    ///
+    /// # Panics
+    /// It does not lead there.
+    pub async fn enter_host_at(&self, host: &str, status: u16) -> Response {
+        let mut next = (host.to_owned(), "/".to_owned());
         for _ in 0..10 {
             let answer = self
                 .client
                 .send(Ask::new("GET", &next.0, &next.1).navigation())
                 .await;
-            if !self.client.cookies(&host).is_empty() && next.0 == host && answer.status == 200 {
-                return;
+            if !self.client.cookies(host).is_empty() && next.0 == host && answer.status == status {
+                return answer;
             }
             next = match answer.header("location") {
                 "" => interstitial(&next.0, &answer),

@@ -10,6 +10,7 @@ mod keyless;
 mod lifecycle;
 mod origins;
 mod paths;
+mod ports;
 mod requests;
 mod routes;
 mod swap;

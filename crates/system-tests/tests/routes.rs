@@ -38,6 +38,7 @@ fn filled(path: &str) -> String {
         .replace("{user}", "alice")
         .replace("{action}", "start")
         .replace("{name}", "nothing")
+        .replace("{port}", "3000")
         .split('/')
         .map(|part| {
             if part.starts_with('{') {

@@ -174,3 +174,74 @@ fn the_example_shows_what_holds_without_a_file() {
     let default = Config::build(RawConfig::default()).unwrap();
     assert_eq!(format!("{example:?}"), format!("{default:?}"));
 }
+
+#[test]
+fn ports_have_origins_beside_the_runtime_or_say_why_not() {
+    let alice = "alice".parse().unwrap();
+    let of = |text: &str| {
+        let origins = build(text).unwrap().origins;
+        let origin = origins.preview_origin(&alice, Role::Dev, 3000);
+        (origin.map(|origin| origin.to_string()), origins)
+    };
+    let (default, origins) = of("");
+    assert_eq!(
+        default.as_deref(),
+        Some("http://3000--dev--alice.localhost:9090")
+    );
+    assert_eq!(
+        origins.match_host("3000--alice.localhost:9090"),
+        Some(HostMatch::Preview {
+            user: alice.clone(),
+            role: Role::Live,
+            port: 3000
+        })
+    );
+    let public = "origins.control = \"https://choir.example.com\"\norigins.runtime = \"https://{user}.run.example.com\"";
+    assert_eq!(
+        of(public).0.as_deref(),
+        Some("https://3000--dev--alice.run.example.com")
+    );
+    let (off, origins) = of("origins.preview = \"off\"");
+    assert_eq!(off, None);
+    assert!(
+        origins
+            .why_no_preview()
+            .unwrap()
+            .contains("choir port forward")
+    );
+    assert_eq!(origins.match_host("3000--alice.localhost:9090"), None);
+    let single = "origins.control = \"https://choir.example.com\"\norigins.runtime = \"single_host\"\norigins.single_host = \"https://choir-run.example.com\"";
+    assert!(of(single).1.why_no_preview().unwrap().contains("one host"));
+    for (more, word) in [
+        (
+            "origins.preview = \"http://{user}--{port}.localhost:9090\"",
+            "{port}--{user}",
+        ),
+        (
+            "origins.preview = \"https://{port}--{user}.localhost:9090\"",
+            "scheme",
+        ),
+        (
+            "origins.dev = \"http://3000--{user}.localhost:9090\"",
+            "origins.dev",
+        ),
+    ] {
+        let text = refusal(more);
+        assert!(
+            text.contains("origins.preview") && text.contains(word),
+            "{text}"
+        );
+    }
+    assert!(
+        refusal(&format!(
+            "{single}\norigins.preview = \"https://{{port}}--{{user}}.example.com\""
+        ))
+        .contains("wildcard")
+    );
+    assert!(
+        refusal(&format!(
+            "{public}\norigins.preview = \"https://{{port}}--{{user}}.choir.example.com\""
+        ))
+        .contains("control host")
+    );
+}

@@ -283,7 +283,10 @@ fn a_sandbox_works_in_itself_and_nowhere_else() {
     for action in every_action() {
         let inside = matches!(
             action,
-            Action::RunCommand { .. } | Action::ControlCommand | Action::CallProvider
+            Action::RunCommand { .. }
+                | Action::ControlCommand
+                | Action::UsePort
+                | Action::CallProvider
         );
         let decision = ask(subject(), action.clone(), w.own());
         assert_eq!(decision.is_allowed(), inside, "{action:?}: {decision}");
