@@ -127,6 +127,8 @@ async fn begin(client: &Client, start: StartService, context: &mut Context) -> R
         });
     }
     let request = CommandRequest {
+        id: None,
+        rejoin: false,
         argv: start.argv,
         cwd: start.cwd,
         env: start.env,
