@@ -44,6 +44,7 @@ pub(crate) fn start(double: &Double, id: CommandId, command: CommandRequest) -> 
         network: command.network.unwrap_or_default(),
         state: CommandState::Running,
         exit: None,
+        started_at: None,
     };
     let double = double.clone();
     tokio::spawn(async move {
