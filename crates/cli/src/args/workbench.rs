@@ -1,9 +1,9 @@
 //! Arguments of what concerns a sandbox's workbench: services and ports.
 
 use clap::{Args, Subcommand};
-use types::Role;
+use types::{NetworkMode, Role};
 
-use super::{Of, role, variable};
+use super::{Of, network, role, variable};
 
 /// `choir service …`.
 #[derive(Debug, Subcommand)]
@@ -74,6 +74,9 @@ pub struct StartService {
     /// Adds a variable to its environment.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
+    /// How far it reaches: none, allowlist or open; by default what the installation says.
+    #[arg(long, value_name = "MODE", value_parser = network)]
+    pub network: Option<NetworkMode>,
     /// Grants it a capability, such as provider:call.
     #[arg(long = "grant", value_name = "CAPABILITY")]
     pub capabilities: Vec<String>,

@@ -135,6 +135,7 @@ async fn begin(client: &Client, start: StartService, context: &mut Context) -> R
         stdin: None,
         terminal: None,
         detach: true,
+        network: start.network,
         capabilities: start.capabilities,
         limits: CommandLimits::default(),
         label: Some(name),

@@ -205,6 +205,7 @@ mod tests {
             network: types::NetworkMode::None,
             state: types::CommandState::Running,
             exit: None,
+            started_at: None,
         }
     }
 
