@@ -74,7 +74,7 @@ pub struct StartService {
     /// Adds a variable to its environment.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
-    /// How far it reaches: none, allowlist or open; by default what the installation says.
+    /// What it may reach: none, allowlist or open. The installation says what it is by default.
     #[arg(long, value_name = "MODE", value_parser = network)]
     pub network: Option<NetworkMode>,
     /// Grants it a capability, such as provider:call.

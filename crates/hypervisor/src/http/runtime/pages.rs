@@ -10,8 +10,6 @@ use types::{PortView, RequestId, Role, SandboxState};
 use crate::error::Error;
 use crate::http::problem;
 
-use crate::error::Error;
-
 /// The look that desktop, sign-in pages and console share.
 const THEME: &str = include_str!("../../../../../desktop/src/theme.css");
 
