@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::workspace::{Profile, Workspace};
 use crate::{build, process};
 
-/// Builds what is needed and runs every drill inside a sandbox and inside a runner; as root
+/// Builds what is needed and runs every drill inside a sandbox, a runner and a terminal; as root
 /// the whole battery runs a second time as an ordinary user.
 ///
 /// The program closes with one line, `N denied, M open`, and fails when something is open.

@@ -200,11 +200,22 @@ impl Sandbox {
     /// It does not start, or the supervisor breaks off.
     #[must_use]
     pub fn run(&self, argv: &[&str]) -> Done {
+        self.run_in(argv, false)
+    }
+
+    /// The same, in a terminal if that is wanted.
+    ///
+    /// # Panics
+    /// It does not start, or the supervisor breaks off.
+    #[must_use]
+    pub fn run_in(&self, argv: &[&str], terminal: bool) -> Done {
         let command_id = CommandId::generate();
+        let size = terminal.then(|| json!({ "cols": 80, "rows": 24 }));
         let spec: RunnerSpec = serde_json::from_value(json!({
             "command_id": command_id,
             "argv": argv,
             "env": environment(),
+            "terminal": size,
         }))
         .expect("a spec");
         let mut connection = self.open();
@@ -387,6 +398,8 @@ pub enum Place {
     Sandbox,
     /// In a runner.
     Runner,
+    /// In a runner with a terminal.
+    Terminal,
 }
 
 /// Things of the host that drills look for. They exist as long as this does.
@@ -479,10 +492,10 @@ pub fn battery(identity: Identity, place: Place) -> Vec<Drill> {
                 .unwrap_or_else(|refusal| panic!("{refusal}"));
             sandbox.guest_output()
         }
-        Place::Runner => {
+        Place::Runner | Place::Terminal => {
             let sandbox = Sandbox::start(identity, "drill", IDLE)
                 .unwrap_or_else(|refusal| panic!("{refusal}"));
-            let done = sandbox.run(&argv);
+            let done = sandbox.run_in(&argv, place == Place::Terminal);
             assert!(done.errors.is_empty(), "{}", done.errors);
             done.output
         }

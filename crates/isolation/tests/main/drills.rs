@@ -7,7 +7,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use crate::harness::{DRILL, Sandbox, runner, terminal};
 
 /// Fewer drills than this are no battery.
-const AT_LEAST: usize = 40;
+const AT_LEAST: usize = 150;
 
 const IDLE: &[&str] = &["/bin/sleep", "1000"];
 

@@ -8,6 +8,8 @@
 mod attempt;
 mod calls;
 mod files;
+mod more_calls;
+mod more_files;
 mod network;
 mod process;
 
@@ -60,6 +62,14 @@ Tries escapes from the sandbox it runs in; prints a JSON line for each. With
 ";
 
 fn main() -> ExitCode {
+    if !process::is_enclosed() {
+        let _ = writeln!(
+            std::io::stderr(),
+            "drill: refused: this is no sandbox. Drills that get through would change this machine; \
+             they run only in user and pid namespaces of their own (cargo xtask drills)."
+        );
+        return ExitCode::from(2);
+    }
     // Before anything else is opened: what was inherited is then all there is.
     let inherited = process::open_descriptors();
     let context = match parse(std::env::args().skip(1)) {
@@ -77,7 +87,9 @@ fn main() -> ExitCode {
     let mut all_denied = say("inherited_descriptors", &process::inherited(&inherited));
     for drill in [
         calls::DRILLS,
+        more_calls::DRILLS,
         files::DRILLS,
+        more_files::DRILLS,
         network::DRILLS,
         process::DRILLS,
     ]

@@ -41,6 +41,19 @@ pub(crate) const DRILLS: &[Drill] = &[
     },
 ];
 
+/// The inode of the machine's first pid namespace (PROC_PID_INIT_INO).
+const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// Whether this runs in user and pid namespaces that are not the machine's first ones.
+pub(crate) fn is_enclosed() -> bool {
+    // The first user namespace maps every id to itself.
+    let ids = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let own_user = ids.split_whitespace().ne(["0", "0", "4294967295"]);
+    let own_pid = std::fs::metadata("/proc/self/ns/pid")
+        .is_ok_and(|found| std::os::unix::fs::MetadataExt::ino(&found) != FIRST_PID_NAMESPACE);
+    own_user && own_pid
+}
+
 /// The descriptors that are open now.
 pub(crate) fn open_descriptors() -> Vec<i32> {
     (3..DESCRIPTORS)

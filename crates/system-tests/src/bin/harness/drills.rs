@@ -11,15 +11,16 @@ pub(crate) fn run(as_json: bool) -> ExitCode {
     let (mut denied, mut open) = (0_usize, 0_usize);
     let mut all = Vec::new();
     for identity in Identity::available() {
-        for place in [Place::Sandbox, Place::Runner] {
+        for place in [Place::Sandbox, Place::Runner, Place::Terminal] {
             let drills = battery(identity, place);
             denied += drills.iter().filter(|drill| drill.denied).count();
             open += drills.iter().filter(|drill| !drill.denied).count();
             if !as_json {
                 println!("{place:?}, as {}:", identity.name());
+                println!("  {:<40} {:<8}  {:<8} seen", "drill", "expected", "answer");
                 for drill in &drills {
                     let verdict = if drill.denied { "denied" } else { "OPEN  " };
-                    println!("  {verdict}  {:<28} {}", drill.name, drill.seen);
+                    println!("  {:<40} denied    {verdict}   {}", drill.name, drill.seen);
                 }
             }
             all.push(json!({ "place": place, "identity": identity.name(), "drills": drills }));
