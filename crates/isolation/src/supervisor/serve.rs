@@ -339,8 +339,8 @@ impl Supervisor {
                     self.note(&format!("a runner could not be built: {error}"));
                 }
                 Told::Froze(froze) => self.hear_frozen(Some(id), froze, now),
-                Told::Uncounted => self.note(UNCOUNTED),
-                Told::Nothing | Told::Started => {}
+                Told::Guarded { counted: false } => self.note(UNCOUNTED),
+                Told::Nothing | Told::Guarded { .. } | Told::Started => {}
             },
             Part::Process => {
                 let exit = runner.task.finish(now);

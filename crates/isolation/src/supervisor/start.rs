@@ -313,7 +313,7 @@ fn await_guest(guest: &mut Task, now: Instant) -> Result<(), Refusal> {
         match guest.read_news() {
             Told::Started => return Ok(()),
             Told::Failed(error) => return Err(hints::refusal(&error)),
-            Told::Nothing | Told::Uncounted | Told::Froze(_) => {
+            Told::Nothing | Told::Guarded { .. } | Told::Froze(_) => {
                 if let Some(error) = guest.reported_error() {
                     return Err(Refusal::new("guest_program", format!("the guest was not started: {error}"))
                         .with_hint("the guest binary must run on this machine; see sandbox.guest in the configuration"));

@@ -45,8 +45,10 @@ pub(crate) enum Part {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Nothing,
-    /// This kernel does not tell which calls it denies.
-    Uncounted,
+    /// The walls stand. Not counted: this kernel does not tell which calls it denies.
+    Guarded {
+        counted: bool,
+    },
     Started,
     Failed(WallError),
     /// It stands still, or why it does not.
@@ -187,9 +189,9 @@ impl Task {
             Ok(Some((News::Guarded, fds))) => match fds.into_iter().next() {
                 Some(listener) => {
                     self.denials.listen(listener);
-                    Told::Nothing
+                    Told::Guarded { counted: true }
                 }
-                None => Told::Uncounted,
+                None => Told::Guarded { counted: false },
             },
             Ok(Some((News::Relay { port }, _))) => {
                 self.relay_port = Some(port);
@@ -442,5 +444,29 @@ impl Task {
                 self.read_output(0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process may be gone before anything that it said was read.
+    #[test]
+    fn a_report_behind_other_news_is_not_lost() {
+        let (control, far) = packet::pair().unwrap();
+        let now = Instant::now();
+        let mut task = Task::new(control, Vec::new(), 1024, now, None);
+        let exited = News::Exited {
+            code: Some(7),
+            signal: None,
+            error: None,
+        };
+        let (listener, _writer) = rustix::pipe::pipe().unwrap();
+        packet::send(&far, &News::Guarded, &[listener.as_fd()]).unwrap();
+        for news in [News::Started, exited] {
+            packet::send(&far, &news, &[]).unwrap();
+        }
+        assert_eq!(task.finish(now).code, Some(7));
     }
 }
