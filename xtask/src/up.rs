@@ -38,6 +38,27 @@ const TOOLCHAIN: &str = "/opt/rust";
 /// Lines of the log shown when the hypervisor dies.
 const LOG_TAIL: usize = 20;
 
+/// Gives a program a cgroup of its own that it may divide, from an ordinary user's systemd.
+const USER_SCOPE: &[&str] = &[
+    "systemd-run",
+    "--user",
+    "--scope",
+    "--quiet",
+    "--collect",
+    "--property=Delegate=yes",
+    "--",
+];
+
+/// The same from the system's.
+const SYSTEM_SCOPE: &[&str] = &[
+    "systemd-run",
+    "--scope",
+    "--quiet",
+    "--collect",
+    "--property=Delegate=yes",
+    "--",
+];
+
 /// What wakes the main thread.
 enum Event {
     /// A line of the hypervisor's standard output.
@@ -59,9 +80,79 @@ pub(crate) fn run(workspace: &Workspace, data_dir: &Path, port: u16) -> Result<E
     step("desktop", || desktop::build(workspace))?;
     step("programs", || build::programs(workspace, Profile::Release))?;
     make_data_dir(&data_dir)?;
-    let config = write_config(workspace, &data_dir)?;
+    let config = write_config(workspace, &data_dir, None)?;
+    let hypervisor = workspace.binaries(Profile::Release).join("hypervisor");
+    let wrapper = match find_cgroups(&hypervisor, &config, &data_dir, port) {
+        Ok(wrapper) => wrapper,
+        Err(why) => {
+            eprintln!(
+                "\nWARNING: no limits of memory, processes and processor time for whole sandboxes.\n\
+                 {why}\n\
+                 This start goes on without: up.toml says sandbox.accept_missing = [\"cgroup_limits\"].\n"
+            );
+            write_config(workspace, &data_dir, Some("cgroup_limits"))?;
+            &[]
+        }
+    };
     let log = data_dir.join("hypervisor.log");
-    serve(workspace, &data_dir, &config, &log, port)
+    serve(&hypervisor, wrapper, &data_dir, &config, &log, port)
+}
+
+/// Finds a way to start the hypervisor in which it has cgroups to keep sandboxes in limits:
+/// as it is, or in a scope that systemd makes and delegates. Otherwise why there is none.
+fn find_cgroups(
+    hypervisor: &Path,
+    config: &Path,
+    data_dir: &Path,
+    port: u16,
+) -> Result<&'static [&'static str], String> {
+    let root = rustix::process::geteuid().is_root();
+    let scope = if root { SYSTEM_SCOPE } else { USER_SCOPE };
+    let mut last = String::new();
+    for wrapper in [&[], scope] {
+        let mut doctor = wrapped(wrapper, hypervisor);
+        doctor.arg("--config").arg(config);
+        doctor.arg("--data-dir").arg(data_dir);
+        doctor.args(["--port", &port.to_string(), "doctor", "--json"]);
+        let Ok(answer) = doctor.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
+            continue;
+        };
+        let found: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap_or_default();
+        let check = found
+            .get("checks")
+            .and_then(serde_json::Value::as_array)
+            .into_iter()
+            .flatten()
+            .find(|check| {
+                check
+                    .get("name")
+                    .is_some_and(|name| name == "cgroup limits")
+            });
+        match check {
+            Some(check) if check.get("ok").is_some_and(|ok| ok == true) => return Ok(wrapper),
+            Some(check) => {
+                let text = |key: &str| {
+                    let text = check.get(key).and_then(serde_json::Value::as_str);
+                    text.unwrap_or_default().to_owned()
+                };
+                last = format!("Cause: {}.\nRemedy: {}.", text("detail"), text("remedy"));
+            }
+            None => {}
+        }
+    }
+    Err(last)
+}
+
+/// A command that is started through a wrapper, which replaces itself by it.
+fn wrapped(wrapper: &[&str], program: &Path) -> Command {
+    match wrapper {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    }
 }
 
 /// Says early what would otherwise be found out after minutes of compiling.
@@ -81,7 +172,11 @@ fn make_data_dir(dir: &Path) -> Result<()> {
 }
 
 /// The embedded defaults, and what only this machine knows: where its Rust toolchain is.
-fn write_config(workspace: &Workspace, data_dir: &Path) -> Result<PathBuf> {
+fn write_config(
+    workspace: &Workspace,
+    data_dir: &Path,
+    accept_missing: Option<&str>,
+) -> Result<PathBuf> {
     let sysroot = process::output(
         Command::new("rustc")
             .args(["--print", "sysroot"])
@@ -90,6 +185,13 @@ fn write_config(workspace: &Workspace, data_dir: &Path) -> Result<PathBuf> {
     let sysroot = sysroot.trim();
     let mut text = String::from("# Written by `cargo xtask up` at every start.\n");
     writeln!(text, "[log]\nformat = \"text\"\n\n[sandbox]")?;
+    if let Some(name) = accept_missing {
+        writeln!(
+            text,
+            "# This machine delegates no cgroup to this user; `hypervisor doctor` says why."
+        )?;
+        writeln!(text, "accept_missing = [\"{name}\"]")?;
+    }
     if Path::new(sysroot).starts_with("/usr") {
         writeln!(
             text,
@@ -113,7 +215,8 @@ fn write_config(workspace: &Workspace, data_dir: &Path) -> Result<PathBuf> {
 }
 
 fn serve(
-    workspace: &Workspace,
+    hypervisor: &Path,
+    wrapper: &[&str],
     data_dir: &Path,
     config: &Path,
     log: &Path,
@@ -126,7 +229,7 @@ fn serve(
         .with_context(|| format!("cannot write {}", log.display()))?;
     // Registered before there is anything to stop, so that no signal falls in between.
     let signals = Signals::new([SIGINT, SIGTERM]).context("cannot take signals")?;
-    let mut hypervisor = Command::new(workspace.binaries(Profile::Release).join("hypervisor"))
+    let mut hypervisor = wrapped(wrapper, hypervisor)
         .arg("--config")
         .arg(config)
         .arg("--data-dir")

@@ -70,9 +70,11 @@ choir sandbox logs -f dev"
     #[command(
         after_help = "Output appears as it comes. Ctrl-C interrupts the command, a second Ctrl-C kills it. What is\n\
 piped in becomes its standard input: text of at most 1 MiB.\n\n\
+A limit that it met is named at its end; what it may have without asking, the operator decides.\n\n\
 Exit codes: the command's; 124 when its time ran out, 127 when it could not be started, 128 plus\n\
 the signal's number when a signal ended it, 1 when something else failed.\n\n\
 Examples:\n  choir run -- cargo test\n  choir run --role dev --cwd app --timeout 60 -- npm test\n  choir run --network allowlist -- cargo fetch\n  \
+choir run --memory 512M --cpus 1 --processes 64 -- make\n  \
 echo 'print(6 * 7)' | choir run -- python3 -\n  choir run --tty -- bash"
     )]
     Run(Run),
@@ -239,6 +241,15 @@ pub struct Run {
     /// Kills it after this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub timeout: Option<u64>,
+    /// Holds it to this much memory, such as 512M; ends it where it needs more.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// Holds it to this many cores, such as 0.5.
+    #[arg(long, value_name = "CORES", value_parser = cores)]
+    pub cpus: Option<u32>,
+    /// Holds it to this many processes and threads.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub processes: Option<u32>,
     /// Adds a variable to its environment.
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
@@ -310,6 +321,26 @@ fn network(text: &str) -> Result<NetworkMode, String> {
 fn user(text: &str) -> Result<UserName, String> {
     text.parse()
         .map_err(|error: types::UserNameError| error.to_string())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    types::parse_bytes(text)
+        .ok_or_else(|| "expected a size, such as 512M, 2G or a number of bytes".to_owned())
+}
+
+/// Cores as thousandths of one.
+fn cores(text: &str) -> Result<u32, String> {
+    let cores: f64 = text
+        .parse()
+        .ok()
+        .filter(|cores| (0.01..=1024.0).contains(cores))
+        .ok_or_else(|| "expected a number of cores from 0.01 to 1024, such as 1.5".to_owned())?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 10 and 1,024,000"
+    )]
+    Ok((cores * 1000.0).round() as u32)
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {

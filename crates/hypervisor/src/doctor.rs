@@ -4,6 +4,8 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use runtime::Check;
+use runtime::cgroups::Tree;
+use runtime::spec::OptionalWall;
 use serde::Serialize;
 
 use crate::config::{Config, ProviderKind};
@@ -54,6 +56,7 @@ pub fn examine(config: &Config) -> Findings {
             }),
     );
     checks.extend(runtime::probe());
+    checks.extend(cgroups(config));
     Findings {
         ok: checks.iter().all(|check| check.ok || !check.mandatory),
         checks,
@@ -86,6 +89,62 @@ fn check(name: &str, ok: bool, mandatory: bool, detail: String, remedy: &str) ->
         mandatory,
         detail,
         remedy,
+    }
+}
+
+/// The check of [`cgroups`] that `cargo xtask up` looks for.
+pub const CGROUP_LIMITS: &str = "cgroup limits";
+
+/// Tries what the hypervisor does at its start: a tree of its own beneath its own group.
+fn cgroups(config: &Config) -> Vec<Check> {
+    let accepted = |wall| config.sandbox.accept_missing.contains(&wall);
+    let without = |wall, name: &str, hint: &str| {
+        let go_on = if accepted(wall) {
+            format!("sandbox.accept_missing names {name}, so sandboxes start without")
+        } else {
+            format!("or go without: sandbox.accept_missing = [\"{name}\"]")
+        };
+        format!("{hint}; {go_on}")
+    };
+    match Tree::open(&format!("doctor-{}", std::process::id())) {
+        Ok(tree) => {
+            let version = tree.version();
+            let limits = check(
+                CGROUP_LIMITS,
+                true,
+                true,
+                format!("memory and processes, by cgroups version {version}"),
+                "",
+            );
+            let remedy = without(
+                OptionalWall::CgroupCpu,
+                "cgroup_cpu",
+                "let systemd delegate cpu too: `systemctl edit user@.service`, then under [Service] \
+                 `Delegate=memory pids cpu`",
+            );
+            let cpu = check(
+                "cgroup processor time",
+                tree.has_cpu(),
+                !accepted(OptionalWall::CgroupCpu),
+                "the cpu controller".to_owned(),
+                &remedy,
+            );
+            vec![limits, cpu]
+        }
+        Err(error) => {
+            let mut detail = error.to_string();
+            if let Some(source) = std::error::Error::source(&error) {
+                detail = format!("{detail}: {source}");
+            }
+            let remedy = without(OptionalWall::CgroupLimits, "cgroup_limits", error.hint());
+            vec![check(
+                CGROUP_LIMITS,
+                false,
+                !accepted(OptionalWall::CgroupLimits),
+                detail,
+                &remedy,
+            )]
+        }
     }
 }
 

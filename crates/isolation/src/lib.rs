@@ -19,6 +19,7 @@
 //! supervisor) and [`probe`] (whether this machine can build it). The `supervisor` binary
 //! is [`supervisor::main`].
 
+pub mod cgroups;
 mod copier;
 pub mod copying;
 mod exec;

@@ -26,20 +26,19 @@ use crate::walls::plan::{Plan, RUNNER_DIRS};
 use crate::walls::{Step, WallError, root};
 
 /// The namespaces of a guest and of a workbench.
-pub(crate) const SANDBOX: u64 = sys::NEW_USER
-    | sys::NEW_MOUNT
-    | sys::NEW_PID
-    | sys::NEW_NET
-    | sys::NEW_IPC
-    | sys::NEW_UTS
-    | sys::NEW_CGROUP;
+pub(crate) const SANDBOX: u64 =
+    sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_NET | sys::NEW_IPC | sys::NEW_UTS;
 
 /// The namespaces of a runner inside its workbench, whose network and host name it shares.
 /// The user namespace of its own makes RLIMIT_NPROC count this runner alone, and leaves
 /// its first process without power over what belongs to the workbench.
-const RUNNER: u64 = sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_IPC | sys::NEW_CGROUP;
+///
+/// Not the cgroup namespace, here and above: it begins at the group that a process is in
+/// when it makes it, so [`enter_groups`] does that once the process is in its own.
+const RUNNER: u64 = sys::NEW_USER | sys::NEW_MOUNT | sys::NEW_PID | sys::NEW_IPC;
 
 /// When memory is short, what the kernel ends first: runners, then guests, then the rest.
+const OOM_WORKBENCH: &str = "0";
 const OOM_GUEST: &str = "200";
 const OOM_RUNNER: &str = "500";
 
@@ -55,6 +54,7 @@ pub(crate) struct Ground {
     pub(crate) trees: Option<Vec<OwnedFd>>,
     pub(crate) filter: Filter,
     pub(crate) scopes: bool,
+    pub(crate) rlimits: Rlimits,
 }
 
 /// Everything that a runner is told, in a memfd because it may be long.
@@ -73,9 +73,12 @@ pub(crate) struct RunnerJob {
 /// What a workbench is told to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// To bear a runner. Rides with the job, the control socket and, without a terminal,
-    /// standard input, output and error.
-    Runner { command_id: CommandId },
+    /// To bear a runner. Rides with the job, the control socket, without a terminal standard
+    /// input, output and error, and at last as many entrances of its cgroup as are named.
+    Runner {
+        command_id: CommandId,
+        entrances: usize,
+    },
     /// To connect to a port of its loopback.
     Connect { id: u64, port: u16 },
     /// To list the ports on which somebody listens.
@@ -97,9 +100,15 @@ pub(crate) enum Done {
 }
 
 /// Becomes a guest's first process.
-pub(crate) fn guest(ground: Ground, program: Program, control: OwnedFd) -> ! {
+pub(crate) fn guest(
+    ground: Ground,
+    program: Program,
+    control: OwnedFd,
+    entrances: Vec<OwnedFd>,
+) -> ! {
     init::name(c"choir-guest");
     let built = || -> Result<Option<OwnedFd>, WallError> {
+        enter_groups(entrances)?;
         let mut keep = standard(&program.stdio);
         keep.push(control.as_fd());
         let ground = settle(ground, &keep, OOM_GUEST)?;
@@ -125,7 +134,9 @@ pub(crate) fn guest(ground: Ground, program: Program, control: OwnedFd) -> ! {
 /// itself: each runner has one of its own, from which this process cannot be seen.
 pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
     init::name(c"choir-workbench");
-    let mut ground = match settle(ground, &[control.as_fd()], OOM_GUEST) {
+    let settled =
+        enter_groups(Vec::new()).and_then(|()| settle(ground, &[control.as_fd()], OOM_WORKBENCH));
+    let mut ground = match settled {
         Ok(ground) => ground,
         Err(error) => init::fail(&control, error),
     };
@@ -151,8 +162,14 @@ pub(crate) fn workbench(ground: Ground, control: OwnedFd) -> ! {
             continue;
         }
         match packet::receive::<Order>(&control, true) {
-            Ok(Some((Order::Runner { command_id }, fds))) => {
-                let (error, pidfd) = match bear(&ground, fds, &control) {
+            Ok(Some((
+                Order::Runner {
+                    command_id,
+                    entrances,
+                },
+                fds,
+            ))) => {
+                let (error, pidfd) = match bear(&ground, fds, entrances, &control) {
                     Ok((pid, pidfd)) => {
                         runners.add(pid, command_id);
                         (None, pidfd)
@@ -223,6 +240,15 @@ fn tell(control: &OwnedFd, done: &Done, riders: &[BorrowedFd<'_>]) {
     }
 }
 
+/// Moves this process into its groups, and makes what it sees of them begin there. The
+/// entrances were opened by the supervisor, whose right to use them counts.
+fn enter_groups(entrances: Vec<OwnedFd>) -> Result<(), WallError> {
+    for entrance in entrances {
+        rustix::io::write(&entrance, b"0").step(|| "enter its cgroup".into())?;
+    }
+    sys::unshare(sys::NEW_CGROUP).step(|| "create a cgroup namespace".into())
+}
+
 /// Builds a guest's or workbench's namespaces up to the finished root.
 fn settle(mut ground: Ground, keep: &[BorrowedFd<'_>], oom: &str) -> Result<Ground, WallError> {
     let trees = ground.trees.take();
@@ -232,7 +258,7 @@ fn settle(mut ground: Ground, keep: &[BorrowedFd<'_>], oom: &str) -> Result<Grou
     leave_standard_descriptors().step(|| "let go of standard descriptors".into())?;
     init::die_with_parent()?;
     sethostname(ground.hostname.as_bytes()).step(|| "set the host name".into())?;
-    become_inner(ground.outer, oom)?;
+    become_inner(ground.outer, oom, &ground.rlimits)?;
     root::make_private()?;
     let trees = match trees {
         Some(trees) => trees,
@@ -250,9 +276,17 @@ fn leave_standard_descriptors() -> io::Result<()> {
 }
 
 /// Maps the ids of a fresh user namespace and hides again.
-fn become_inner(outer: HostIds, oom: &str) -> Result<(), WallError> {
+fn become_inner(outer: HostIds, oom: &str, rlimits: &Rlimits) -> Result<(), WallError> {
     init::show()?;
     root::map_ids(outer.uid, outer.gid)?;
+    // Of this namespace, whoever mounted the file system through which it is set. Where
+    // that is read-only the host's own numbers hold, as for any program of the host user.
+    for (name, value) in [
+        ("max_inotify_instances", rlimits.inotify_instances),
+        ("max_inotify_watches", rlimits.inotify_watches),
+    ] {
+        let _ = fs::write(format!("/proc/sys/user/{name}"), value.to_string());
+    }
     // Not a wall: where it is refused the kernel just has fewer preferences.
     let _ = fs::write("/proc/self/oom_score_adj", oom);
     init::hide()
@@ -262,6 +296,7 @@ fn become_inner(outer: HostIds, oom: &str) -> Result<(), WallError> {
 fn bear(
     ground: &Ground,
     fds: Vec<OwnedFd>,
+    entrances: usize,
     control: &OwnedFd,
 ) -> Result<(Pid, Option<OwnedFd>), WallError> {
     match sys::clone_into(RUNNER).step(|| "create the runner's namespaces".into())? {
@@ -269,14 +304,15 @@ fn bear(
         Forked::Child => {
             // The supervisor's orders are not for runners.
             let _ = control;
-            runner(ground, fds)
+            runner(ground, fds, entrances)
         }
     }
 }
 
 /// Becomes a runner's first process.
-fn runner(ground: &Ground, fds: Vec<OwnedFd>) -> ! {
+fn runner(ground: &Ground, mut fds: Vec<OwnedFd>, entrances: usize) -> ! {
     init::name(c"choir-runner");
+    let entrances = fds.split_off(fds.len().saturating_sub(entrances));
     let mut fds = fds.into_iter();
     let (Some(job), Some(control)) = (fds.next(), fds.next()) else {
         sys::exit(1);
@@ -289,7 +325,8 @@ fn runner(ground: &Ground, fds: Vec<OwnedFd>) -> ! {
         }),
         _ => None,
     };
-    match build_runner(ground, &job, &control, stdio) {
+    let built = enter_groups(entrances).and_then(|()| build_runner(ground, &job, &control, stdio));
+    match built {
         Ok(Built {
             program,
             denials,
@@ -333,6 +370,7 @@ fn build_runner(
             gid: INNER_ID,
         },
         OOM_RUNNER,
+        &job.rlimits,
     )?;
     let name = job.command_id.to_string();
     root::enter_runner(job.channel.then_some(name.as_str()))?;

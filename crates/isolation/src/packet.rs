@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Most descriptors in one message.
-pub(crate) const MAX_DESCRIPTORS: usize = 5;
+pub(crate) const MAX_DESCRIPTORS: usize = 8;
 
 /// Longest message, in bytes. What may be longer travels in a memfd.
 const MAX_LENGTH: usize = 16 << 10;

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use types::{CommandId, CommandLimits, NetworkMode, SandboxId, StartId, TerminalSize};
 use zeroize::Zeroize;
 
+use crate::cgroups::{Group, GroupLimits};
+
 /// The numeric user and group every sandboxed process sees itself as.
 pub const INNER_ID: u32 = 1000;
 
@@ -82,6 +84,12 @@ pub struct Rlimits {
     pub file_bytes: Option<u64>,
     /// Address space of one process, in bytes.
     pub memory_bytes: Option<u64>,
+    /// inotify instances of the guest, and of all runners together. What is counted here
+    /// and below counts into the host user's as well, which an ordinary user's sandboxes
+    /// all share (inotify(7), namespaces(7) "The /proc/sys/user directory").
+    pub inotify_instances: u64,
+    /// inotify watches of the guest, and of all runners together.
+    pub inotify_watches: u64,
 }
 
 impl Default for Rlimits {
@@ -91,6 +99,8 @@ impl Default for Rlimits {
             processes: 2048,
             file_bytes: None,
             memory_bytes: None,
+            inotify_instances: 48,
+            inotify_watches: 65_536,
         }
     }
 }
@@ -102,6 +112,35 @@ pub enum OptionalWall {
     /// Landlock's scopes for abstract sockets and signals, which Linux has since 6.12. The
     /// net and pid namespaces guard the same doors.
     LandlockScopes,
+    /// Limits by control groups, of memory, processes and processor time for whole trees.
+    /// Without them only the limits of setrlimit(2) hold, each for a single process.
+    CgroupLimits,
+    /// The cpu controller alone, where a host delegates memory and pids without it.
+    CgroupCpu,
+}
+
+/// Limits by control groups of one start, and the user whose share it counts into.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TreeLimits {
+    /// The name of the user's group; letters, digits and `-`.
+    pub user: String,
+    /// Of all sandboxes of the user together.
+    pub of_user: GroupLimits,
+    /// Of guest and commands together.
+    pub of_sandbox: GroupLimits,
+    /// Of the guest.
+    pub of_guest: GroupLimits,
+}
+
+/// What a sandbox may keep on disk, in its workspace, home and data together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskLimits {
+    /// Bytes. Absent: no limit.
+    pub bytes: Option<u64>,
+    /// Files, directories and links. Absent: no limit.
+    pub entries: Option<u64>,
 }
 
 /// The guest's process.
@@ -158,6 +197,16 @@ pub struct SandboxSpec {
     /// Bounds of the guest and of each runner (whose `processes` may ask for less).
     #[serde(default)]
     pub rlimits: Rlimits,
+    /// Limits of whole trees, which the driver turns into groups.
+    #[serde(default)]
+    pub limits: TreeLimits,
+    /// The group made for this start; without it, and without the name of that in
+    /// `accept_missing`, nothing starts.
+    #[serde(default)]
+    pub cgroup: Option<Group>,
+    /// What may be kept on disk.
+    #[serde(default)]
+    pub disk: DiskLimits,
     /// Walls that may be missing; without an entry here their absence refuses the start.
     #[serde(default)]
     pub accept_missing: Vec<OptionalWall>,

@@ -67,6 +67,14 @@ pub(crate) fn clone_into(namespaces: u64) -> io::Result<Forked> {
     forked(pid, pidfd)
 }
 
+/// Moves this process into new namespaces (unshare(2)).
+pub(crate) fn unshare(namespaces: u64) -> io::Result<()> {
+    let flags = libc::c_int::try_from(namespaces).map_err(io::Error::other)?;
+    // SAFETY: without CLONE_FILES and CLONE_FS nothing that this process's memory refers to
+    // changes; it has no other thread.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
 fn forked(pid: libc::c_long, pidfd: RawFd) -> io::Result<Forked> {
     if pid == 0 {
         return Ok(Forked::Child);

@@ -417,12 +417,15 @@ impl Watch {
     pub(crate) async fn guest_exit(mut self, events: broadcast::Sender<Event>) -> CommandExit {
         loop {
             match self.connection.receive().await {
-                Ok(Frame::Json(body)) => match Message::parse(&body) {
-                    Ok(Message::Event(Event::GuestExited { exit })) => return exit,
-                    // Nobody may be listening.
-                    Ok(Message::Event(event)) => drop(events.send(event)),
-                    _ => {}
-                },
+                Ok(Frame::Json(body)) => {
+                    if let Ok(Message::Event(event)) = Message::parse(&body) {
+                        // Nobody may be listening.
+                        drop(events.send(event.clone()));
+                        if let Event::GuestExited { exit } = event {
+                            return exit;
+                        }
+                    }
+                }
                 Ok(Frame::Data { .. }) => {}
                 Err(_) => {
                     let error = Some("its supervisor went away".to_owned());

@@ -9,6 +9,7 @@
 mod control;
 mod driver;
 mod fleet;
+mod groups;
 mod instance;
 mod namespace;
 
@@ -17,5 +18,5 @@ pub use driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, S
 pub use fleet::{Crashed, Fleet, FleetOptions, Host, State, Status};
 pub use instance::Instance;
 pub use isolation::probe::{Check, probe};
-pub use isolation::{describe_call, protocol, spec};
+pub use isolation::{cgroups, describe_call, protocol, spec};
 pub use namespace::NamespaceDriver;

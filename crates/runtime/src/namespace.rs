@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isolation::protocol::Refusal;
@@ -24,6 +25,7 @@ use types::{CommandExit, SandboxId, StartId};
 
 use crate::control::{Control, ControlError};
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
+use crate::groups::Groups;
 
 /// News of a supervisor that waits for a host that is busy; the oldest goes first.
 const MAX_EVENTS: usize = 64;
@@ -45,6 +47,7 @@ const RECORD: &str = "start.json";
 pub struct NamespaceDriver {
     supervisor: PathBuf,
     run_dir: PathBuf,
+    groups: Arc<Groups>,
 }
 
 /// What is kept about a start, in a directory that is never mounted into a sandbox.
@@ -78,12 +81,15 @@ enum Answer {
 }
 
 impl NamespaceDriver {
-    /// A driver that runs `supervisor` and keeps one directory per start in `run_dir`.
+    /// A driver that runs `supervisor`, keeps one directory per start in `run_dir`, and
+    /// remembers in the file `groups` where its cgroups are. Under cgroups version 2 it
+    /// moves this process into a group of its own.
     #[must_use]
-    pub fn new(supervisor: PathBuf, run_dir: PathBuf) -> Self {
+    pub fn new(supervisor: PathBuf, run_dir: PathBuf, groups: &Path) -> Self {
         Self {
             supervisor,
             run_dir,
+            groups: Arc::new(Groups::open(groups)),
         }
     }
 
@@ -95,9 +101,11 @@ impl NamespaceDriver {
 
     async fn build(&self, request: StartRequest) -> Result<Started, StartError> {
         let dir = self.start_dir(request.spec.start_id);
+        let start = request.spec.start_id;
         let built = self.try_build(&dir, request).await;
         if built.is_err() {
             discard(&dir, Duration::ZERO).await;
+            Arc::clone(&self.groups).end(start).await;
         }
         built
     }
@@ -106,7 +114,10 @@ impl NamespaceDriver {
     /// finds again: the record names the supervisor before the supervisor is told what to
     /// build, and one that is told nothing ends.
     async fn try_build(&self, dir: &Path, request: StartRequest) -> Result<Started, StartError> {
-        let StartRequest { spec, host_record } = request;
+        let StartRequest {
+            mut spec,
+            host_record,
+        } = request;
         make_dirs(dir, &spec)
             .map_err(|e| unavailable("cannot create the sandbox's directories", &e))?;
         let mut child = self.spawn_supervisor()?;
@@ -125,6 +136,7 @@ impl NamespaceDriver {
         record
             .write(dir)
             .map_err(|e| unavailable("cannot write the start's record", &e))?;
+        self.groups.begin(&mut spec)?;
         tell(&mut child, &spec).await?;
         let control = Control::new(dir.to_owned(), spec.nonce);
         let greeting = control.hello().await.map_err(unreachable)?;
@@ -167,12 +179,11 @@ impl NamespaceDriver {
             Err(_) => tracing::warn!(%start, "the supervisor did not stop in time"),
         }
         discard(&dir, CLEAN_UP_WITHIN).await;
+        Arc::clone(&self.groups).end(start).await;
     }
 
     async fn adopt_all(&self) -> Vec<Adopted> {
-        let Ok(entries) = fs::read_dir(&self.run_dir) else {
-            return Vec::new();
-        };
+        let entries = fs::read_dir(&self.run_dir).into_iter().flatten();
         // All at once: one that is slow, or has to be ended, does not keep the others waiting.
         let mut looks = JoinSet::new();
         for dir in entries.flatten().map(|entry| entry.path()) {
@@ -187,7 +198,10 @@ impl NamespaceDriver {
                 }
             });
         }
-        looks.join_all().await.into_iter().flatten().collect()
+        let found: Vec<Adopted> = looks.join_all().await.into_iter().flatten().collect();
+        let alive = found.iter().map(|one| one.start_id.to_string()).collect();
+        Arc::clone(&self.groups).sweep(alive).await;
+        found
     }
 }
 

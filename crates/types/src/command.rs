@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CommandId, NetworkMode};
+use crate::{CommandId, LimitReached, NetworkMode};
 
 /// Bounds of one command. Every field has a default and a maximum in the hypervisor's config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -17,6 +17,15 @@ pub struct CommandLimits {
     /// Processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
+    /// Memory of the whole tree in bytes, where the host gives cgroups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Processor time in thousandths of a core, where the host gives cgroups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
+    /// Size of one file in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<u64>,
 }
 
 /// The size of a terminal, in character cells.
@@ -102,6 +111,9 @@ pub struct CommandExit {
     /// Why it could not be started, when it could not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The limit that ended it, or that made calls of it fail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitReached>,
 }
 
 /// One line of the `application/x-ndjson` stream that answers `POST …/commands`.

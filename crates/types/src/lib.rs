@@ -6,6 +6,7 @@
 mod command;
 mod id;
 pub mod keyless;
+mod limits;
 mod name;
 mod network;
 mod notice;
@@ -23,6 +24,7 @@ pub use id::{
     CommandId, InviteId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId, SessionId, StartId,
     TokenId, UserId,
 };
+pub use limits::{LimitReached, LimitScope, LimitedResource, format_bytes, parse_bytes};
 pub use name::{UserName, UserNameError};
 pub use network::{NetworkMode, ParseNetworkModeError};
 pub use notice::{NoticeKind, SandboxNotice};

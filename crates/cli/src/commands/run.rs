@@ -51,6 +51,9 @@ pub(super) async fn run(
         network: command.network,
         limits: CommandLimits {
             wall_ms: command.timeout.map(|seconds| seconds * 1000),
+            memory_bytes: command.memory,
+            cpu_millis: command.cpus,
+            processes: command.processes,
             ..CommandLimits::default()
         },
         label: Some("cli".to_owned()),
@@ -66,6 +69,9 @@ pub(super) async fn run(
             exit.dropped_bytes
         );
         context.io.complain(&text)?;
+    }
+    if let Some(limit) = &exit.limit {
+        context.io.complain(&format!("choir: {limit}\n"))?;
     }
     if let Some(why) = exit.error {
         return Err(Error::NotStarted(why));

@@ -2,6 +2,7 @@
 
 mod egress;
 mod error;
+mod limits;
 mod network;
 mod origins;
 mod preview;
@@ -18,12 +19,13 @@ use std::time::Duration;
 
 pub use egress::Egress;
 pub use error::ConfigError;
+pub use limits::{Limits, Share};
 pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
 pub use preview::PreviewTemplate;
 pub use providers::{Provider, ProviderKind};
 pub use raw::RawConfig;
-pub use sandbox::{IdleStop, Limits, Mount, Places, Sandbox, Swap};
+pub use sandbox::{IdleStop, Mount, Places, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
 
 /// Longer than a request that is under way usually takes, and than a guest's grace.

@@ -164,6 +164,38 @@ pub struct RawLimits {
     pub running_per_user: Option<u32>,
     /// Sandboxes that run at the same time: a number, or `auto`.
     pub running_per_host: Option<RawPlaces>,
+    /// Memory per command.
+    pub memory: Option<String>,
+    /// Cores per command.
+    pub cpu: Option<f64>,
+    /// Size of one file.
+    pub file_bytes: Option<String>,
+    /// Memory of the guest itself.
+    pub guest_memory: Option<String>,
+    /// inotify instances of the guest, and of a sandbox's commands together.
+    pub inotify_instances: Option<u64>,
+    /// inotify watches of the guest, and of a sandbox's commands together.
+    pub inotify_watches: Option<u64>,
+    /// Memory of a sandbox.
+    pub sandbox_memory: Option<String>,
+    /// Processes and threads of a sandbox.
+    pub sandbox_processes: Option<u64>,
+    /// Cores of a sandbox.
+    pub sandbox_cpu: Option<f64>,
+    /// Bytes on disk of a sandbox.
+    pub sandbox_disk: Option<String>,
+    /// Files on disk of a sandbox.
+    pub sandbox_files: Option<u64>,
+    /// Memory of a user's sandboxes.
+    pub user_memory: Option<String>,
+    /// Processes and threads of a user's sandboxes.
+    pub user_processes: Option<u64>,
+    /// Cores of a user's sandboxes.
+    pub user_cpu: Option<f64>,
+    /// Bytes on disk of a user's sandboxes.
+    pub user_disk: Option<String>,
+    /// Files on disk of a user's sandboxes.
+    pub user_files: Option<u64>,
 }
 
 /// A number, or a word that stands for one.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use runtime::spec::OptionalWall;
 
 use super::ConfigError;
-use super::raw::{RawLimits, RawPlaces, RawSandbox, RawSwap};
-use super::values::{DAY, HOUR, MINUTE, duration, within};
+use super::limits::Limits;
+use super::raw::{RawPlaces, RawSandbox, RawSwap};
+use super::values::{HOUR, MINUTE, duration, within};
 
 /// What sandboxes get.
 #[derive(Debug, Clone)]
@@ -71,7 +72,7 @@ pub enum Places {
 }
 
 impl Places {
-    fn build(raw: Option<&RawPlaces>) -> Result<Self, ConfigError> {
+    pub(super) fn build(raw: Option<&RawPlaces>) -> Result<Self, ConfigError> {
         let key = "sandbox.limits.running_per_host";
         match raw {
             None => Ok(Self::Auto),
@@ -94,29 +95,6 @@ pub struct Mount {
     pub source: PathBuf,
     /// Inside; absolute.
     pub target: PathBuf,
-}
-
-/// Bounds of what runs in a sandbox.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Wall time of a command that names none.
-    pub command_wall: Duration,
-    /// The longest wall time that a command may ask for.
-    pub command_wall_max: Duration,
-    /// Bytes of output kept per command.
-    pub output_bytes: u64,
-    /// Processes and threads per command.
-    pub processes: u32,
-    /// Processes and threads of the guest itself.
-    pub guest_processes: u32,
-    /// Open files per process.
-    pub open_files: u64,
-    /// Commands that run at the same time in one sandbox.
-    pub commands: u32,
-    /// Sandboxes of one user that run at the same time.
-    pub running_per_user: u32,
-    /// Sandboxes that run at the same time.
-    pub running_per_host: Places,
 }
 
 impl Sandbox {
@@ -213,62 +191,6 @@ impl Swap {
         Ok(Self {
             grace,
             probe_interval: probe_interval.min(grace),
-        })
-    }
-}
-
-impl Limits {
-    fn build(raw: &RawLimits) -> Result<Self, ConfigError> {
-        let command_wall_max = duration(
-            "sandbox.limits.command_wall_max",
-            raw.command_wall_max.as_deref(),
-            DAY,
-        )?;
-        let command_wall = duration(
-            "sandbox.limits.command_wall",
-            raw.command_wall.as_deref(),
-            HOUR,
-        )?;
-        Ok(Self {
-            command_wall: command_wall.min(command_wall_max),
-            command_wall_max,
-            output_bytes: within(
-                "sandbox.limits.output_bytes",
-                raw.output_bytes.unwrap_or(4 << 20),
-                1 << 12,
-                1 << 30,
-            )?,
-            processes: within(
-                "sandbox.limits.processes",
-                raw.processes.unwrap_or(512),
-                8,
-                65_536,
-            )?,
-            guest_processes: within(
-                "sandbox.limits.guest_processes",
-                raw.guest_processes.unwrap_or(256),
-                8,
-                65_536,
-            )?,
-            open_files: within(
-                "sandbox.limits.open_files",
-                raw.open_files.unwrap_or(4096),
-                64,
-                1 << 20,
-            )?,
-            commands: within(
-                "sandbox.limits.commands",
-                raw.commands.unwrap_or(64),
-                1,
-                4096,
-            )?,
-            running_per_user: within(
-                "sandbox.limits.running_per_user",
-                raw.running_per_user.unwrap_or(2),
-                1,
-                1000,
-            )?,
-            running_per_host: Places::build(raw.running_per_host.as_ref())?,
         })
     }
 }

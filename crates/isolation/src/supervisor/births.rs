@@ -43,7 +43,7 @@ impl Supervisor {
             (None, Some(pidfd)) => self.welcome(id, pidfd, now),
             (error, _) => {
                 if let Some(mut runner) = self.runners.remove(&id) {
-                    runner.close(&self.dirs);
+                    self.emptied.extend(runner.close(&self.dirs));
                 }
                 Err(error.map_or_else(workbench_gone, |error| hints::refusal(&error)))
             }
@@ -101,7 +101,9 @@ impl Supervisor {
             if let Mode::Spawning(id) = connection.mode {
                 connection.mode = Mode::Requests;
                 connection.refuse(&refusal);
-                self.runners.remove(&id);
+                if let Some(mut runner) = self.runners.remove(&id) {
+                    self.emptied.extend(runner.close(&self.dirs));
+                }
             } else if let Mode::Asking(_) = connection.mode {
                 connection.mode = Mode::Requests;
                 connection.refuse(&refusal);

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
-use types::{CommandState, CommandView, TerminalSize};
+use types::{CommandState, CommandView, LimitReached, TerminalSize};
 
 use super::dirs::StartDirs;
 use super::start::{Workbench, output_pipe, with_path};
 use super::task::Task;
+use crate::cgroups::{self, Group, GroupLimits, Levels};
 use crate::namespaces::{Order, RunnerJob};
 use crate::packet;
 use crate::protocol::{Refusal, RunnerStatus, Stream};
@@ -34,6 +35,14 @@ pub(crate) struct Runner {
     started_unix_ms: u64,
     channel: Option<OwnedFd>,
     has_channel: bool,
+    group: Option<RunnerGroup>,
+}
+
+/// The group of a command, and what it is judged by.
+#[derive(Debug)]
+struct RunnerGroup {
+    group: Group,
+    levels: Levels,
 }
 
 impl Runner {
@@ -70,6 +79,11 @@ impl Runner {
             .then(|| dirs.runner_channel(&id.to_string()))
             .transpose()?;
         let (control, far) = packet::pair()?;
+        let group = sandbox
+            .cgroup
+            .as_ref()
+            .map(|start| RunnerGroup::make(&spec, sandbox, start))
+            .transpose()?;
         let job = write_job(&spec, sandbox)?;
         let mut riders = vec![job, far];
         let mut outputs = Vec::new();
@@ -99,12 +113,16 @@ impl Runner {
             let ends = spec.terminal.is_none() && !spec.stdin_open;
             task.set_input(input, spec.stdin.unwrap_or_default().into_bytes(), ends);
         }
-        let riders: Vec<_> = riders.iter().map(AsFd::as_fd).collect();
-        packet::send(
-            &workbench.control,
-            &Order::Runner { command_id: id },
-            &riders,
-        )?;
+        let entrances = match &group {
+            Some(made) => cgroups::entrances(&made.group)?,
+            None => Vec::new(),
+        };
+        let order = Order::Runner {
+            command_id: id,
+            entrances: entrances.len(),
+        };
+        let riders: Vec<_> = riders.iter().chain(&entrances).map(AsFd::as_fd).collect();
+        packet::send(&workbench.control, &order, &riders)?;
         task.write_input();
         let view = CommandView {
             id,
@@ -127,6 +145,7 @@ impl Runner {
             started_unix_ms,
             has_channel: channel.is_some(),
             channel,
+            group,
         })
     }
 
@@ -151,11 +170,57 @@ impl Runner {
         self.channel.as_ref().map(OwnedFd::try_clone).transpose()
     }
 
-    /// Takes its channel away, once it has ended.
-    pub(crate) fn close(&mut self, dirs: &StartDirs) {
+    /// The limit that it met, if any.
+    pub(crate) fn limit(&self) -> Option<LimitReached> {
+        let RunnerGroup { group, levels } = self.group.as_ref()?;
+        let start = group.parent().parent();
+        cgroups::reached(levels, group.counts(), start.counts())
+    }
+
+    /// Takes its channel away, once it has ended. Its group is the caller's to remove.
+    pub(crate) fn close(&mut self, dirs: &StartDirs) -> Option<Group> {
         if self.channel.take().is_some() {
             dirs.remove_runner_channel(&self.view.id.to_string());
         }
+        self.group.take().map(|made| made.group)
+    }
+}
+
+impl RunnerGroup {
+    fn make(spec: &RunnerSpec, sandbox: &SandboxSpec, start: &Group) -> io::Result<Self> {
+        let asked = &spec.limits;
+        let of_sandbox = sandbox.limits.of_sandbox;
+        let limits = GroupLimits {
+            memory_bytes: asked.memory_bytes,
+            // The first process of the tree is ours.
+            processes: asked.processes.map(|n| u64::from(n).saturating_add(1)),
+            // Version 1 refuses a share above the one of the group around it.
+            cpu_millis: match (asked.cpu_millis, of_sandbox.cpu_millis) {
+                (Some(own), Some(all)) => Some(own.min(all)),
+                (own, _) => own,
+            },
+            weight: None,
+        };
+        let group = start
+            .child(cgroups::COMMANDS)
+            .child(&spec.command_id.to_string());
+        let made = group.create().and_then(|()| {
+            group.limit(&limits)?;
+            group.end_as_one();
+            Ok(())
+        });
+        made.map_err(|error| {
+            // Nothing is in it yet.
+            let _ = group.remove(Duration::ZERO);
+            io::Error::other(error)
+        })?;
+        let levels = Levels {
+            command: limits,
+            sandbox: of_sandbox,
+            user: sandbox.limits.of_user,
+            before: start.counts(),
+        };
+        Ok(Self { group, levels })
     }
 }
 
@@ -201,6 +266,14 @@ fn write_job(spec: &RunnerSpec, sandbox: &SandboxSpec) -> io::Result<OwnedFd> {
     let asked = spec.limits.processes.map_or(u64::MAX, u64::from);
     let mut rlimits = sandbox.rlimits;
     rlimits.processes = rlimits.processes.min(asked);
+    if sandbox.cgroup.is_some() {
+        // The group's limit is met first, because it tells that it was.
+        rlimits.processes = rlimits.processes.saturating_add(1);
+    }
+    rlimits.file_bytes = match (rlimits.file_bytes, spec.limits.file_bytes) {
+        (Some(all), Some(asked)) => Some(all.min(asked)),
+        (all, asked) => all.or(asked),
+    };
     let job = RunnerJob {
         command_id: spec.command_id,
         argv: spec.argv.clone(),

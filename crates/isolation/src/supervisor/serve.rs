@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
 use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
-use types::{CommandExit, CommandId};
+use types::{CommandExit, CommandId, LimitReached};
 
 use super::connection::{Connection, Mode};
 use super::denials::Counts;
@@ -17,6 +17,7 @@ use super::runner::Runner;
 use super::start::{Built, Workbench};
 use super::task::{Part, Task, Told};
 use super::{dirs::StartDirs, requests};
+use crate::cgroups::{self, Group, Levels};
 use crate::protocol::{Event, Refusal, Reply, Stream};
 use crate::spec::SandboxSpec;
 use crate::sys;
@@ -57,6 +58,11 @@ pub(crate) struct Supervisor {
     /// System calls that were refused and not told yet.
     denied: Counts,
     look_at: Instant,
+    _groups: Vec<OwnedFd>,
+    /// Groups of commands that have ended, until the kernel lets go of them.
+    pub(super) emptied: Vec<Group>,
+    /// What had happened in the groups of guest and sandbox when the guest last ended.
+    counted: (cgroups::Counts, cgroups::Counts),
 }
 
 /// Whom a readiness concerns.
@@ -96,6 +102,9 @@ impl Supervisor {
             freeze: None,
             denied: Counts::default(),
             look_at: Instant::now() + LOOK_EVERY,
+            _groups: built.groups,
+            emptied: Vec::new(),
+            counted: Default::default(),
         })
     }
 
@@ -109,6 +118,8 @@ impl Supervisor {
             }
             self.enforce_deadlines(now);
             self.tell_denials(now);
+            self.emptied
+                .retain(|group| group.remove(Duration::ZERO).is_err());
             self.feed_connections();
             self.enforce_thaw(now);
         }
@@ -302,7 +313,9 @@ impl Supervisor {
         }
     }
 
-    fn lose_guest(&mut self, exit: CommandExit, now: Instant) {
+    fn lose_guest(&mut self, mut exit: CommandExit, now: Instant) {
+        exit.limit = self.guest_limit();
+        self.guest.met(exit.limit);
         self.check_frozen(now);
         self.note(&format!("guest {}", ending(&exit)));
         self.tell(&Event::GuestExited { exit });
@@ -343,8 +356,11 @@ impl Supervisor {
                 Told::Nothing | Told::Guarded { .. } | Told::Started => {}
             },
             Part::Process => {
-                let exit = runner.task.finish(now);
-                runner.close(&self.dirs);
+                let limit = runner.limit();
+                let mut exit = runner.task.finish(now);
+                exit.limit = limit;
+                runner.task.met(limit);
+                self.emptied.extend(runner.close(&self.dirs));
                 self.check_frozen(now);
                 self.tell(&Event::RunnerExited {
                     command_id: id,
@@ -411,6 +427,20 @@ impl Supervisor {
         }
         self.connections
             .retain(|_, connection| !connection.is_done());
+    }
+
+    /// The limit that ended the guest, if one did.
+    fn guest_limit(&mut self) -> Option<LimitReached> {
+        let start = self.spec.cgroup.as_ref()?;
+        let (own, all) = (start.child(cgroups::GUEST).counts(), start.counts());
+        let (own_before, all_before) = std::mem::replace(&mut self.counted, (own, all));
+        let levels = Levels {
+            command: self.spec.limits.of_guest,
+            sandbox: self.spec.limits.of_sandbox,
+            user: self.spec.limits.of_user,
+            before: all_before,
+        };
+        cgroups::reached(&levels, own.since(own_before), all)
     }
 
     fn is_watched(&self) -> bool {

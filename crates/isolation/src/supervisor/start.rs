@@ -11,6 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, getegid, geteuid, getrlimit, setrli
 
 use super::dirs::StartDirs;
 use super::task::{Task, Told};
+use crate::cgroups;
 use crate::exec::{Program, Stdio};
 use crate::init;
 use crate::namespaces::{self, Ground};
@@ -48,6 +49,8 @@ pub(crate) struct Built {
     pub(crate) workbench: Workbench,
     /// Who may speak on the control socket: whoever started this supervisor.
     pub(crate) client_uid: u32,
+    /// What keeps `SandboxSpec::cgroup` reachable.
+    pub(crate) groups: Vec<OwnedFd>,
 }
 
 /// Builds the sandbox of `spec`, or says why not and leaves nothing behind.
@@ -58,7 +61,7 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
             .with_hint("the data directory must exist and belong to whoever runs the hypervisor")
     })?;
     match build_in(spec, owner, &dirs, now) {
-        Ok((listener, channel, guest, guest_pid, workbench, client_uid)) => Ok(Built {
+        Ok((listener, channel, guest, guest_pid, workbench, client_uid, groups)) => Ok(Built {
             dirs,
             listener,
             channel,
@@ -66,6 +69,7 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
             guest_pid,
             workbench,
             client_uid,
+            groups,
         }),
         Err(refusal) => {
             dirs.remove();
@@ -74,7 +78,22 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
     }
 }
 
-type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32);
+type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32, Vec<OwnedFd>);
+
+/// Takes this start's cgroups over while this process may, and names them in the spec so
+/// that it still reaches them afterwards.
+fn settle(spec: &mut SandboxSpec, owner: Option<HostIds>) -> Result<Vec<OwnedFd>, Refusal> {
+    let Some(group) = &spec.cgroup else {
+        return Ok(Vec::new());
+    };
+    let settled = cgroups::settle(group, &spec.limits.of_guest, owner).and_then(|()| group.hold());
+    let (group, held) = settled.map_err(|error| {
+        let message = format!("the sandbox was not started: {error}");
+        Refusal::new("wall_missing", message).with_hint(error.hint())
+    })?;
+    spec.cgroup = Some(group);
+    Ok(held)
+}
 
 fn build_in(
     spec: &mut SandboxSpec,
@@ -94,6 +113,7 @@ fn build_in(
         .map_err(wall)?;
     let guest_ground = ground(spec, Plan::guest(spec), owner, Profile::Sandbox).map_err(wall)?;
     let bench_ground = ground(spec, Plan::workbench(spec), owner, Profile::Runner).map_err(wall)?;
+    let groups = settle(spec, owner)?;
     give_up_privileges(owner)
         .step(|| "give up privileges".into())
         .map_err(wall)?;
@@ -111,7 +131,9 @@ fn build_in(
             rustix::process::pidfd_send_signal(&workbench.process, rustix::process::Signal::KILL);
         return Err(refusal);
     }
-    Ok((listener, channel, guest, guest_pid, workbench, client_uid))
+    Ok((
+        listener, channel, guest, guest_pid, workbench, client_uid, groups,
+    ))
 }
 
 /// Refuses what cannot be right, before anything is touched. Returns who the sandbox is
@@ -140,6 +162,7 @@ fn check(spec: &SandboxSpec) -> Result<Option<HostIds>, Refusal> {
     if paths.iter().any(|path| !path.is_absolute()) {
         return bad("every host path must be absolute");
     }
+    demand_groups(spec)?;
     let root = geteuid().is_root();
     match spec.host_ids {
         Some(HostIds { uid, gid }) if uid == 0 || gid == 0 => {
@@ -155,6 +178,30 @@ fn check(spec: &SandboxSpec) -> Result<Option<HostIds>, Refusal> {
             "a sandbox never maps to the host's root: give each one an unprivileged uid and gid",
         )),
         None => Ok(None),
+    }
+}
+
+/// Limits of whole trees may be missing only if the configuration says so by name (arch §8).
+fn demand_groups(spec: &SandboxSpec) -> Result<(), Refusal> {
+    let accepts = |wall| spec.accept_missing.contains(&wall);
+    let refuse = |what: &str, name: &str| {
+        Err(Refusal::new(
+            "wall_missing",
+            format!("the sandbox was not started: {what}"),
+        )
+        .with_hint(format!(
+            "run `hypervisor doctor` for the cause; to go without, set sandbox.accept_missing = [\"{name}\"]"
+        )))
+    };
+    match &spec.cgroup {
+        None if !accepts(OptionalWall::CgroupLimits) => refuse(
+            "no cgroup limits its memory, processes and processor time",
+            "cgroup_limits",
+        ),
+        Some(group) if !group.has_cpu() && !accepts(OptionalWall::CgroupCpu) => {
+            refuse("its cgroup cannot limit processor time", "cgroup_cpu")
+        }
+        _ => Ok(()),
     }
 }
 
@@ -178,6 +225,7 @@ fn ground(
         trees,
         filter: Filter::compile(profile)?,
         scopes,
+        rlimits: spec.rlimits,
     })
 }
 
@@ -226,6 +274,11 @@ fn start_guest(
     let (stdout_near, stdout) = output_pipe().step(|| "make a pipe".into())?;
     let (stderr_near, stderr) = output_pipe().step(|| "make a pipe".into())?;
     let stdin = sys::null().step(|| "open /dev/null".into())?;
+    let entrances = match &spec.cgroup {
+        Some(group) => cgroups::entrances(&group.child(cgroups::GUEST))
+            .step(|| "open the guest's cgroup".into())?,
+        None => Vec::new(),
+    };
     match namespaces(namespaces::SANDBOX)? {
         Forked::Child => {
             let stdio = Stdio::Files {
@@ -241,7 +294,7 @@ fn start_guest(
                 rlimits: spec.rlimits,
                 stdio,
             };
-            namespaces::guest(ground, program, far)
+            namespaces::guest(ground, program, far, entrances)
         }
         Forked::Parent(pid, pidfd) => {
             let outputs = vec![(stdout_near, Stream::Stdout), (stderr_near, Stream::Stderr)];
@@ -253,8 +306,7 @@ fn start_guest(
 }
 
 fn namespaces(flags: u64) -> Result<Forked, WallError> {
-    sys::clone_into(flags)
-        .step(|| "create user, mount, pid, net, ipc, uts and cgroup namespaces".into())
+    sys::clone_into(flags).step(|| "create user, mount, pid, net, ipc and uts namespaces".into())
 }
 
 fn no_pidfd() -> WallError {

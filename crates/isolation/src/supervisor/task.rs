@@ -8,7 +8,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use rustix::termios::{tcgetpgrp, tcgetsid};
-use types::{CommandExit, TerminalSize};
+use types::{CommandExit, LimitReached, TerminalSize};
 
 use super::denials::Denials;
 use super::log::Log;
@@ -376,6 +376,13 @@ impl Task {
         self.report = None;
         self.started = now;
         true
+    }
+
+    /// Adds the limit that it met to how it ended.
+    pub(crate) fn met(&mut self, limit: Option<LimitReached>) {
+        if let Some(exit) = &mut self.exit {
+            exit.limit = limit;
+        }
     }
 
     fn end(&mut self, mut exit: CommandExit, now: Instant) -> CommandExit {

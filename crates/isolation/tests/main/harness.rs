@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use isolation::protocol::{
     Decoder, Event, Frame, Message, Refusal, Reply, Request, Stream, encode_data, encode_json,
 };
-use isolation::spec::{Bind, GuestSpec, HostIds, Nonce, Rlimits, RunnerSpec, SandboxSpec};
+use isolation::spec::{
+    Bind, DiskLimits, GuestSpec, HostIds, Nonce, OptionalWall, Rlimits, RunnerSpec, SandboxSpec,
+    TreeLimits,
+};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use types::{CommandExit, CommandId, CommandLimits, SandboxId, StartId, TerminalSize};
 
@@ -77,7 +80,10 @@ pub(crate) fn spec(dir: &Path, guest: &[&str]) -> SandboxSpec {
             cwd: "/workspace".into(),
         },
         rlimits: Rlimits::default(),
-        accept_missing: Vec::new(),
+        limits: TreeLimits::default(),
+        cgroup: None,
+        disk: DiskLimits::default(),
+        accept_missing: vec![OptionalWall::CgroupLimits],
         log_bytes: 1 << 20,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use isolation::spec::{GuestSpec, Nonce, Rlimits, SandboxSpec};
+use isolation::spec::{DiskLimits, GuestSpec, Nonce, Rlimits, SandboxSpec, TreeLimits};
 use tokio::sync::oneshot;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
 
@@ -184,6 +184,9 @@ fn spec(sandbox_id: SandboxId, start_id: StartId) -> SandboxSpec {
             cwd: "/".to_owned(),
         },
         rlimits: Rlimits::default(),
+        limits: TreeLimits::default(),
+        cgroup: None,
+        disk: DiskLimits::default(),
         accept_missing: Vec::new(),
         log_bytes: 0,
     }

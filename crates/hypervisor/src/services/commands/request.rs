@@ -6,6 +6,7 @@ use types::{CommandId, CommandLimits, CommandRequest, NetworkMode};
 
 use crate::config::Limits;
 use crate::error::Error;
+use crate::services::sandboxes::limits::most;
 
 /// The only capability that can be asked for yet.
 pub(crate) const PROVIDER_CALL: &str = "provider:call";
@@ -26,6 +27,12 @@ const MAX_LABEL: usize = 64;
 
 /// Columns or rows of a terminal.
 const MAX_CELLS: u16 = 1000;
+
+/// The least memory that a command can be held to, in bytes: its walls are built in it.
+const LEAST_MEMORY: u64 = 8 << 20;
+
+/// The least processor time, in thousandths of a core, that the kernel can keep.
+const LEAST_CPU_MILLIS: u32 = 10;
 
 /// Capabilities of one command.
 const MAX_CAPABILITIES: usize = 8;
@@ -183,6 +190,7 @@ fn bounded(request: &CommandRequest, limits: &Limits) -> Result<CommandLimits, E
     // People leave terminals and services open; only the maximum ends those.
     let lasting = request.detach || request.terminal.is_some();
     let asked = request.limits;
+    let (memory, cpu, file) = most(limits);
     Ok(CommandLimits {
         wall_ms: Some(within(
             "wall_ms",
@@ -202,7 +210,29 @@ fn bounded(request: &CommandRequest, limits: &Limits) -> Result<CommandLimits, E
             limits.processes,
             limits.processes,
         )?),
+        memory_bytes: at_most("memory_bytes", asked.memory_bytes, LEAST_MEMORY, memory)?,
+        cpu_millis: at_most("cpu_millis", asked.cpu_millis, LEAST_CPU_MILLIS, cpu)?,
+        file_bytes: at_most("file_bytes", asked.file_bytes, 0, file)?,
     })
+}
+
+/// What was asked for, or the maximum, where there is one.
+fn at_most<T: PartialOrd + Copy + std::fmt::Display>(
+    name: &str,
+    asked: Option<T>,
+    least: T,
+    most: Option<T>,
+) -> Result<Option<T>, Error> {
+    match (asked, most) {
+        (Some(asked), most) if asked < least || most.is_some_and(|most| asked > most) => {
+            let valid = most.map_or_else(
+                || format!("at least {least}"),
+                |most| format!("{least} to {most}"),
+            );
+            Err(Error::bad_request(format!("limits.{name} is {valid}")))
+        }
+        (asked, most) => Ok(asked.or(most)),
+    }
 }
 
 fn within<T: PartialOrd + From<u8> + std::fmt::Display>(
@@ -287,6 +317,14 @@ mod tests {
         );
         refused(r#"{"argv":["a"],"capabilities":["root"]}"#, "provider:call");
         refused(r#"{"argv":["a"],"limits":{"wall_ms":0}}"#, "wall_ms");
+        refused(
+            r#"{"argv":["a"],"limits":{"memory_bytes":1024}}"#,
+            "memory_bytes",
+        );
+        refused(
+            r#"{"argv":["a"],"limits":{"memory_bytes":1099511627776}}"#,
+            "memory_bytes",
+        );
         refused(
             r#"{"argv":["a"],"limits":{"processes":1000000}}"#,
             "processes",

@@ -4,6 +4,7 @@ mod capacity;
 mod crashes;
 mod environment;
 mod idle;
+pub(crate) mod limits;
 pub(crate) mod notices;
 mod plane;
 mod swap;
@@ -85,6 +86,7 @@ impl Sandboxes {
         let driver = Arc::new(NamespaceDriver::new(
             supervisor,
             config.data_dir.join("run"),
+            &config.data_dir.join("cgroups.json"),
         ));
         Self::with_driver(config, store, audit, clock, metrics, driver)
     }

@@ -9,15 +9,14 @@ use std::time::Instant;
 
 use crypto::{OsRandom, Random, Token, TokenHash};
 use gateway::{AppSocket, Forwarder, Limits, Upstream, Upstreams};
-use runtime::spec::{
-    Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, Rlimits, SandboxSpec, WORKSPACE,
-};
+use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, SandboxSpec, WORKSPACE};
 use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use types::{Role, SandboxId, StartId, UserId};
 
 use super::environment::{self, Identity};
+use super::limits::EffectiveLimits;
 use super::notices::Notices;
 use super::table::RouteTable;
 use super::telemetry;
@@ -238,6 +237,7 @@ impl Plane {
         token: &Token,
     ) -> Result<SandboxSpec, Error> {
         let config = &self.config.sandbox;
+        let limits = EffectiveLimits::of(config);
         let data_dir = &self.config.data_dir;
         let own = self.sandbox_dir(identity.sandbox).join(STATE);
         let extra_mounts = config
@@ -267,13 +267,10 @@ impl Plane {
                 env: environment::of_guest(&self.config, identity, token.expose()),
                 cwd: WORKSPACE.to_owned(),
             },
-            rlimits: Rlimits {
-                open_files: config.limits.open_files,
-                // Guest and runners are one user of one user namespace, and counted together.
-                processes: u64::from(config.limits.processes)
-                    + u64::from(config.limits.guest_processes),
-                ..Rlimits::default()
-            },
+            rlimits: limits.of_processes(),
+            limits: limits.of_trees(identity.user),
+            cgroup: None,
+            disk: limits.of_disk(),
             accept_missing: config.accept_missing.clone(),
             log_bytes: LOG_BYTES,
         })

@@ -8,6 +8,7 @@ use runtime::protocol::{Denial, Event};
 use tokio::sync::broadcast::error::RecvError;
 use types::{NoticeKind, SandboxId};
 
+use super::limits;
 use super::plane::Plane;
 
 /// Different calls of one start that get a notice of their own. What a program tries is its own
@@ -22,6 +23,8 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
         let mut named = BTreeSet::new();
         loop {
             let event = tokio::select! {
+                // How a start ended is told before that it did.
+                biased;
                 event = events.recv() => event,
                 () = ended.cancelled() => return,
             };
@@ -29,7 +32,13 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
                 Ok(Event::Denied { denials }) => {
                     denied(&plane, sandbox, denials, &mut named);
                 }
-                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Ok(Event::RunnerExited { exit, .. }) => {
+                    limits::tell(&plane.notices, sandbox, "a command", &exit);
+                }
+                Ok(Event::GuestExited { exit }) => {
+                    limits::tell(&plane.notices, sandbox, "the guest runtime", &exit);
+                }
+                Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
         }
