@@ -41,6 +41,9 @@ pub enum Error {
     /// It conflicts with the present state.
     #[error("{0}")]
     Conflict(String),
+    /// A page that was loaded before a swap wants to change what it was not loaded from.
+    #[error("live and dev were swapped since this page was loaded, so nothing was done")]
+    StaleGeneration,
     /// The host is nobody's.
     #[error("nothing is served under this host name")]
     MisdirectedRequest,
@@ -136,6 +139,7 @@ impl Error {
             Self::NotFound(_) => ErrorCode::NotFound,
             Self::MethodNotAllowed => ErrorCode::MethodNotAllowed,
             Self::Conflict(_) => ErrorCode::Conflict,
+            Self::StaleGeneration => ErrorCode::StaleGeneration,
             Self::MisdirectedRequest => ErrorCode::MisdirectedRequest,
             Self::TooLarge(_) => ErrorCode::TooLarge,
             Self::RateLimited { .. } => ErrorCode::RateLimited,
@@ -159,6 +163,7 @@ impl Error {
             Self::Unauthenticated => "sign in at /login, or run: choir login",
             Self::CrossOrigin(_) => "open the control plane's own page and do it there",
             Self::RateLimited { .. } => "wait as long as Retry-After says",
+            Self::StaleGeneration => "reload the page",
             Self::SandboxNotRunning => "open it in a browser, or run: choir sandbox start",
             Self::NetworkDenied { hint, .. } => return Some(hint.clone()),
             Self::SandboxFailed { hint, .. }

@@ -20,6 +20,8 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// It conflicts with the present state.
     Conflict,
+    /// The page was loaded before the roles were swapped, and has to load again.
+    StaleGeneration,
     /// The host is nobody's.
     MisdirectedRequest,
     /// Something is larger than its bound.

@@ -16,6 +16,25 @@ export class ApiError extends Error {
   }
 }
 
+/** The header by which page and proxy tell each other of which generation they are. */
+const GENERATION = 'x-choir-generation';
+
+let loadedWith: number | null = null;
+let onOther: (generation: number) => void = () => {};
+
+/** This page is of that generation from now on; `other` hears of an answer of another one. */
+export function setGeneration(generation: number, other: (generation: number) => void): void {
+  loadedWith = generation;
+  onOther = other;
+}
+
+/** The query by which a WebSocket, which has no headers of its own, says the generation. */
+export function socketQuery(query: Record<string, string | number> = {}): string {
+  const all = loadedWith === null ? query : { ...query, choir_generation: loadedWith };
+  const text = new URLSearchParams(Object.entries(all).map(([name, value]) => [name, String(value)])).toString();
+  return text === '' ? '' : `?${text}`;
+}
+
 /** The URL of a path of ours, relative to where this desktop is served. */
 export function apiUrl(path: string, query?: Record<string, string | number | undefined>): string {
   const url = new URL(path, new URL('.', document.baseURI));
@@ -28,12 +47,16 @@ export function apiUrl(path: string, query?: Record<string, string | number | un
 /** Sends a request; throws `ApiError` for anything but a success. */
 export async function send(path: string, init: RequestInit = {}, query?: Parameters<typeof apiUrl>[1]): Promise<Response> {
   let response: Response;
+  const headers = new Headers(init.headers);
+  if (loadedWith !== null) headers.set(GENERATION, String(loadedWith));
   try {
-    response = await fetch(apiUrl(path, query), { cache: 'no-store', ...init });
+    response = await fetch(apiUrl(path, query), { cache: 'no-store', ...init, headers });
   } catch (error) {
     if (error instanceof DOMException && error.name === 'AbortError') throw error;
     throw new ApiError(0, 'unreachable', 'The sandbox cannot be reached.', 'The desktop keeps trying to reconnect.');
   }
+  const generation = Number(response.headers.get(GENERATION) ?? Number.NaN);
+  if (loadedWith !== null && Number.isInteger(generation) && generation !== loadedWith) onOther(generation);
   if (!response.ok) throw await problem(response);
   return response;
 }

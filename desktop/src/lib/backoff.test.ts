@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { MAX_MS, reconnectDelay, swapDelay, SWAP_SPREAD_MS, swapGeneration } from './backoff';
+import { MAX_MS, pageGeneration, reconnectDelay, swapDelay, SWAP_SPREAD_MS, swapNotice } from './backoff';
 
 describe('reconnectDelay', () => {
   it('grows, keeps its jitter and never passes the cap', () => {
@@ -20,10 +20,18 @@ describe('swap', () => {
   });
 
   it('reads the generation and tolerates any other reason', () => {
-    expect(swapGeneration('{"generation":4}')).toBe(4);
-    expect(swapGeneration('')).toBeNull();
-    expect(swapGeneration('service restart')).toBeNull();
-    expect(swapGeneration('{"generation":"4"}')).toBeNull();
-    expect(swapGeneration('null')).toBeNull();
+    expect(swapNotice('{"generation":4}')).toEqual({ generation: 4, rolledBack: false });
+    expect(swapNotice('{"generation":5,"rolled_back":true}')).toEqual({ generation: 5, rolledBack: true });
+    expect(swapNotice('')).toBeNull();
+    expect(swapNotice('service restart')).toBeNull();
+    expect(swapNotice('{"generation":"4"}')).toBeNull();
+    expect(swapNotice('null')).toBeNull();
+  });
+
+  it('finds the generation that the page was served with', () => {
+    const timing = (name: string, description: string) => ({ name, description });
+    expect(pageGeneration([timing('db', ''), timing('choir', 'generation=12')])).toBe(12);
+    expect(pageGeneration([timing('choir', 'generation=x')])).toBeNull();
+    expect(pageGeneration([])).toBeNull();
   });
 });

@@ -19,16 +19,31 @@ export function swapDelay(random: number): number {
   return Math.round(SWAP_SPREAD_MS * random);
 }
 
-/** The generation that a close frame of code 1012 announces, when its reason says so. */
-export function swapGeneration(reason: string): number | null {
+/** What a close frame of code 1012 announces, when its reason says so. */
+export interface SwapNotice {
+  generation: number;
+  /** The swap before was taken back by itself. */
+  rolledBack: boolean;
+}
+
+/** Reads the reason of a close frame of code 1012; null when it is somebody else's. */
+export function swapNotice(reason: string): SwapNotice | null {
   try {
     const value: unknown = JSON.parse(reason);
-    if (typeof value === 'object' && value !== null && 'generation' in value) {
-      const { generation } = value;
-      return typeof generation === 'number' ? generation : null;
+    if (typeof value === 'object' && value !== null && 'generation' in value && typeof value.generation === 'number') {
+      return { generation: value.generation, rolledBack: 'rolled_back' in value && value.rolled_back === true };
     }
   } catch {
     // Not JSON: a 1012 of somebody else, for instance a restart.
   }
   return null;
+}
+
+/**
+ * The generation that this very page was served with: what the proxy wrote beside it, which is
+ * the one part of its own answer that a page can read.
+ */
+export function pageGeneration(timings: readonly { name: string; description: string }[]): number | null {
+  const found = timings.find((timing) => timing.name === 'choir')?.description.match(/^generation=(\d+)$/);
+  return found ? Number(found[1]) : null;
 }

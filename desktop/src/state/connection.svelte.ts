@@ -1,6 +1,6 @@
-import { apiUrl, asApiError, getJson, send, type ApiError } from '../api/client';
+import { apiUrl, asApiError, getJson, send, setGeneration, socketQuery, type ApiError } from '../api/client';
 import type { ClientMessage, EventRecord, Info } from '../api/types';
-import { reconnectDelay, swapDelay, swapGeneration } from '../lib/backoff';
+import { pageGeneration, reconnectDelay, swapDelay, swapNotice } from '../lib/backoff';
 import { socketUrl } from '../lib/paths';
 import { parseMessage } from '../lib/protocol';
 
@@ -12,6 +12,9 @@ const CLOSE_SERVICE_RESTART = 1012;
 const STABLE_MS = 5_000;
 /** Events are handed on in batches, so that a long replay does not draw the page per event. */
 const BATCH_MS = 24;
+
+/** Where a page leaves word for the one that is loaded after a swap was taken back. */
+const ROLLED_BACK = 'choir.rolled-back';
 
 interface Listener {
   events?: (events: EventRecord[]) => void;
@@ -45,6 +48,9 @@ class Connection {
 
   start(mayReload: () => boolean): void {
     this.#mayReload = mayReload;
+    const [page] = performance.getEntriesByType('navigation');
+    const served = pageGeneration((page as PerformanceNavigationTiming | undefined)?.serverTiming ?? []);
+    if (served !== null) setGeneration(served, () => void this.#swapped());
     addEventListener('online', () => this.retryNow());
     void this.#connect();
   }
@@ -64,6 +70,28 @@ class Connection {
     location.reload();
   }
 
+  /**
+   * Whether the close of any of this page's sockets, or what came before it, says that live
+   * and dev were swapped: then nothing connects again, and the page is loaded anew.
+   */
+  movedBy(event: CloseEvent): boolean {
+    if (event.code === CLOSE_SERVICE_RESTART) {
+      const notice = swapNotice(event.reason);
+      if (notice?.generation !== this.info?.generation) {
+        if (notice?.rolledBack) sessionStorage.setItem(ROLLED_BACK, String(notice.generation));
+        void this.#swapped();
+      }
+    }
+    return this.phase === 'swapped';
+  }
+
+  /** Whether this page was loaded because a swap was taken back; true once. */
+  tookBack(): boolean {
+    const word = sessionStorage.getItem(ROLLED_BACK);
+    sessionStorage.removeItem(ROLLED_BACK);
+    return word !== null;
+  }
+
   async #connect(): Promise<void> {
     this.retryAt = null;
     try {
@@ -71,6 +99,8 @@ class Connection {
       const before = this.info;
       this.info = info;
       this.problem = null;
+      if (this.phase === 'swapped') return;
+      if (!before) setGeneration(info.generation, () => void this.#swapped());
       if (before && (before.generation !== info.generation || before.sandbox_id !== info.sandbox_id)) {
         void this.#swapped();
         return;
@@ -84,7 +114,7 @@ class Connection {
   }
 
   #open(): void {
-    const socket = new WebSocket(socketUrl(apiUrl('.'), 'ws'));
+    const socket = new WebSocket(socketUrl(apiUrl('.'), `ws${socketQuery()}`));
     this.#socket = socket;
     let stable: ReturnType<typeof setTimeout> | undefined;
     socket.onopen = () => {
@@ -101,9 +131,7 @@ class Connection {
       if (this.#socket !== socket) return;
       this.#socket = null;
       this.#flush();
-      if (event.code === CLOSE_SERVICE_RESTART && swapGeneration(event.reason) !== this.info?.generation) {
-        void this.#swapped();
-      } else this.#retry();
+      if (!this.movedBy(event)) this.#retry();
     };
   }
 

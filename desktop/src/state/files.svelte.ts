@@ -125,7 +125,7 @@ class Files {
       this.conflict = this.gone = false;
       if (this.#etag === null) await this.#reload();
     } catch (error) {
-      if (error instanceof ApiError && (error.status === 412 || error.status === 409)) this.conflict = true;
+      if (error instanceof ApiError && error.code !== 'stale_generation' && (error.status === 412 || error.status === 409)) this.conflict = true;
       else throw error;
     } finally {
       this.saving = false;

@@ -26,7 +26,9 @@ pub const fn status(code: ErrorCode) -> StatusCode {
         ErrorCode::Forbidden | ErrorCode::CrossOrigin => StatusCode::FORBIDDEN,
         ErrorCode::NotFound => StatusCode::NOT_FOUND,
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-        ErrorCode::Conflict | ErrorCode::UnhealthyTarget => StatusCode::CONFLICT,
+        ErrorCode::Conflict | ErrorCode::UnhealthyTarget | ErrorCode::StaleGeneration => {
+            StatusCode::CONFLICT
+        }
         ErrorCode::MisdirectedRequest => StatusCode::MISDIRECTED_REQUEST,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::RateLimited | ErrorCode::TooManyRunning => StatusCode::TOO_MANY_REQUESTS,

@@ -14,6 +14,16 @@ const TITLES = {
   other: 'Notice',
 };
 
+/** The latest notice of a sandbox, in a line. */
+export const noticeLine = (notice) =>
+  h(
+    'p',
+    { class: 'small' },
+    h('strong', {}, `${TITLES[notice.kind] ?? notice.kind}: `),
+    `${notice.message} `,
+    h('span', { class: 'muted' }, time(notice.last_at)),
+  );
+
 /** Shows the notices of a role in a dialog. */
 export async function showNotices(role) {
   const { notices } = await get(`/me/sandboxes/${role}/notices`);

@@ -2,17 +2,17 @@
 
 import { get, post, text } from './api.js';
 import { busy, confirm, errorNotice, fill, h, loading, show, time, toast } from './dom.js';
-import { showNotices } from './notices.js';
+import { follow } from './follow.js';
+import { noticeLine, showNotices } from './notices.js';
+import { swapLine } from './swap.js';
 
-/** How often states are asked for while the page is in sight. */
-const REFRESH_MS = 3000;
 
 const ABOUT = {
   live: 'Stable: what you and your agents rely on.',
   dev: 'Experimental: try changes here, then swap.',
 };
 
-export function sandboxCard(sandbox, act) {
+export function sandboxCard(sandbox, act, notice) {
   const { role, state } = sandbox;
   const button = (name, label, enabled, style = '') => {
     const element = h('button', { class: `btn btn-small ${style}`, type: 'button', disabled: !enabled }, label);
@@ -41,6 +41,7 @@ export function sandboxCard(sandbox, act) {
             : null,
         )
       : null,
+    notice ? noticeLine(notice) : null,
     h(
       'dl',
       {},
@@ -71,6 +72,7 @@ export function sandboxesView(view, _me, signal) {
   const cards = h('div', { class: 'pair' });
   const swap = h('button', { class: 'btn', type: 'button' }, 'Swap live and dev');
   const place = h('div', {}, loading('Looking at your sandboxes…'));
+  const outcome = swapLine(signal);
   fill(
     view,
     h(
@@ -84,20 +86,25 @@ export function sandboxesView(view, _me, signal) {
         h('p', {}, 'You have two complete runtimes. A swap exchanges them at once; swapping again takes it back.'),
       ),
       message,
+      outcome.element,
       place,
     ),
   );
 
   let drawn = '';
-  const refresh = async () => {
-    const { sandboxes } = await get('/me/sandboxes');
-    const now = JSON.stringify(sandboxes);
+  const draw = ({ sandboxes, swap: last, notices }) => {
+    outcome.show(last);
+    const now = JSON.stringify([sandboxes, notices]);
     // Redrawing would take the focus away, so only when something changed.
     if (signal.aborted || now === drawn) return;
     drawn = now;
-    fill(cards, sandboxes.map((sandbox) => sandboxCard(sandbox, act)));
+    const latest = (role) => (notices ?? []).find((notice) => notice.role === role);
+    fill(cards, sandboxes.map((sandbox) => sandboxCard(sandbox, act, latest(sandbox.role))));
     if (!cards.isConnected) fill(place, cards);
   };
+  const refresh = follow(draw, signal, (error) => {
+    if (!drawn) fill(place, errorNotice(error));
+  });
 
   async function act(name, role, button) {
     if (name === 'logs') return busy(button, message, () => showLog(role));
@@ -120,7 +127,7 @@ export function sandboxesView(view, _me, signal) {
   swap.addEventListener('click', async () => {
     const sure = await confirm({
       title: 'Swap live and dev?',
-      text: 'What is dev now is served as live, and the other way round. Open pages reload. It is refused unless the other sandbox is healthy.',
+      text: 'What is dev now is served as live, and the other way round. Open pages reload. It is refused unless the other sandbox is healthy, and taken back by itself if the new live fails soon after.',
       action: 'Swap',
     });
     if (!sure) return;
@@ -130,14 +137,4 @@ export function sandboxesView(view, _me, signal) {
       await refresh();
     });
   });
-
-  const again = async () => {
-    if (!document.hidden) {
-      await refresh().catch((error) => {
-        if (!drawn) fill(place, errorNotice(error));
-      });
-    }
-    if (!signal.aborted) setTimeout(again, REFRESH_MS);
-  };
-  again();
 }

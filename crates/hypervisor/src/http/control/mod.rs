@@ -5,6 +5,7 @@ mod admin;
 mod auth;
 mod commands;
 pub mod cookie;
+mod events;
 pub mod extract;
 mod gate;
 mod handover;

@@ -81,6 +81,16 @@ const ASSETS: &[Asset] = &[
         content: include_str!("../../pages/notices.js"),
     },
     Asset {
+        name: "follow.js",
+        kind: JS,
+        content: include_str!("../../pages/follow.js"),
+    },
+    Asset {
+        name: "swap.js",
+        kind: JS,
+        content: include_str!("../../pages/swap.js"),
+    },
+    Asset {
         name: "account.js",
         kind: JS,
         content: include_str!("../../pages/account.js"),

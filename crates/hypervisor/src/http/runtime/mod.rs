@@ -1,6 +1,7 @@
 //! Runtime origins: hand-over, wait page, and the proxy to the sandbox (arch §2, §3).
 
 mod browser;
+mod contact;
 mod entrance;
 mod pages;
 pub(crate) mod paths;

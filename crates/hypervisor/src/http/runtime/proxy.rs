@@ -8,14 +8,15 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use types::Role;
 
+use super::contact::Contact;
 use super::{RuntimeSession, Visit, browser};
 use crate::error::Error;
 use crate::http::lasting::CutBody;
 use crate::store::RouteRow;
 
-const ROLE: HeaderName = HeaderName::from_static("x-choir-role");
+pub(super) const ROLE: HeaderName = HeaderName::from_static("x-choir-role");
 const USER: HeaderName = HeaderName::from_static("x-choir-user");
-const GENERATION: HeaderName = HeaderName::from_static("x-choir-generation");
+pub(super) const GENERATION: HeaderName = HeaderName::from_static("x-choir-generation");
 const CONTROL_ORIGIN: HeaderName = HeaderName::from_static("x-choir-control-origin");
 const LIVE_ORIGIN: HeaderName = HeaderName::from_static("x-choir-live-origin");
 const DEV_ORIGIN: HeaderName = HeaderName::from_static("x-choir-dev-origin");
@@ -38,10 +39,14 @@ impl Visit {
                 .not_running(session, route, role, websocket, &head)
                 .await;
         };
-        let upstream = self.app.sandboxes.plane().upstream(&instance)?;
-        let rules = self.rules(session, route, role, prefixed)?;
         let plane = self.app.sandboxes.plane();
+        let contact = Contact::new(plane, route, role, &head, websocket)?;
+        let upstream = plane.upstream(&instance)?;
+        let rules = self.rules(session, route, role, prefixed)?;
         let tag = tag(session, route);
+        if websocket {
+            contact.socket(plane, &upstream, tag);
+        }
         let forwarded = plane
             .forwarder
             .forward_tagged(
@@ -55,10 +60,7 @@ impl Visit {
         if websocket {
             self.look_again(session, route).await?;
         }
-        // Which sandbox answered is for the client to know, and not for the guest to say.
-        let headers = response.headers_mut();
-        headers.insert(ROLE, HeaderValue::from_static(role.as_str()));
-        headers.insert(GENERATION, HeaderValue::from(route.generation));
+        contact.answered(plane, &mut response);
         Ok(response
             .map(|body| Body::new(CutBody::new(body, session.ended.clone())))
             .into_response())

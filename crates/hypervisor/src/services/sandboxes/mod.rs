@@ -3,6 +3,7 @@
 mod capacity;
 mod crashes;
 mod environment;
+pub(crate) mod follow;
 mod idle;
 pub(crate) mod limits;
 pub(crate) mod notices;
@@ -10,6 +11,7 @@ mod plane;
 mod swap;
 #[cfg(test)]
 mod swap_tests;
+pub(crate) mod symptoms;
 mod table;
 mod telemetry;
 #[cfg(test)]
@@ -53,6 +55,7 @@ pub struct Sandboxes {
     /// over it. Held for a look-up.
     trials: Mutex<HashMap<UserId, (u64, CancellationToken)>>,
     idle: idle::Idle,
+    followers: follow::Followers,
 }
 
 impl std::fmt::Debug for Sandboxes {
@@ -119,6 +122,7 @@ impl Sandboxes {
             binaries: plane::Binaries::find(config)?,
             calls: Mutex::default(),
             tunnels: Tunnels::default(),
+            symptoms: symptoms::Symptoms::default(),
             began: Instant::now(),
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
             places: capacity::places(config.sandbox.limits.running_per_host),
@@ -130,6 +134,7 @@ impl Sandboxes {
             fleet,
             trials: Mutex::default(),
             idle: idle::Idle::default(),
+            followers: follow::Followers::default(),
         })
     }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::broadcast;
 use types::{NoticeKind, Role, SandboxId, SandboxNotice};
 
 use crate::clock::{Clock, millis, rfc3339};
@@ -27,7 +28,12 @@ pub(crate) struct Notices {
     /// Held only to look up or insert; never across an await. Grows with the sandboxes that
     /// ever had a notice, not with what happens.
     kept: Mutex<HashMap<SandboxId, VecDeque<Kept>>>,
+    /// Names sandboxes that have a new notice, for those who follow.
+    noted: broadcast::Sender<SandboxId>,
 }
+
+/// Notices that a slow follower may lag behind by; then it looks at everything again.
+const BACKLOG: usize = 64;
 
 struct Kept {
     kind: NoticeKind,
@@ -53,6 +59,7 @@ impl Notices {
             clock,
             metrics,
             kept: Mutex::default(),
+            noted: broadcast::Sender::new(BACKLOG),
         }
     }
 
@@ -118,6 +125,14 @@ impl Notices {
             ring.pop_front();
         }
         ring.push_back(kept);
+        drop(all);
+        // An error means that nobody follows.
+        let _ = self.noted.send(sandbox);
+    }
+
+    /// Names sandboxes as they get notices.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<SandboxId> {
+        self.noted.subscribe()
     }
 
     /// What is known about a sandbox, the latest first.

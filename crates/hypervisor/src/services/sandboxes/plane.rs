@@ -18,6 +18,7 @@ use types::{Role, SandboxId, StartId, UserId};
 use super::environment::{self, Identity};
 use super::limits::EffectiveLimits;
 use super::notices::Notices;
+use super::symptoms::Symptoms;
 use super::table::RouteTable;
 use super::telemetry;
 use super::tokens::Tokens;
@@ -62,6 +63,8 @@ pub(crate) struct Plane {
     pub(crate) calls: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     /// Tunnels to ports of workbenches.
     pub(crate) tunnels: Tunnels,
+    /// Signs that pages and runtimes do not fit together.
+    pub(crate) symptoms: Symptoms,
     pub(crate) began: Instant,
     /// Names users whose routes, swaps or notices have changed, for those who follow.
     pub(crate) changes: broadcast::Sender<UserId>,

@@ -161,10 +161,17 @@ impl Sandboxes {
             let Some(instance) = self.fleet.running(route.sandbox(role)) else {
                 continue;
             };
-            let app = self.plane.upstreams.get(instance.start_id);
-            let ports = self.plane.upstreams.ports(instance.start_id);
-            for upstream in app.into_iter().chain(ports) {
-                upstream.close_websockets_of(concerned, notice, window, u64::from_le_bytes(seed));
+            let seed = u64::from_le_bytes(seed);
+            if let Some(app) = self.plane.upstreams.get(instance.start_id) {
+                let closed = app.close_websockets_of(concerned, notice, window, seed);
+                if !closed.is_empty() {
+                    let clients = closed.into_iter().map(|tag| tag.session);
+                    let sandbox = route.sandbox(role);
+                    self.plane.symptoms.sockets_closed(sandbox, clients);
+                }
+            }
+            for port in self.plane.upstreams.ports(instance.start_id) {
+                port.close_websockets_of(concerned, notice, window, seed);
             }
         }
     }

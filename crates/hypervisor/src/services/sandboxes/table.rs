@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use types::{SandboxId, UserId};
 
@@ -17,6 +18,8 @@ pub(crate) struct RouteTable {
 #[derive(Debug, Default)]
 struct Inner {
     by_user: HashMap<UserId, RouteRow>,
+    /// When the user's present generation was published.
+    published: HashMap<UserId, Instant>,
     /// A sandbox never changes its owner.
     owners: HashMap<SandboxId, UserId>,
 }
@@ -44,6 +47,13 @@ impl RouteTable {
         inner.owners.keys().copied().collect()
     }
 
+    /// How long ago the user's present generation was published; at `now`.
+    pub(crate) fn since_swap(&self, user: UserId, now: Instant) -> Duration {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let published = inner.published.get(&user);
+        published.map_or(Duration::ZERO, |at| now.saturating_duration_since(*at))
+    }
+
     /// Makes a route from the database visible, unless a newer one is visible already:
     /// a slow reader must not undo a swap.
     pub(crate) fn publish(&self, route: RouteRow) {
@@ -53,6 +63,13 @@ impl RouteTable {
             .get(&route.user_id)
             .is_some_and(|have| have.generation > route.generation);
         if !newer {
+            let same = inner
+                .by_user
+                .get(&route.user_id)
+                .is_some_and(|have| have.generation == route.generation);
+            if !same {
+                inner.published.insert(route.user_id, Instant::now());
+            }
             inner.owners.insert(route.live, route.user_id);
             inner.owners.insert(route.dev, route.user_id);
             inner.by_user.insert(route.user_id, route);
