@@ -33,7 +33,8 @@ await main(async (input) => {
       const witness = await browser.context.newPage();
       await witness.goto(`${input[role]}/health`);
       await witness.evaluate(() => {
-        const socket = new WebSocket(`${location.origin.replace(/^http/, "ws")}/ws`);
+        // Next to the page: under a single host `dev` has a path, not an origin.
+        const socket = new WebSocket(new URL("ws", location.href).href.replace(/^http/, "ws"));
         window.probe = new Promise((resolve) => {
           socket.onclose = (event) => resolve({ code: event.code, reason: event.reason });
         });
@@ -56,7 +57,8 @@ await main(async (input) => {
     for (const role of ["live", "dev"]) {
       after[role] = await until(`the ${role} desktop`, () => info(pages[role]).catch(() => null));
     }
-    return { before, after, swap, closed: { live: closed[0], dev: closed[1] }, loads };
+    const addresses = { live: pages.live.url(), dev: pages.dev.url() };
+    return { before, after, swap, pages: addresses, closed: { live: closed[0], dev: closed[1] }, loads };
   } finally {
     await browser.close();
   }

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-use crate::wait::within;
+use crate::wait::PATIENCE;
 
 /// Where the scripts are.
 fn scripts() -> PathBuf {
@@ -20,6 +21,14 @@ fn scripts() -> PathBuf {
 /// Chromium or the scripts' packages are missing, or the script failed; the message has
 /// its last words.
 pub async fn run(script: &str, input: &Value) -> Value {
+    run_within(script, input, PATIENCE).await
+}
+
+/// The same for a script that may take longer.
+///
+/// # Panics
+/// As for [`run`].
+pub async fn run_within(script: &str, input: &Value, patience: Duration) -> Value {
     let dir = scripts();
     assert!(
         dir.join("node_modules/playwright-core").is_dir(),
@@ -41,8 +50,9 @@ pub async fn run(script: &str, input: &Value) -> Value {
         .await
         .expect("the script reads its input");
     drop(stdin);
-    let output = within(script, child.wait_with_output())
+    let output = tokio::time::timeout(patience, child.wait_with_output())
         .await
+        .unwrap_or_else(|_| panic!("waited {patience:?} in vain for {script}"))
         .expect("the script ends");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(

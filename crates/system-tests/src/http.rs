@@ -322,6 +322,23 @@ impl Client {
         target: &str,
         origin: Option<&str>,
     ) -> Result<WebSocketStream<TcpStream>, u16> {
+        let opened = self.websocket_with_head(host, target, origin).await?;
+        Ok(opened.0)
+    }
+
+    /// The same, with the headers of the answer.
+    ///
+    /// # Errors
+    /// The status of the answer, when it is not 101.
+    ///
+    /// # Panics
+    /// There is no answer at all.
+    pub async fn websocket_with_head(
+        &self,
+        host: &str,
+        target: &str,
+        origin: Option<&str>,
+    ) -> Result<(WebSocketStream<TcpStream>, http::HeaderMap), u16> {
         let mut request = Request::builder()
             .uri(format!("ws://{host}:{}{target}", self.port))
             .header("host", format!("{host}:{}", self.port))
@@ -342,7 +359,7 @@ impl Client {
         let request = request.body(()).expect("a request");
         let stream = self.connect().await;
         match within(target, tokio_tungstenite::client_async(request, stream)).await {
-            Ok((socket, _)) => Ok(socket),
+            Ok((socket, answer)) => Ok((socket, answer.headers().clone())),
             Err(tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
             Err(error) => panic!("no answer to a WebSocket handshake: {error}"),
         }

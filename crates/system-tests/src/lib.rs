@@ -12,6 +12,7 @@ pub mod channel;
 pub mod http;
 pub mod identity;
 pub mod installation;
+pub mod load;
 pub mod passkey;
 pub mod processes;
 pub mod wait;

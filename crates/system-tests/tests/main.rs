@@ -14,4 +14,5 @@ mod ports;
 mod requests;
 mod routes;
 mod swap;
+mod swap_load;
 mod walls;

@@ -2,16 +2,46 @@
 
 use serde_json::{Value, json};
 use system_tests::account::parameter;
-use system_tests::{Account, Setup, browser};
+use system_tests::installation::free_port;
+use system_tests::{Account, Installation, Setup, browser};
 use types::Role;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_swap_moves_both_open_desktops() {
     let installation = Setup::default().start().await;
+    let (live, dev) = (
+        installation.runtime("alice"),
+        installation.runtime("dev--alice"),
+    );
+    moves_both(&installation, &live, &dev).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_moves_both_desktops_of_the_one_host_for_everybody() {
+    let port = free_port();
+    let one = format!("http://choir-run.localhost:{port}");
+    let config = format!("[origins]\nruntime = \"single_host\"\nsingle_host = \"{one}\"\n");
+    let installation = Setup::default().port(port).config(&config).start().await;
+    moves_both(&installation, &one, &format!("{one}/dev")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_swap_moves_a_desktop_that_was_opened_under_the_redirected_prefix() {
+    let config = "[origins]\nredirect_dev_prefix = true\n";
+    let installation = Setup::default().config(config).start().await;
+    let live = installation.runtime("alice");
+    let seen = moves_both(&installation, &live, &format!("{live}/dev")).await;
+    let dev = installation.runtime("dev--alice");
+    assert_eq!(seen["pages"]["dev"], format!("{dev}/"), "{seen:#}");
+    assert_eq!(seen["pages"]["live"], format!("{live}/"), "{seen:#}");
+}
+
+/// Opens both desktops in Chromium, swaps, and demands that both are moved.
+async fn moves_both(installation: &Installation, live: &str, dev: &str) -> Value {
     let input = json!({
         "control": installation.control(),
-        "live": installation.runtime("alice"),
-        "dev": installation.runtime("dev--alice"),
+        "live": live,
+        "dev": dev,
         "setup": parameter(installation.link(), "setup"),
         "user": "alice",
     });
@@ -22,6 +52,7 @@ async fn a_swap_moves_both_open_desktops() {
     assert_eq!(id("after", "live"), id("before", "dev"), "{seen:#}");
     assert_eq!(id("after", "dev"), id("before", "live"), "{seen:#}");
     assert_eq!(seen["after"]["live"]["role"], "live", "{seen:#}");
+    assert_eq!(seen["after"]["dev"]["role"], "dev", "{seen:#}");
     for role in ["live", "dev"] {
         assert_eq!(seen["closed"][role]["code"], 1012, "{seen:#}");
         let reason: Value =
@@ -32,6 +63,7 @@ async fn a_swap_moves_both_open_desktops() {
         );
         assert!(seen["loads"][role].as_u64() > Some(0), "{seen:#}");
     }
+    seen
 }
 
 #[tokio::test(flavor = "multi_thread")]

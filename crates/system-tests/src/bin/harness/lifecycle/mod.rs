@@ -5,6 +5,7 @@ mod peers;
 mod report;
 mod scale;
 mod start;
+mod swap;
 
 use clap::ValueEnum;
 use serde_json::{Map, Value};
@@ -19,6 +20,8 @@ pub(crate) enum Section {
     /// Memory, descriptors and wake-ups at 10, 50 and 100 sandboxes; taking 100 over after
     /// `kill -9`; a thousand stopped ones.
     Scale,
+    /// Swaps under load: the pointer, the first answer, the last socket; nginx's reload.
+    Swap,
 }
 
 impl Section {
@@ -26,6 +29,7 @@ impl Section {
         match self {
             Self::Start => start::run().await,
             Self::Scale => scale::run().await,
+            Self::Swap => swap::run().await,
         }
     }
 }

@@ -1,0 +1,384 @@
+//! Swaps under load, and a reload of nginx that changes the same upstream.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use system_tests::load::{Check, Load, Sockets};
+use system_tests::processes::Process;
+use system_tests::{Account, Installation, Setup, installation, wait};
+use types::Role;
+
+use super::report::{TIMES, Table, times};
+
+/// Swaps, and reloads of nginx.
+const RUNS: usize = 20;
+
+/// Connections that ask all the time, and WebSockets that stay open.
+const CONNECTIONS: usize = 16;
+const SOCKETS: usize = 50;
+
+/// How long a peer's WebSockets have to move.
+const MOVE_WITHIN: Duration = Duration::from_secs(3);
+
+/// When the first answer of each generation came.
+type Firsts = Arc<Mutex<HashMap<u64, Instant>>>;
+
+pub(crate) async fn run() -> Vec<Table> {
+    let installation = Setup::default().start().await;
+    let alice = Arc::new(Account::admin(&installation, "alice").await);
+    for role in Role::ALL {
+        alice.start(role).await;
+        alice.enter(role).await;
+    }
+    let mut took = Table::new(
+        "swap",
+        format!(
+            "Swap with {CONNECTIONS} busy connections and {SOCKETS} WebSockets, from the request on"
+        ),
+        TIMES,
+    );
+    let mut lost = Table::new(
+        "swap_losses",
+        format!("What {RUNS} changes of the upstream cost"),
+        &[
+            "what",
+            "answers",
+            "requests_lost",
+            "connections_cut",
+            "sockets_moved",
+        ],
+    );
+    ours(&alice, &mut took, &mut lost).await;
+    nginx(&installation, &alice, &mut took, &mut lost).await;
+    vec![took, lost]
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+async fn ours(alice: &Arc<Account>, took: &mut Table, lost: &mut Table) {
+    let firsts = Firsts::default();
+    let check: Check = {
+        let firsts = Arc::clone(&firsts);
+        Arc::new(move |_, generation, _| {
+            let mut firsts = firsts.lock().unwrap_or_else(PoisonError::into_inner);
+            firsts.entry(generation).or_insert_with(Instant::now);
+            Ok(())
+        })
+    };
+    let load = Load::start(alice, CONNECTIONS, &["/health".to_owned()], &check);
+    let sockets = Sockets::open(alice, SOCKETS);
+    let (mut answered, mut first, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 1..=RUNS as u64 {
+        wait::until("all sockets open", async || {
+            sockets.all_at(run - 1).then_some(())
+        })
+        .await;
+        let begun = Instant::now();
+        alice
+            .control("POST", "/me/sandboxes/swap", None)
+            .await
+            .expect(200);
+        answered.push(ms(begun.elapsed()));
+        let seen = wait::until("an answer of the new role", async || {
+            let firsts = firsts.lock().unwrap_or_else(PoisonError::into_inner);
+            firsts.get(&run).copied()
+        })
+        .await;
+        first.push(ms(seen.saturating_duration_since(begun)));
+        let moved = wait::until("the last socket", async || sockets.all_closed_by(run)).await;
+        last.push(ms(moved.duration_since(begun)));
+    }
+    let (answers, faults) = load.finish().await;
+    let broken = sockets.finish().await;
+    for fault in faults.iter().chain(&broken) {
+        eprintln!("{fault}");
+    }
+    took.push(times(
+        "swap: health gate, ledger, pointer on disk and served",
+        answered,
+    ));
+    took.push(times("swap: to the first answer of the new role", first));
+    took.push(times(
+        "swap: to the last of the sockets told (window 1500 ms)",
+        last,
+    ));
+    lost.push(json!({
+        "what": "swap", "answers": answers, "requests_lost": faults.len(), "connections_cut": faults.len(),
+        "sockets_moved": format!("{} of {}", SOCKETS * RUNS - broken.len(), SOCKETS * RUNS),
+    }));
+}
+
+/// A program that ends with the measurement.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(process) = Process::of(self.0.id()) {
+            process.signal(Signal::TERM);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+async fn nginx(
+    installation: &Installation,
+    alice: &Arc<Account>,
+    took: &mut Table,
+    lost: &mut Table,
+) {
+    let dir = installation.scratch().join("nginx-swap");
+    fs::create_dir(&dir).expect("a directory");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let mut sockets = Vec::new();
+    let mut ids = Vec::new();
+    for role in Role::ALL {
+        let view = alice.sandbox(role).await;
+        let start = view["start_id"].as_str().expect("a start");
+        sockets.push(
+            installation
+                .data_dir()
+                .join("run")
+                .join(start)
+                .join("app/app.sock"),
+        );
+        ids.push(view["id"].as_str().expect("an id").to_owned());
+    }
+    let port = installation::free_port();
+    configure(&dir, port, &sockets[0]);
+    let Some(running) = start(&dir) else {
+        eprintln!("nginx is not here: left out");
+        return;
+    };
+    wait::until("nginx", async || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+    })
+    .await;
+    let load = PeerLoad::start(port);
+    let open = PeerSockets::open(port).await;
+    let mut first = Vec::new();
+    for run in 1..=RUNS {
+        let wanted = &ids[run % 2];
+        configure(&dir, port, &sockets[run % 2]);
+        let begun = Instant::now();
+        Process::of(running.0.id())
+            .expect("nginx")
+            .signal(Signal::HUP);
+        let seen = wait::until("an answer of the other upstream", async || {
+            load.last(wanted, begun)
+        })
+        .await;
+        first.push(ms(seen.duration_since(begun)));
+        // Its old workers have finished then; one reload at a time, as ours.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    tokio::time::sleep(MOVE_WITHIN).await;
+    let moved = open.closed();
+    let (answers, lost_requests, cut) = load.finish().await;
+    took.push(times(
+        "nginx reload: to the first answer of the new upstream",
+        first,
+    ));
+    lost.push(json!({
+        "what": "nginx reload", "answers": answers, "requests_lost": lost_requests, "connections_cut": cut,
+        "sockets_moved": format!("{moved} of {}", SOCKETS),
+    }));
+    drop(running);
+}
+
+fn configure(dir: &Path, port: u16, socket: &Path) {
+    let user = if system_tests::identity::caller_is_root() {
+        "user root;"
+    } else {
+        ""
+    };
+    let text = format!(
+        "{user} daemon off; worker_processes auto; pid {dir}/pid; error_log {dir}/error.log;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{ access_log {dir}/access.log;\n\
+           client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
+           uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi; keepalive_requests 1000000000;\n\
+           map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n\
+           upstream guest {{ server unix:{socket}; keepalive 64; }}\n\
+           server {{ listen 127.0.0.1:{port}; location / {{\n\
+             proxy_pass http://guest; proxy_http_version 1.1; proxy_set_header Host $host;\n\
+             proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; }} }} }}\n",
+        dir = dir.display(),
+        socket = socket.display(),
+    );
+    fs::write(dir.join("nginx.conf"), text).expect("a file");
+}
+
+fn start(dir: &Path) -> Option<Running> {
+    let program = ["/usr/sbin/nginx", "/usr/bin/nginx"]
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())?;
+    let child = Command::new(program)
+        .arg("-c")
+        .arg(dir.join("nginx.conf"))
+        .arg("-p")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("nginx starts");
+    Some(Running(child))
+}
+
+/// The same load on nginx, which may cut connections: they are counted and made again.
+struct PeerLoad {
+    shared: Arc<Shared>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    answers: AtomicU64,
+    lost: AtomicU64,
+    cut: AtomicU64,
+    /// When each sandbox answered last.
+    seen: Mutex<HashMap<String, Instant>>,
+}
+
+impl PeerLoad {
+    fn start(port: u16) -> Self {
+        let shared = Arc::new(Shared::default());
+        let tasks = (0..CONNECTIONS)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    while !shared.stop.load(Ordering::Relaxed) {
+                        shared.on_one_connection(port).await;
+                    }
+                })
+            })
+            .collect();
+        Self { shared, tasks }
+    }
+
+    /// When this sandbox answered, if that was after `begun`.
+    fn last(&self, sandbox: &str, begun: Instant) -> Option<Instant> {
+        let seen = self
+            .shared
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        seen.get(sandbox).copied().filter(|at| *at > begun)
+    }
+
+    async fn finish(self) -> (u64, u64, u64) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (
+            read(&self.shared.answers),
+            read(&self.shared.lost),
+            read(&self.shared.cut),
+        )
+    }
+}
+
+impl Shared {
+    async fn on_one_connection(&self, port: u16) {
+        let Ok(stream) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let Ok((mut sender, connection)) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await
+        else {
+            return;
+        };
+        tokio::spawn(connection);
+        while !self.stop.load(Ordering::Relaxed) {
+            if sender.ready().await.is_err() {
+                self.cut.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            let request = Request::get("/health")
+                .header("host", "localhost")
+                .body(Empty::<Bytes>::new())
+                .expect("a request");
+            let answer = async {
+                let answer = sender.send_request(request).await.ok()?;
+                let ok = answer.status() == 200;
+                let body = answer.into_body().collect().await.ok()?.to_bytes();
+                let body: Value = serde_json::from_slice(&body).ok()?;
+                ok.then(|| body["sandbox_id"].as_str().map(str::to_owned))?
+            };
+            match answer.await {
+                Some(sandbox) => {
+                    self.answers.fetch_add(1, Ordering::Relaxed);
+                    let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    seen.insert(sandbox, Instant::now());
+                }
+                None => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// WebSockets through nginx; those that are closed were told to move.
+struct PeerSockets(Vec<tokio::task::JoinHandle<()>>);
+
+impl PeerSockets {
+    async fn open(port: u16) -> Self {
+        let mut all = Vec::new();
+        for _ in 0..SOCKETS {
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+                .await
+                .expect("a connection");
+            let opened = tokio_tungstenite::client_async("ws://localhost/ws", stream).await;
+            let (mut socket, _) = opened.expect("a WebSocket through nginx");
+            let hello = "{\"type\":\"hello\",\"since_seq\":9007199254740991}";
+            futures_util::SinkExt::send(
+                &mut socket,
+                tokio_tungstenite::tungstenite::Message::text(hello),
+            )
+            .await
+            .expect("it takes a message");
+            all.push(tokio::spawn(async move {
+                while let Some(Ok(message)) = socket.next().await {
+                    if message.is_close() {
+                        return;
+                    }
+                }
+            }));
+        }
+        Self(all)
+    }
+
+    fn closed(&self) -> usize {
+        self.0.iter().filter(|task| task.is_finished()).count()
+    }
+}
+
+impl Drop for PeerSockets {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
