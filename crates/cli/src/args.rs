@@ -91,6 +91,14 @@ choir service logs -f python3\n  choir service stop python3"
         after_help = "Examples:\n  choir port list\n  choir port open 3000\n  choir port forward 3000:8080 --role dev"
     )]
     Port(Port),
+    /// Show and change what commands may reach, and see what was refused.
+    #[command(
+        subcommand,
+        after_help = "A command gets a network mode with `choir run --network`: none, allowlist (names that the\n\
+rules allow) or open (every public address). Rules are for administrators to change.\n\n\
+Examples:\n  choir network rules\n  choir network allow '*.crates.io'\n  choir network denials"
+    )]
+    Network(Network),
     /// Read and verify the audit log.
     #[command(
         subcommand,
@@ -268,6 +276,55 @@ pub struct Run {
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub argv: Vec<String>,
+}
+
+/// `choir network …`.
+#[derive(Debug, Subcommand)]
+pub enum Network {
+    /// List the allowlist, and the modes that commands may have.
+    #[command(after_help = "Examples:\n  choir network rules\n  choir network rules --json")]
+    Rules {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a rule to the allowlist; for administrators.
+    #[command(
+        after_help = "A rule is a name, or *.name for everything beneath it, and optionally a port; without one\n\
+it is good for 443 and 80.\n\n\
+Examples:\n  choir network allow crates.io\n  choir network allow '*.crates.io' --note 'cargo'\n  \
+choir network allow git.example.com:8443"
+    )]
+    Allow {
+        /// The rule.
+        rule: String,
+        /// What it is for.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a rule off the allowlist and close what only it allowed; for administrators.
+    #[command(
+        after_help = "Examples:\n  choir network deny crates.io\n  choir network deny '*.crates.io'"
+    )]
+    Deny {
+        /// The rule, as `choir network rules` writes it.
+        rule: String,
+    },
+    /// List the connections of your commands that were refused, and what would allow them.
+    #[command(
+        after_help = "Examples:\n  choir network denials\n  choir network denials --role dev --json"
+    )]
+    Denials {
+        /// live or dev; both by default.
+        #[arg(long, value_parser = role)]
+        role: Option<Role>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `choir audit …`.

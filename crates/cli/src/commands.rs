@@ -5,6 +5,7 @@ mod completions;
 mod doctor;
 mod login;
 mod logout;
+mod network;
 mod open;
 mod port;
 mod run;
@@ -44,6 +45,7 @@ pub(crate) async fn run(arguments: Arguments, context: &mut Context) -> Result<u
         Command::Run(command) => run::run(&target, command, context).await,
         Command::Service(command) => service::run(&target, command, context).await,
         Command::Port(command) => port::run(&target, command, context).await,
+        Command::Network(command) => network::run(&target, command, context).await,
         Command::Audit(command) => audit::run(&target, command, context).await,
         Command::Open { of, print } => open::run(&target, of.role(), print, context).await,
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json, context).await,

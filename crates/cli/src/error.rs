@@ -46,6 +46,12 @@ pub enum Error {
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// The allowlist has no such rule.
+    #[error("the network allowlist has no rule {0}")]
+    NoRule(String),
+    /// The rule stands in the configuration.
+    #[error("the rule {0} stands in the hypervisor's configuration")]
+    ConfiguredRule(String),
     /// The server said no, and why.
     #[error("{}", printable(&.0.detail))]
     Refused(Box<Problem>),
@@ -172,6 +178,10 @@ impl Error {
             Self::Interrupted { .. } => {
                 Some("try again; if it happens again, look at the hypervisor's log".to_owned())
             }
+            Self::NoRule(_) => Some("choir network rules lists them".to_owned()),
+            Self::ConfiguredRule(_) => Some(
+                "an administrator takes it out of [network] allow and restarts the hypervisor".to_owned(),
+            ),
             Self::Refused(problem) => problem.hint.clone().or_else(|| hint_for(problem.code)),
             Self::Unexpected { .. } => {
                 Some("check the address after --server, and that both sides have the same version".to_owned())

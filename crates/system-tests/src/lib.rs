@@ -9,6 +9,7 @@ pub mod binaries;
 pub mod browser;
 pub mod certificates;
 pub mod channel;
+pub mod closed_network;
 pub mod http;
 pub mod identity;
 pub mod installation;

@@ -8,6 +8,7 @@ mod commands;
 mod crossing;
 mod keyless;
 mod lifecycle;
+mod network;
 mod origins;
 mod paths;
 mod ports;

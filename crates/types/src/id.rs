@@ -80,6 +80,8 @@ ids! {
     PasskeyId = "passkey";
     /// An invitation to register.
     InviteId = "invite";
+    /// A rule of the network allowlist that an admin added.
+    NetworkRuleId = "network rule";
     /// One request, on any listener.
     RequestId = "request";
     /// One run of the agent.

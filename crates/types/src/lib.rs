@@ -21,12 +21,14 @@ pub use command::{
     OutputStream, TerminalControl, TerminalSize,
 };
 pub use id::{
-    CommandId, InviteId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId, SessionId, StartId,
-    TokenId, UserId,
+    CommandId, InviteId, NetworkRuleId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId,
+    SessionId, StartId, TokenId, UserId,
 };
 pub use limits::{LimitReached, LimitScope, LimitedResource, format_bytes, parse_bytes};
 pub use name::{UserName, UserNameError};
-pub use network::{NetworkMode, ParseNetworkModeError};
+pub use network::{
+    NetworkMode, NetworkRuleSource, NetworkRuleView, NetworkView, ParseNetworkModeError,
+};
 pub use notice::{NoticeKind, SandboxNotice};
 pub use port::{ListeningPort, PortAddress, PortControl, PortView, PortsView};
 pub use problem::{ErrorCode, Problem};

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::NetworkRuleId;
+
 /// What a command may reach beyond its sandbox's loopback. Ordered by width.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
@@ -68,6 +70,57 @@ impl FromStr for NetworkMode {
             .find(|mode| mode.as_str() == text)
             .ok_or(ParseNetworkModeError)
     }
+}
+
+/// Where a rule of the allowlist comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkRuleSource {
+    /// The configuration file.
+    Config,
+    /// An admin added it.
+    Admin,
+}
+
+impl fmt::Display for NetworkRuleSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Config => "config",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+/// A rule of the allowlist, as listings show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRuleView {
+    /// Its id; rules of the configuration have none, and are changed there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<NetworkRuleId>,
+    /// What it allows, such as `crates.io`, `*.crates.io` or `git.example.com:8443`.
+    pub rule: String,
+    /// Where it comes from.
+    pub source: NetworkRuleSource,
+    /// What it is for.
+    #[serde(default)]
+    pub note: String,
+    /// Who added it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_by: Option<String>,
+    /// When, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+}
+
+/// What commands of this installation may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// The mode of a command that names none.
+    pub default: NetworkMode,
+    /// The widest mode that a command may ask for.
+    pub max: NetworkMode,
+    /// The allowlist.
+    pub rules: Vec<NetworkRuleView>,
 }
 
 #[cfg(test)]

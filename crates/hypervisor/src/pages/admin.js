@@ -2,6 +2,7 @@
 
 import { get, post, remove, text } from './api.js';
 import { draw, item, list, section, small } from './account.js';
+import { network } from './network.js';
 import { busy, confirm, empty, fill, h, secret, time, toast } from './dom.js';
 
 /** Records of the audit log that are shown. */
@@ -149,5 +150,5 @@ function audit() {
 }
 
 export function adminView(view) {
-  fill(view, h('div', { class: 'page-sections' }, invites(), users(), audit()));
+  fill(view, h('div', { class: 'page-sections' }, invites(), users(), network(), audit()));
 }

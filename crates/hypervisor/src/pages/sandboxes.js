@@ -47,6 +47,8 @@ export function sandboxCard(sandbox, act, notice) {
       {},
       h('dt', {}, 'Address'),
       h('dd', {}, h('a', { href: sandbox.url }, sandbox.url)),
+      h('dt', {}, 'Network'),
+      h('dd', { title: 'The widest network mode of the commands that run in it: they share it.' }, sandbox.network),
       sandbox.started_at ? [h('dt', {}, 'Started'), h('dd', {}, time(sandbox.started_at))] : null,
     ),
     h(

@@ -3,6 +3,7 @@
 mod crashes;
 mod handover;
 mod invites;
+mod network_rules;
 mod pairings;
 mod passkeys;
 mod recovery;
@@ -25,6 +26,7 @@ use sqlx::sqlite::{
 pub use crashes::CrashRow;
 pub use handover::{Handover, NewHandover};
 pub use invites::{Entitlement, InviteRow, NewInvite, Registration};
+pub use network_rules::NetworkRuleRow;
 pub use pairings::{NewPairing, PairingRow};
 pub use passkeys::{NewPasskey, PasskeyRow};
 pub use recovery::{NewRecoveryCode, RecoveryCodeRow};

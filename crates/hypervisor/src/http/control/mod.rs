@@ -9,6 +9,7 @@ mod events;
 pub mod extract;
 mod gate;
 mod handover;
+mod network;
 mod pages;
 mod pairing;
 mod ports;

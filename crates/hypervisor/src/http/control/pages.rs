@@ -76,6 +76,11 @@ const ASSETS: &[Asset] = &[
         content: include_str!("../../pages/sandboxes.js"),
     },
     Asset {
+        name: "network.js",
+        kind: JS,
+        content: include_str!("../../pages/network.js"),
+    },
+    Asset {
         name: "notices.js",
         kind: JS,
         content: include_str!("../../pages/notices.js"),

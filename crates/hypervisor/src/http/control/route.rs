@@ -180,6 +180,7 @@ pub fn table() -> Vec<Route> {
     table.extend(super::events::routes());
     table.extend(super::commands::routes());
     table.extend(super::ports::routes());
+    table.extend(super::network::routes());
     table
 }
 

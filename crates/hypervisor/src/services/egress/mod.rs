@@ -4,6 +4,7 @@
 //! network mode has a channel of its own, and that channel is all the authority there is: no
 //! token stands in a proxy's URL (arch §3).
 
+pub(crate) mod rules;
 mod runner;
 
 use std::collections::HashMap;
@@ -27,6 +28,8 @@ pub(crate) const CONNECTIONS_PER_RUNNER: usize = 64;
 pub(crate) struct Networks {
     egress: Arc<Egress>,
     connections: usize,
+    /// Held while the rules are read and put in place.
+    publishing: tokio::sync::Mutex<()>,
     /// As many entries as sandboxes that have a command with a network mode.
     sandboxes: Mutex<HashMap<SandboxId, Weak<OfSandbox>>>,
 }
@@ -53,6 +56,7 @@ impl Networks {
         Self {
             egress: Arc::new(egress),
             connections: config.network.connections,
+            publishing: tokio::sync::Mutex::default(),
             sandboxes: Mutex::default(),
         }
     }

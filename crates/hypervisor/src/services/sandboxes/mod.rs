@@ -461,6 +461,9 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
         app.sandboxes.plane.routes.publish(route);
     }
     app.sandboxes.recall_failures().await?;
+    // Before any command is taken back: without its rules the list is too short, never too long.
+    let plane = app.sandboxes.plane();
+    plane.networks.publish(&app.config, &app.store).await?;
     let adopted = app.sandboxes.fleet.adopt().await;
     if adopted > 0 {
         tracing::info!(adopted, "took over sandboxes that were running");
