@@ -40,11 +40,13 @@ const NAMES: &[&str] = &[
 ];
 
 /// How the user's programs come to trust the test's authority: their own usual means.
-const TRUST: [&str; 6] = [
+const TRUST: [&str; 7] = [
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
     "CARGO_HTTP_CAINFO",
     "NODE_EXTRA_CA_CERTS",
+    // Over a `cafile` that the machine's own npmrc may name.
+    "npm_config_cafile",
     "PIP_CERT",
     "SSL_CERT_FILE",
 ];
@@ -264,10 +266,10 @@ async fn git_cargo_npm_and_pip_work_through_the_allowlist_unmodified() {
         noted.contains("to allow: choir network allow git.forge.example:443"),
         "{noted}"
     );
-    // pip shows the reason phrase itself.
-    let pip = "/usr/bin/python3 -m pip install -q --disable-pip-version-check --retries 0 \
+    // pip shows the reason phrase itself, when it is asked to talk.
+    let pip = "/usr/bin/python3 -m pip install --disable-pip-version-check --retries 0 \
                --index-url https://pypi.forge.example/simple --target site tinypy";
-    let refused = fail(&alice, "allowlist", pip).await;
+    let refused = fail(&alice, "allowlist", &pip.replace("install", "install -vv")).await;
     assert!(
         refused.contains("choir network allow pypi.forge.example:443"),
         "{refused}"
@@ -394,21 +396,46 @@ async fn a_hostile_command_gets_nowhere_but_where_the_rules_say() {
 
     let listed = [
         (format!("CONNECT {SERVER}:443 HTTP/1.1|Host: x"), "403"),
-        ("CONNECT evil.example:443 HTTP/1.1|Host: git.forge.example".to_owned(), "403"),
-        ("CONNECT git.forge.example:22 HTTP/1.1|Host: x".to_owned(), "403"),
-        ("CONNECT git.forge.example HTTP/1.1|Host: x".to_owned(), "400"),
-        ("CONNECT user@git.forge.example:443 HTTP/1.1|Host: x".to_owned(), "400"),
-        ("CONNECT git_forge.example:443 HTTP/1.1|Host: x".to_owned(), "400"),
+        (
+            "CONNECT evil.example:443 HTTP/1.1|Host: git.forge.example".to_owned(),
+            "403",
+        ),
+        (
+            "CONNECT git.forge.example:22 HTTP/1.1|Host: x".to_owned(),
+            "403",
+        ),
+        (
+            "CONNECT git.forge.example HTTP/1.1|Host: x".to_owned(),
+            "400",
+        ),
+        (
+            "CONNECT user@git.forge.example:443 HTTP/1.1|Host: x".to_owned(),
+            "400",
+        ),
+        (
+            "CONNECT git_forge.example:443 HTTP/1.1|Host: x".to_owned(),
+            "400",
+        ),
         ("GET /provider/v1 HTTP/1.1|Host: x".to_owned(), "401"),
         ("GET /commands HTTP/1.1|Host: x".to_owned(), "401"),
         ("GET /me/sandboxes HTTP/1.1|Host: x".to_owned(), "404"),
-        ("GET https://git.forge.example/ HTTP/1.1|Host: x".to_owned(), "404"),
-        ("GET http://evil.example/ HTTP/1.1|Host: git.forge.example".to_owned(), "403"),
         (
-            "POST http://git.forge.example/ HTTP/1.1|Host: x|Content-Length: 4|Transfer-Encoding: chunked".to_owned(),
+            "GET https://git.forge.example/ HTTP/1.1|Host: x".to_owned(),
+            "404",
+        ),
+        (
+            "GET http://evil.example/ HTTP/1.1|Host: git.forge.example".to_owned(),
+            "403",
+        ),
+        (
+            "POST http://git.forge.example/ HTTP/1.1|Host: x|Content-Length: 4|Content-Length: 5"
+                .to_owned(),
             "400",
         ),
-        ("GET http://git.forge.example/x HTTP/1.1|Host: evil.example".to_owned(), "404"),
+        (
+            "GET http://git.forge.example/x HTTP/1.1|Host: evil.example".to_owned(),
+            "404",
+        ),
     ];
     let lines: Vec<String> = listed.iter().map(|(line, _)| line.clone()).collect();
     let (_, seen) = alice
