@@ -99,6 +99,20 @@ rules allow) or open (every public address). Rules are for administrators to cha
 Examples:\n  choir network rules\n  choir network allow '*.crates.io'\n  choir network denials"
     )]
     Network(Network),
+    /// Show what model calls took, in tokens and in money.
+    #[command(
+        after_help = "Money is counted by the prices in the hypervisor's configuration.\n\n\
+Examples:\n  choir usage\n  choir usage --by day --days 7\n  choir usage --all --by user --json"
+    )]
+    Usage(Usage),
+    /// List, test and add model providers; for admins.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir provider list\n  choir provider test anthropic\n  \
+choir provider add ollama --kind openai --base-url http://127.0.0.1:11434/v1 \\\n      \
+--model llama3 --private-network --config /etc/choir/choir.toml"
+    )]
+    Provider(Provider),
     /// Read and verify the audit log.
     #[command(
         subcommand,
@@ -325,6 +339,126 @@ choir network allow git.example.com:8443"
         #[arg(long)]
         json: bool,
     },
+/// `choir usage`.
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// What to add up by.
+    #[arg(long, value_enum, default_value = "model")]
+    pub by: UsageBy,
+    /// Days up to today.
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3660))]
+    pub days: u32,
+    /// Everybody's; for admins.
+    #[arg(long)]
+    pub all: bool,
+    /// Prints JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What usage is added up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum UsageBy {
+    /// Provider and model.
+    Model,
+    /// Day (UTC).
+    Day,
+    /// Sandbox.
+    Sandbox,
+    /// Provider.
+    Provider,
+    /// User, with --all.
+    User,
+}
+
+impl UsageBy {
+    /// As the server names it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Day => "day",
+            Self::Sandbox => "sandbox",
+            Self::Provider => "provider",
+            Self::User => "user",
+        }
+    }
+
+    /// The title of its column.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Model => "MODEL",
+            Self::Day => "DAY",
+            Self::Sandbox => "SANDBOX",
+            Self::Provider => "PROVIDER",
+            Self::User => "USER",
+        }
+    }
+}
+
+/// `choir provider …`.
+#[derive(Debug, Subcommand)]
+pub enum Provider {
+    /// List the configured providers.
+    #[command(after_help = "Examples:\n  choir provider list\n  choir provider list --json")]
+    List {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make one real call and say what is wrong, if something is.
+    #[command(
+        after_help = "The call costs what a call of one word costs. Exit code 1 when it failed.\n\n\
+Examples:\n  choir provider test anthropic\n  choir provider test openai --model gpt-4o-mini --json"
+    )]
+    Test {
+        /// Which.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// A model other than its default one.
+        #[arg(long)]
+        model: Option<String>,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a provider to the configuration of the hypervisor on this machine.
+    #[command(
+        after_help = "The result is checked with `hypervisor check-config` before it replaces the file.\n\n\
+Examples:\n  choir provider add anthropic --kind anthropic --base-url https://api.anthropic.com \\\n      \
+--model claude-sonnet-4-5 --key-file - --config /etc/choir/choir.toml < key.txt"
+    )]
+    Add(AddProvider),
+}
+
+/// `choir provider add`.
+#[derive(Debug, Args)]
+pub struct AddProvider {
+    /// Its name in the gateway's paths: a-z, 0-9 and -.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// openai (which vLLM and Ollama speak too), anthropic, gemini or bedrock.
+    #[arg(long)]
+    pub kind: String,
+    /// Where its API lives.
+    #[arg(long, value_name = "URL")]
+    pub base_url: String,
+    /// A file with its key; `-` keeps the key that is piped in next to the configuration.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// A model that may be named; repeat it for more. The first is its default.
+    #[arg(long = "model", required = true, value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// Allows private and loopback addresses: for a model server of your own.
+    #[arg(long)]
+    pub private_network: bool,
+    /// Makes it the provider of runs that name none.
+    #[arg(long)]
+    pub default: bool,
+    /// The hypervisor's configuration file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/choir/choir.toml")]
+    pub config: PathBuf,
 }
 
 /// `choir audit …`.

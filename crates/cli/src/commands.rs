@@ -8,10 +8,12 @@ mod logout;
 mod network;
 mod open;
 mod port;
+mod provider;
 mod run;
 mod sandbox;
 mod service;
 mod swap;
+mod usage;
 mod whoami;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +48,8 @@ pub(crate) async fn run(arguments: Arguments, context: &mut Context) -> Result<u
         Command::Service(command) => service::run(&target, command, context).await,
         Command::Port(command) => port::run(&target, command, context).await,
         Command::Network(command) => network::run(&target, command, context).await,
+        Command::Usage(command) => usage::run(&target, command, context).await,
+        Command::Provider(command) => provider::run(&target, command, context).await,
         Command::Audit(command) => audit::run(&target, command, context).await,
         Command::Open { of, print } => open::run(&target, of.role(), print, context).await,
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json, context).await,

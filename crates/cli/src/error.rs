@@ -146,6 +146,9 @@ pub enum Error {
     /// The hypervisor's program is not there or does not answer.
     #[error("cannot ask the hypervisor's doctor: {0}")]
     Doctor(String),
+    /// A provider could not be added.
+    #[error("the provider was not added: {0}")]
+    Provider(String),
     /// The client for HTTP could not be made.
     #[error("cannot prepare connections")]
     Client(#[source] Box<dyn StdError + Send + Sync>),
@@ -214,6 +217,7 @@ impl Error {
                 "choose another port here, such as PORT:{}, or 0 for any free one",
                 port.checked_add(1).unwrap_or(8080).max(1024)
             )),
+            Self::Provider(_) => Some("nothing was changed; see choir provider add --help".to_owned()),
             Self::Doctor(_) => {
                 Some("`choir doctor` runs on the hypervisor's machine, from the directory of its programs".to_owned())
             }

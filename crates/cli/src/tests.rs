@@ -6,6 +6,7 @@ mod commands;
 mod help;
 mod sandboxes;
 mod server;
+mod usage;
 
 use std::ffi::OsString;
 use std::io::{self, Cursor, Write};

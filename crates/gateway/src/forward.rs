@@ -83,7 +83,7 @@ impl Forwarder {
         if websocket {
             prepare(&mut parts.headers);
         }
-        let body = UpstreamBody::new(body, upstream.limits().max_request_body, None);
+        let body = UpstreamBody::new(body, upstream.limits().max_request_body);
         let request = Request::from_parts(parts, body);
 
         let Answer { response, lease } = upstream

@@ -77,7 +77,7 @@ impl App {
         let rate = RateLimits::new(&config.auth);
         let ceremonies = Ceremonies::new(clock.clone());
         let metrics = Arc::new(Metrics::new());
-        let sandboxes = Sandboxes::new(&config, &store, &audit, &clock, &metrics)?;
+        let sandboxes = Sandboxes::new(&config, &store, &audit, &clock, &metrics).await?;
         Ok(Arc::new(Self {
             config,
             store,

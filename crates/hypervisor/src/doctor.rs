@@ -8,7 +8,7 @@ use runtime::cgroups::Tree;
 use runtime::spec::OptionalWall;
 use serde::Serialize;
 
-use crate::config::{Config, ProviderKind};
+use crate::config::Config;
 use crate::data_dir::{DataDir, DataDirError};
 
 /// What was found.
@@ -32,13 +32,13 @@ pub fn examine(config: &Config) -> Findings {
         config
             .providers
             .iter()
-            .filter(|one| one.kind != ProviderKind::Demo)
-            .map(|one| {
-                let readable = one
+            .flat_map(|one| one.upstreams.iter().map(move |upstream| (one, upstream)))
+            .map(|(one, upstream)| {
+                let readable = upstream
                     .key_file
                     .as_ref()
                     .is_none_or(|file| std::fs::File::open(file).is_ok());
-                let detail = match &one.key_file {
+                let detail = match &upstream.key_file {
                     Some(file) if readable => {
                         format!("its key file {} can be read", file.display())
                     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -87,7 +87,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         raw.listen.address = Some(format!("127.0.0.1:{port}"));
     }
     match arguments.command {
-        None => serve(raw, arguments.stop_on_exit)?,
+        None => serve(raw, arguments.config, arguments.stop_on_exit)?,
         Some(Command::CheckConfig) => {
             let config = Config::build(raw)?;
             config
@@ -143,7 +143,7 @@ fn print(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
-fn serve(mut raw: RawConfig, stop_on_exit: bool) -> anyhow::Result<()> {
+fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyhow::Result<()> {
     hardening::keep_memory_private().context("cannot keep this process's memory private")?;
     // Bound before the configuration is complete: with port 0 the origins need the real one.
     let address = Config::build(raw.clone())?.listen.address;
@@ -156,10 +156,15 @@ fn serve(mut raw: RawConfig, stop_on_exit: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(run(config, socket, stop_on_exit))
+    runtime.block_on(run(config, file, socket, stop_on_exit))
 }
 
-async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow::Result<()> {
+async fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    socket: TcpListener,
+    stop_on_exit: bool,
+) -> anyhow::Result<()> {
     let _lock = DataDir::lock(&config.data_dir)?;
     if matches!(config.origins.runtime, RuntimeOrigins::SingleHost { .. }) {
         tracing::warn!(
@@ -169,6 +174,7 @@ async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow:
     }
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
+    let mut hup = signal(SignalKind::hangup())?;
     let listener = Listener::new(socket, config.listen.tls.as_ref())?;
     let app = App::open(config, Clock::system()).await?;
     services::sandboxes::start(&app).await?;
@@ -186,15 +192,34 @@ async fn run(config: Config, socket: TcpListener, stop_on_exit: bool) -> anyhow:
     } else {
         print(&format!("ready: {}/\n", app.config.origins.control))?;
     }
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => reload(&app, file.as_deref()),
+        }
     }
     tracing::info!(deadline = ?app.config.drain, stop_on_exit, "draining; a second signal ends this at once");
     tokio::select! {
         drained = drain(&app, served, stop_on_exit) => drained,
         _ = term.recv() => anyhow::bail!(HURRIED),
         _ = int.recv() => anyhow::bail!(HURRIED),
+    }
+}
+
+/// Takes the model providers of the configuration as it is now. Calls under way go on; a
+/// configuration that is not valid changes nothing.
+fn reload(app: &App, file: Option<&Path>) {
+    let reloaded = RawConfig::read(file, std::env::vars())
+        .and_then(Config::build)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| Ok(app.sandboxes.providers().reload(&config)?));
+    match reloaded {
+        Ok(()) => tracing::info!("took the providers of the configuration"),
+        Err(error) => tracing::error!(
+            error = format!("{error:#}"),
+            "the configuration was not taken; the one before stays in use"
+        ),
     }
 }
 
@@ -209,6 +234,7 @@ async fn drain(app: &App, served: JoinHandle<()>, stop_on_exit: bool) -> anyhow:
     if stop_on_exit {
         demand_stopped(app.sandboxes.stop_all(app.config.drain).await)?;
     }
+    app.sandboxes.providers().flush().await;
     app.store.close().await;
     Ok(())
 }

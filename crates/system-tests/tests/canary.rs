@@ -31,7 +31,8 @@ async fn provider() -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
                 let read = stream.read(&mut seen).await.unwrap_or(0);
                 let text = String::from_utf8_lossy(&seen[..read]).into_owned();
                 let _ = tell.send(text);
-                let body = json!({ "error": { "message": "no such key" } }).to_string();
+                let body = json!({ "error": { "message": format!("no such key: {IN_FILE}") } })
+                    .to_string();
                 let answer = format!(
                     "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                     body.len()
@@ -55,7 +56,7 @@ async fn a_platform_key_is_nowhere_but_in_its_request() {
         .env("SOMETHING_ELSE", IN_ENVIRONMENT)
         .config(&format!(
             "[log]\nlevel = \"trace\"\n[[providers]]\nname = \"openai\"\nkind = \"openai\"\n\
-             base_url = \"http://127.0.0.1:{port}/v1\"\nkey_file = {key_file:?}\nmodels = [\"some-model\"]"
+             base_url = \"http://127.0.0.1:{port}/v1\"\nkey_file = {key_file:?}\nmodels = [\"some-model\"]\naddresses = \"private_network_too\"\nretries = 0"
         ))
         .start()
         .await;

@@ -15,6 +15,7 @@ mod problem;
 mod role;
 mod sandbox;
 mod swap;
+mod usage;
 
 pub use command::{
     CommandEvent, CommandExit, CommandLimits, CommandRequest, CommandState, CommandView,
@@ -35,3 +36,4 @@ pub use problem::{ErrorCode, Problem};
 pub use role::{ParseRoleError, Role};
 pub use sandbox::{ParseStateError, SandboxState, SandboxView};
 pub use swap::{ParseSwapOutcomeError, SwapOutcome, SwapRequest, SwapStatus, SwapView};
+pub use usage::UsageView;

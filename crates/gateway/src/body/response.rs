@@ -24,6 +24,9 @@ pub enum BodyError {
     /// The upstream sent nothing for too long.
     #[error("the upstream sent nothing for {0:?}")]
     Idle(Duration),
+    /// It went on for longer than any reply may.
+    #[error("the reply was not complete after {0:?}")]
+    TooLong(Duration),
     /// The sandbox start (or the caller's right) ended.
     #[error("the sandbox start ended")]
     Ended,

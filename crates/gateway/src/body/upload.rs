@@ -10,7 +10,6 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::{BoxError, RequestBody};
 use crate::headers::clean_trailers;
-use crate::provider::ModelScanner;
 
 /// How far a request body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +65,6 @@ pub(crate) struct UpstreamBody {
     inner: RequestBody,
     upload: Option<Arc<Upload>>,
     left: u64,
-    scanner: Option<ModelScanner>,
 }
 
 /// The body is larger than its bound.
@@ -76,13 +74,12 @@ struct TooLarge;
 
 impl UpstreamBody {
     /// Wraps `inner`, which may have `limit` bytes. An empty body needs no watching.
-    pub(crate) fn new(inner: RequestBody, limit: u64, scanner: Option<ModelScanner>) -> Self {
+    pub(crate) fn new(inner: RequestBody, limit: u64) -> Self {
         let upload = (!inner.is_end_stream()).then(Arc::default);
         Self {
             inner,
             upload,
             left: limit,
-            scanner,
         }
     }
 
@@ -125,9 +122,6 @@ impl Body for UpstreamBody {
                     return Poll::Ready(Some(Err(TooLarge.into())));
                 };
                 self.left = left;
-                if let Some(scanner) = &mut self.scanner {
-                    scanner.feed(&data);
-                }
                 if let Some(upload) = &self.upload {
                     upload.bytes.fetch_add(length, Ordering::Relaxed);
                 }

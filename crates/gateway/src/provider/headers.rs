@@ -9,6 +9,7 @@ use super::{ProviderKey, ProviderKind};
 use crate::Refusal;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 
 /// What Anthropic's API is asked for when the caller does not say.
@@ -26,6 +27,8 @@ pub(super) fn request(
     kind: ProviderKind,
     host: &HeaderValue,
     key: Option<&ProviderKey>,
+    length: usize,
+    also: &[HeaderName],
 ) -> Result<HeaderMap, Refusal> {
     if caller
         .get_all(CONTENT_ENCODING)
@@ -37,15 +40,23 @@ pub(super) fn request(
     let mut headers = HeaderMap::with_capacity(12);
     headers.insert(HOST, host.clone());
     headers.insert(USER_AGENT, OUR_USER_AGENT);
+    if length > 0 {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
     for (name, value) in caller {
-        if goes_up(name) {
+        if goes_up(name) || also.contains(name) {
             headers.append(name, value.clone());
         }
     }
     match kind {
-        ProviderKind::OpenAi => {
+        ProviderKind::OpenAi | ProviderKind::Bedrock => {
             if let Some(key) = key {
                 headers.insert(AUTHORIZATION, key.bearer().clone());
+            }
+        }
+        ProviderKind::Gemini => {
+            if let Some(key) = key {
+                headers.insert(X_GOOG_API_KEY, key.bare().clone());
             }
         }
         ProviderKind::Anthropic => {
@@ -61,11 +72,16 @@ pub(super) fn request(
 }
 
 /// Leaves of a provider's response headers what its SDKs read, and nothing with the key in.
-pub(super) fn clean_response(headers: &mut HeaderMap, key: Option<&ProviderKey>) {
+pub(super) fn clean_response(
+    headers: &mut HeaderMap,
+    key: Option<&ProviderKey>,
+    also: &[HeaderName],
+) {
     let doomed: Vec<HeaderName> = headers
         .iter()
         .filter(|(name, value)| {
-            !comes_down(name.as_str()) || key.is_some_and(|key| key.occurs_in(value.as_bytes()))
+            !(comes_down(name.as_str()) || also.contains(name))
+                || key.is_some_and(|key| key.occurs_in(value.as_bytes()))
         })
         .map(|(name, _)| name.clone())
         .collect();
@@ -75,7 +91,7 @@ pub(super) fn clean_response(headers: &mut HeaderMap, key: Option<&ProviderKey>)
 }
 
 fn goes_up(name: &HeaderName) -> bool {
-    if *name == CONTENT_TYPE || *name == ACCEPT || *name == CONTENT_LENGTH {
+    if *name == CONTENT_TYPE || *name == ACCEPT {
         return true;
     }
     match name.as_str() {
@@ -122,7 +138,7 @@ mod tests {
     fn up(kind: ProviderKind, fields: &[(&'static str, &'static str)]) -> Vec<String> {
         let key = ProviderKey::new("sk-real").unwrap();
         let host = HeaderValue::from_static("api.example.com");
-        let headers = request(&map(fields), kind, &host, Some(&key)).unwrap();
+        let headers = request(&map(fields), kind, &host, Some(&key), 0, &[]).unwrap();
         let mut lines: Vec<_> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -181,7 +197,7 @@ mod tests {
         let host = HeaderValue::from_static("api.example.com");
         let caller = map(&[("content-encoding", "gzip")]);
         assert_eq!(
-            request(&caller, ProviderKind::OpenAi, &host, None),
+            request(&caller, ProviderKind::OpenAi, &host, None, 0, &[]),
             Err(Refusal::Headers)
         );
     }
@@ -199,7 +215,7 @@ mod tests {
             ("request-id", "req_1"),
             ("x-ratelimit-remaining-tokens", "7"),
         ]);
-        clean_response(&mut headers, Some(&key));
+        clean_response(&mut headers, Some(&key), &[]);
         assert_eq!(
             headers,
             map(&[
@@ -216,7 +232,7 @@ mod tests {
             let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { return Ok(()) };
             let mut caller = HeaderMap::new();
             caller.insert(name.clone(), HeaderValue::from_static("choirgw_secret"));
-            let Ok(sent) = request(&caller, ProviderKind::OpenAi, &HeaderValue::from_static("h"), None) else {
+            let Ok(sent) = request(&caller, ProviderKind::OpenAi, &HeaderValue::from_static("h"), None, 0, &[]) else {
                 return Ok(());
             };
             if !goes_up(&name) {

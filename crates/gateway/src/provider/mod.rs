@@ -1,28 +1,37 @@
 //! Model providers as upstreams.
 //!
 //! The caller's credentials stop here and the provider's own key is set; the path is joined
-//! so that it never leaves the base URL; bodies stream both ways; no redirect is followed.
+//! so that it never leaves the base URL; a request is whole before it goes up, so that it can
+//! be read, bounded and sent again; replies stream; no redirect is followed.
 
 mod headers;
 mod key;
-mod model;
 mod path;
+mod reply;
+mod scrub;
+mod shape;
 mod tls;
+mod usage;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, Version};
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
+use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::UpstreamBody;
-use crate::headers::check_framing;
 use crate::upstream::{Answer, Target, Upstream};
-use crate::{Activity, ForwardError, Limits, Refusal, RequestBody, ResponseBody};
+use crate::{Activity, ForwardError, Limits, Refusal, RequestBody};
 
 pub use key::{ProviderKey, ProviderKeyError};
-pub(crate) use model::ModelScanner;
+pub use reply::{Outcome, ReplyBody, ReplyEnd};
+pub use shape::{MAX_MODEL, Shape, ShapeError};
+pub use usage::{Usage, UsageMeter};
 
 /// How a provider wants its key, and whose dialect it speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +40,10 @@ pub enum ProviderKind {
     OpenAi,
     /// `x-api-key: KEY` and `anthropic-version`; `/v1/messages`.
     Anthropic,
+    /// `x-goog-api-key: KEY`; the model stands in the path.
+    Gemini,
+    /// `Authorization: Bearer KEY`; the model stands in the path.
+    Bedrock,
 }
 
 /// Which certificates a provider's TLS is verified with.
@@ -55,6 +68,14 @@ pub struct ProviderConfig {
     pub base_url: String,
     /// Its key; none for a local one.
     pub key: Option<ProviderKey>,
+    /// Request headers of the caller's that go up beside those of the dialect.
+    pub headers_up: Vec<HeaderName>,
+    /// Response headers that come down beside those of the dialect.
+    pub headers_down: Vec<HeaderName>,
+    /// Whether it may have a private, loopback or link-local address.
+    pub private_addresses: bool,
+    /// Longest whole reply, streams included; unbounded when absent.
+    pub whole_reply: Option<Duration>,
     /// Whom to trust.
     pub roots: TrustRoots,
     /// Its bounds; [`Limits::provider`] is a good start.
@@ -96,17 +117,12 @@ struct Inner {
     kind: ProviderKind,
     base: path::BasePath,
     host: HeaderValue,
-    key: Option<ProviderKey>,
+    /// Exchanged when its file changes; held for one copy, never across an await.
+    key: RwLock<Option<ProviderKey>>,
+    headers_up: Vec<HeaderName>,
+    headers_down: Vec<HeaderName>,
+    whole_reply: Option<Duration>,
     upstream: Upstream,
-}
-
-/// A provider's reply.
-#[derive(Debug)]
-pub struct ProviderReply {
-    /// The response, its headers cleaned.
-    pub response: Response<ResponseBody>,
-    /// The `model` of the request's JSON body, as far as it was seen; for log lines.
-    pub model: Option<String>,
 }
 
 impl Provider {
@@ -122,7 +138,7 @@ impl Provider {
                 problem,
             }
         })?;
-        let address = tls::address(&base, &config.roots)?;
+        let address = tls::address(&base, &config.roots, config.private_addresses)?;
         let upstream = Upstream::new(
             Target::Provider(address),
             CancellationToken::new(),
@@ -134,7 +150,10 @@ impl Provider {
                 kind: config.kind,
                 base: base.path,
                 host: base.authority,
-                key: config.key,
+                key: RwLock::new(config.key),
+                headers_up: config.headers_up,
+                headers_down: config.headers_down,
+                whole_reply: config.whole_reply,
                 upstream,
             }),
         })
@@ -150,6 +169,15 @@ impl Provider {
     #[must_use]
     pub fn kind(&self) -> ProviderKind {
         self.inner.kind
+    }
+
+    /// Takes another key for the calls to come; those under way end with the one before.
+    pub fn set_key(&self, key: Option<ProviderKey>) {
+        *self
+            .inner
+            .key
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = key;
     }
 
     /// What happens with it at the moment.
@@ -170,30 +198,36 @@ impl Provider {
     /// [`ForwardError`]; a path that would leave the base URL is refused.
     pub async fn send(
         &self,
-        request: Request<RequestBody>,
+        request: Request<Bytes>,
         rest: &str,
         cancel: &CancellationToken,
-    ) -> Result<ProviderReply, ForwardError> {
+    ) -> Result<Response<ReplyBody>, ForwardError> {
         let inner = &*self.inner;
         let (mut parts, body) = request.into_parts();
         if parts.method == Method::CONNECT || parts.method == Method::TRACE {
             return Err(ForwardError::Refused(Refusal::Method));
         }
-        check_framing(&parts.headers).map_err(|_| ForwardError::Refused(Refusal::Headers))?;
+        let limit = inner.upstream.limits().max_request_body;
+        if body.len() as u64 > limit {
+            return Err(ForwardError::TooLarge { limit });
+        }
         parts.uri = inner
             .base
             .join(rest, parts.uri.query())
             .map_err(ForwardError::Refused)?;
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        parts.headers =
-            headers::request(&parts.headers, inner.kind, &inner.host, inner.key.as_ref())
-                .map_err(ForwardError::Refused)?;
-
-        let scanner = ModelScanner::new();
-        let model = scanner.model();
-        let limit = inner.upstream.limits().max_request_body;
-        let body = UpstreamBody::new(body, limit, Some(scanner));
+        let key = self.key();
+        parts.headers = headers::request(
+            &parts.headers,
+            inner.kind,
+            &inner.host,
+            key.as_ref(),
+            body.len(),
+            &inner.headers_up,
+        )
+        .map_err(ForwardError::Refused)?;
+        let body = UpstreamBody::new(RequestBody::new(Full::new(body)), limit);
         let Answer { response, lease } = inner
             .upstream
             .exchange(
@@ -205,20 +239,37 @@ impl Provider {
             .await?;
 
         let (mut parts, incoming) = response.into_parts();
-        if parts.status.is_redirection() {
-            return Err(ForwardError::BadResponse {
-                reason: "it redirects, and redirects are not followed; check the base URL",
+        let bad = |reason| {
+            Err(ForwardError::BadResponse {
+                reason,
                 source: None,
-            });
+            })
+        };
+        if parts.status.is_redirection() {
+            return bad("it redirects, and redirects are not followed; check the base URL");
+        }
+        let plain = |coding: &HeaderValue| coding == "identity";
+        if !parts.headers.get_all(CONTENT_ENCODING).iter().all(plain) {
+            return bad("it is compressed, which was not asked for");
         }
         parts.version = Version::HTTP_11;
         parts.extensions.clear();
-        headers::clean_response(&mut parts.headers, inner.key.as_ref());
+        headers::clean_response(&mut parts.headers, key.as_ref(), &inner.headers_down);
+        let event_stream = parts
+            .headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let body = lease.into_body(&parts.headers, incoming).await;
-        Ok(ProviderReply {
-            response: Response::from_parts(parts, body),
-            model: model.get(),
-        })
+        let body = ReplyBody::new(body, event_stream, key, inner.whole_reply);
+        Ok(Response::from_parts(parts, body))
+    }
+
+    fn key(&self) -> Option<ProviderKey> {
+        self.inner
+            .key
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

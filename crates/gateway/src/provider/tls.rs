@@ -19,6 +19,7 @@ const MAX_ROOTS: usize = 1000;
 pub(super) fn address(
     base: &Base,
     roots: &TrustRoots,
+    private: bool,
 ) -> Result<ProviderAddress, ProviderConfigError> {
     let (host, name) = match &base.host {
         Host::Domain(name) => (name.clone(), ServerName::try_from(name.clone()).ok()),
@@ -37,6 +38,7 @@ pub(super) fn address(
     Ok(ProviderAddress {
         host,
         port: base.port,
+        private,
         tls,
     })
 }

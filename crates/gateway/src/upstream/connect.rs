@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use types::StartId;
 
 use crate::connection::Connection;
+use crate::egress::not_public;
 use crate::transport::Transport;
 use crate::{AppSocket, AppSocketError, ConnectError, Limits, PortError};
 
@@ -39,6 +41,8 @@ pub(crate) enum Target {
 pub(crate) struct ProviderAddress {
     pub(crate) host: String,
     pub(crate) port: u16,
+    /// Whether private, loopback and link-local addresses will do.
+    pub(crate) private: bool,
     /// `None` for plain HTTP.
     pub(crate) tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
 }
@@ -91,12 +95,39 @@ fn adopt(socket: OwnedFd) -> io::Result<(Transport, OwnedFd)> {
 }
 
 impl ProviderAddress {
+    /// The addresses that may be connected to: looked up once, checked, and connected to as
+    /// they were checked, so that a name cannot change in between.
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
+        let mut refused = None;
+        let addresses: Vec<SocketAddr> = found
+            .filter(|address| match not_public(address.ip()) {
+                Some(class) if !self.private => {
+                    refused = Some(class);
+                    false
+                }
+                _ => true,
+            })
+            .collect();
+        match (addresses.is_empty(), refused) {
+            (true, Some(class)) => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "the name stands for a {class} address; for a model server of your own set \
+                     providers.addresses = \"private_network_too\""
+                ),
+            )),
+            _ => Ok(addresses),
+        }
+    }
+
     async fn connect(&self) -> Result<(Transport, OwnedFd), ConnectError> {
         let tcp_error = |source| ConnectError::Tcp {
             host: format!("{}:{}", self.host, self.port),
             source,
         };
-        let stream = TcpStream::connect((self.host.as_str(), self.port))
+        let addresses = self.addresses().await.map_err(tcp_error)?;
+        let stream = TcpStream::connect(addresses.as_slice())
             .await
             .map_err(tcp_error)?;
         // Nagle's algorithm against delayed acknowledgements costs 40 ms per event.

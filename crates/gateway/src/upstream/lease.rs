@@ -241,7 +241,7 @@ impl Repeat {
     }
 
     fn request(self) -> Request<UpstreamBody> {
-        let mut request = Request::new(UpstreamBody::new(RequestBody::empty(), 0, None));
+        let mut request = Request::new(UpstreamBody::new(RequestBody::empty(), 0));
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
         *request.headers_mut() = self.headers;

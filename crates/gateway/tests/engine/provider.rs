@@ -4,17 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use gateway::provider::{
-    Provider, ProviderConfig, ProviderConfigError, ProviderKey, ProviderKind, TrustRoots,
+    Outcome, Provider, ProviderConfig, ProviderConfigError, ProviderKey, ProviderKind, TrustRoots,
 };
-use gateway::{BodyError, ConnectError, ForwardError, Limits, Refusal, RequestBody};
+use gateway::{BodyError, ConnectError, ForwardError, Limits, Refusal};
 use http::{Request, StatusCode};
-use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::BodyExt;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bed::*;
@@ -49,21 +47,25 @@ fn config(base: &str) -> ProviderConfig {
         kind: ProviderKind::OpenAi,
         base_url: base.to_owned(),
         key: Some(ProviderKey::new("sk-canary").unwrap()),
+        headers_up: Vec::new(),
+        headers_down: Vec::new(),
+        private_addresses: true,
+        whole_reply: None,
         roots: TrustRoots::WebPki,
         limits: Limits {
-            max_request_body: 1 << 20,
+            max_request_body: 4 << 20,
             ..Limits::provider()
         },
     }
 }
 
-fn post(body: impl Into<Bytes>) -> Request<RequestBody> {
+fn post(body: impl Into<Bytes>) -> Request<Bytes> {
     Request::post("http://evil.example/provider/v1/acme/chat/completions?a=b")
         .header("authorization", "Bearer choirgw_x")
         .header("cookie", "a=1")
         .header("x-forwarded-for", "1.1.1.1")
         .header("content-type", "application/json")
-        .body(RequestBody::new(Full::new(body.into())))
+        .body(body.into())
         .unwrap()
 }
 
@@ -95,13 +97,12 @@ async fn a_call_goes_up_with_our_key_only_and_comes_down_clean() {
         let reply = within(provider.send(post(r#"{"model":"m-1"}"#), "chat/completions", &right))
             .await
             .unwrap();
-        assert_eq!(reply.model.as_deref(), Some("m-1"));
-        assert_eq!(reply.response.status(), StatusCode::UNAUTHORIZED);
-        let headers = reply.response.headers().clone();
+        assert_eq!(reply.status(), StatusCode::UNAUTHORIZED);
+        let headers = reply.headers().clone();
         let mut names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-length", "retry-after"]);
-        assert_eq!(reply.response.collect().await.unwrap().to_bytes(), "no");
+        assert_eq!(reply.collect().await.unwrap().to_bytes(), "no");
         let head = heads.recv().await.unwrap().to_lowercase();
         assert!(
             head.starts_with("post /v1/chat/completions?a=b http/1.1\r\n"),
@@ -180,7 +181,7 @@ async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
     let mut bodies = Vec::new();
     for right in [&one, &two] {
         let reply = within(provider.send(post("{}"), "x", right)).await.unwrap();
-        let mut body = reply.response.into_body();
+        let mut body = reply.into_body();
         let event = within(body.frame()).await.unwrap().unwrap();
         assert_eq!(event.into_data().unwrap(), "data: 1\n\n");
         bodies.push(body);
@@ -219,11 +220,11 @@ async fn bytes_that_nobody_asked_for_end_a_connection() {
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
     for expected in ["0", "1", "1"] {
-        let request = Request::get("/").body(RequestBody::empty()).unwrap();
+        let request = Request::get("/").body(Bytes::new()).unwrap();
         let reply = within(provider.send(request, "models", &right))
             .await
             .unwrap();
-        assert_eq!(reply.response.collect().await.unwrap().to_bytes(), expected);
+        assert_eq!(reply.collect().await.unwrap().to_bytes(), expected);
     }
     assert_eq!(remote.accepted.load(Ordering::SeqCst), 2);
 }
@@ -236,7 +237,7 @@ async fn a_body_over_the_limit_and_a_host_that_is_not_there_are_told_apart() {
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
     let error = provider
-        .send(post(vec![b'x'; (1 << 20) + 1]), "x", &right)
+        .send(post(vec![b'x'; (4 << 20) + 1]), "x", &right)
         .await
         .unwrap_err();
     assert!(matches!(error, ForwardError::TooLarge { .. }), "{error:?}");
@@ -309,7 +310,7 @@ fn tls_remote() -> u16 {
 async fn tls_is_verified_against_the_configured_roots() {
     let port = tls_remote();
     let roots = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engine/tls/ca.pem");
-    let get = || Request::get("/").body(RequestBody::empty()).unwrap();
+    let get = || Request::get("/").body(Bytes::new()).unwrap();
     let right = CancellationToken::new();
     for host in ["localhost", "127.0.0.1"] {
         let base = format!("https://{host}:{port}/v1");
@@ -322,7 +323,7 @@ async fn tls_is_verified_against_the_configured_roots() {
             let reply = within(provider.send(get(), "models", &right))
                 .await
                 .unwrap();
-            assert_eq!(reply.response.collect().await.unwrap().to_bytes(), "ok");
+            assert_eq!(reply.collect().await.unwrap().to_bytes(), "ok");
         }
         let provider = Provider::new(config(&base)).unwrap();
         let error = provider.send(get(), "models", &right).await.unwrap_err();
@@ -336,28 +337,225 @@ async fn tls_is_verified_against_the_configured_roots() {
 #[tokio::test]
 async fn a_request_in_the_middle_of_its_upload_is_cut_with_its_right() {
     let (seen, mut reached) = mpsc::unbounded_channel();
+    let ended = Arc::new(Notify::new());
+    let end = Arc::clone(&ended);
     let remote = remote(move |mut stream, _| {
-        let seen = seen.clone();
+        let (seen, end) = (seen.clone(), Arc::clone(&end));
         async move {
             read_until(&mut stream, "first").await;
             seen.send(()).unwrap();
+            // Nothing more is read until the caller's right has ended, so that the upload hangs.
+            end.notified().await;
             let _ = stream.read_to_end(&mut Vec::new()).await;
             seen.send(()).unwrap();
         }
     });
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
-    let endless = futures_util::stream::once(async { Ok(Frame::data(Bytes::from("first"))) })
-        .chain(futures_util::stream::pending::<Result<_, std::io::Error>>());
-    let request = Request::post("/")
-        .body(RequestBody::new(StreamBody::new(Box::pin(endless))))
-        .unwrap();
+    let mut body = b"first".to_vec();
+    body.resize(4 << 20, b'x');
+    let request = post(body);
     let cut = async {
         reached.recv().await.unwrap();
         right.cancel();
+        ended.notify_one();
         reached.recv().await.unwrap();
     };
     let (outcome, ()) =
         within(async { tokio::join!(provider.send(request, "x", &right), cut) }).await;
     assert!(matches!(outcome, Err(ForwardError::Ended)), "{outcome:?}");
+}
+
+/// What a reply told at its end.
+async fn end_of(
+    provider: &Provider,
+    read: impl AsyncFnOnce(gateway::provider::ReplyBody),
+) -> gateway::provider::ReplyEnd {
+    let (told, ended) = tokio::sync::oneshot::channel();
+    let reply = within(provider.send(post("{}"), "x", &CancellationToken::new()))
+        .await
+        .unwrap();
+    let body = reply.into_body().on_end(move |end| {
+        let _ = told.send(end);
+    });
+    read(body).await;
+    within(ended).await.unwrap()
+}
+
+fn answering(answer: &'static str) -> Remote {
+    remote(move |mut stream, _| async move {
+        while !read_head(&mut stream).await.is_empty() {
+            read_until(&mut stream, "{}").await;
+            say(&mut stream, answer).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_key_in_a_body_never_comes_down_whatever_the_status() {
+    for head in [
+        "HTTP/1.1 401 Unauthorized\r\nContent-Length: 23\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n",
+    ] {
+        let remote = remote(move |mut stream, _| async move {
+            read_head(&mut stream).await;
+            read_until(&mut stream, "{}").await;
+            say(&mut stream, head).await;
+            // The key is cut, so that no piece has the whole of it.
+            for piece in ["bad key sk-c", "anary, sorr"] {
+                say(&mut stream, piece).await;
+                tokio::task::yield_now().await;
+            }
+        });
+        let provider = Provider::new(config(&remote.base)).unwrap();
+        let mut text = Bytes::new();
+        let end = end_of(&provider, async |body| {
+            text = body.collect().await.unwrap().to_bytes();
+        })
+        .await;
+        assert_eq!(text, "bad key *********, sorr");
+        assert_eq!(end.outcome, Outcome::Complete);
+        assert_eq!(end.bytes, 23);
+        assert!(end.first_byte.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_reply_tells_its_usage_and_how_it_ended() {
+    let whole = answering(
+        "HTTP/1.1 200 OK\r\nContent-Length: 51\r\n\r\n{\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}",
+    );
+    let provider = Provider::new(config(&whole.base)).unwrap();
+    let end = end_of(&provider, async |body| {
+        body.collect().await.unwrap();
+    })
+    .await;
+    assert_eq!(end.outcome, Outcome::Complete);
+    assert_eq!(
+        end.usage.map(|usage| (usage.input, usage.output)),
+        Some((7, 2))
+    );
+
+    let broken = remote(|mut stream, _| async move {
+        read_head(&mut stream).await;
+        say(
+            &mut stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+        )
+        .await;
+    });
+    let provider = Provider::new(config(&broken.base)).unwrap();
+    let end = end_of(&provider, async |body| {
+        assert!(
+            body.collect().await.is_err(),
+            "a truncated stream looked whole"
+        );
+    })
+    .await;
+    assert_eq!((end.outcome, end.events), (Outcome::Broken, 1));
+
+    let endless = answering("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab");
+    let provider = Provider::new(config(&endless.base)).unwrap();
+    let end = end_of(&provider, async |mut body| {
+        within(body.frame()).await.unwrap().unwrap();
+    })
+    .await;
+    assert_eq!((end.outcome, end.bytes), (Outcome::ClientGone, 2));
+
+    let bounded = ProviderConfig {
+        whole_reply: Some(std::time::Duration::from_millis(20)),
+        ..config(&endless.base)
+    };
+    let provider = Provider::new(bounded).unwrap();
+    let end = end_of(&provider, async |body| {
+        let error = body.collect().await.unwrap_err();
+        assert!(matches!(error, BodyError::TooLong(_)), "{error:?}");
+    })
+    .await;
+    assert_eq!(end.outcome, Outcome::TooLong);
+}
+
+#[tokio::test]
+async fn a_reply_that_is_compressed_unasked_is_refused() {
+    let remote =
+        answering("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx");
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let error = within(provider.send(post("{}"), "x", &CancellationToken::new()))
+        .await
+        .unwrap_err();
+    assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
+}
+
+#[tokio::test]
+async fn another_key_is_used_from_the_next_call_on() {
+    let (seen, mut heads) = mpsc::unbounded_channel();
+    let remote = remote(move |mut stream, _| {
+        let seen = seen.clone();
+        async move {
+            loop {
+                let head = read_head(&mut stream).await;
+                if head.is_empty() {
+                    return;
+                }
+                read_until(&mut stream, "{}").await;
+                seen.send(head.to_lowercase()).unwrap();
+                say(&mut stream, OK).await;
+            }
+        }
+    });
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    let right = CancellationToken::new();
+    for (key, expected) in [
+        (None, "bearer sk-canary"),
+        (Some("sk-next"), "bearer sk-next"),
+    ] {
+        if let Some(key) = key {
+            provider.set_key(Some(ProviderKey::new(key).unwrap()));
+        }
+        let reply = within(provider.send(post("{}"), "x", &right))
+            .await
+            .unwrap();
+        reply.collect().await.unwrap();
+        assert!(heads.recv().await.unwrap().contains(expected));
+    }
+    assert_eq!(
+        remote.accepted.load(Ordering::SeqCst),
+        1,
+        "no connection was lost"
+    );
+}
+
+#[tokio::test]
+async fn a_name_that_stands_for_a_private_address_is_not_connected_to() {
+    let remote = remote(|_, _| async { panic!("it was connected to") });
+    for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+        let base = remote.base.replace("127.0.0.1", host);
+        let public = ProviderConfig {
+            private_addresses: false,
+            ..config(&base)
+        };
+        let provider = match Provider::new(public) {
+            Ok(provider) => provider,
+            // Refused even earlier: plain HTTP with a key to what is not written as loopback.
+            Err(error) => {
+                assert!(
+                    matches!(error, ProviderConfigError::BaseUrl { .. }),
+                    "{error:?}"
+                );
+                continue;
+            }
+        };
+        let error = provider
+            .send(post("{}"), "x", &CancellationToken::new())
+            .await
+            .unwrap_err();
+        let ForwardError::Unreachable(ConnectError::Tcp { source, .. }) = error else {
+            panic!("{host}: {error:?}");
+        };
+        assert!(
+            source.to_string().contains("private_network_too"),
+            "{source}"
+        );
+    }
+    assert_eq!(remote.accepted.load(Ordering::SeqCst), 0);
 }

@@ -2,6 +2,7 @@
 
 mod egress;
 mod error;
+mod gateway;
 mod limits;
 mod network;
 mod origins;
@@ -17,13 +18,14 @@ mod values;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use self::gateway::{Gateway, NANO_DOLLARS, Rates};
 pub use egress::Egress;
 pub use error::ConfigError;
 pub use limits::{Limits, Share};
 pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
 pub use preview::PreviewTemplate;
-pub use providers::{Provider, ProviderKind};
+pub use providers::{Addresses, Price, Provider, ProviderKind, ProviderUpstream, Timeouts};
 pub use raw::RawConfig;
 pub use sandbox::{IdleStop, Mount, Places, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
@@ -52,6 +54,8 @@ pub struct Config {
     /// Model providers; the first is the default one. Never empty: without any in the
     /// file this is the offline demo.
     pub providers: Vec<Provider>,
+    /// Model calls.
+    pub gateway: Gateway,
     /// Logs.
     pub log: Log,
 }
@@ -92,6 +96,7 @@ impl Config {
             sandbox: Sandbox::build(&raw.sandbox)?,
             network: Egress::build(&raw.network)?,
             providers: providers::build_providers(&raw.providers)?,
+            gateway: Gateway::build(&raw.gateway)?,
             log: Log::build(&raw.log)?,
         })
     }

@@ -1,26 +1,117 @@
 //! Model providers.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use http::HeaderName;
 use url::Url;
 
 use super::ConfigError;
-use super::raw::RawProvider;
-use super::values::existing_file;
+use super::gateway::{Rates, nano_dollars};
+use super::raw::{RawProvider, RawUpstream};
+use super::values::{duration, existing_file, within};
 
 /// The name and model of the offline demo provider.
 const DEMO_NAME: &str = "demo";
 const DEMO_MODEL: &str = "choir-demo";
 
+/// Most places or keys of one provider.
+const MAX_UPSTREAMS: usize = 32;
+
+/// Headers that no configuration lets through: whose account is charged, where a reply is
+/// sent, and how a message is framed are not the caller's to say.
+const NEVER: [&str; 16] = [
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "cookie",
+    "forwarded",
+    "host",
+    "proxy-authorization",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+    "x-goog-api-key",
+    "x-forwarded-for",
+];
+
 /// The wire format of a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProviderKind {
-    /// OpenAI's; many others speak it too.
+    /// OpenAI's; many others speak it too, vLLM and Ollama among them.
     OpenAi,
     /// Anthropic's.
     Anthropic,
+    /// Google's Gemini.
+    Gemini,
+    /// Amazon Bedrock with an API key.
+    Bedrock,
     /// The built-in offline demo, in OpenAI's format.
     Demo,
+}
+
+impl ProviderKind {
+    /// The kind as it stands in the configuration and in listings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Gemini => "gemini",
+            Self::Bedrock => "bedrock",
+            Self::Demo => "demo",
+        }
+    }
+}
+
+/// Which addresses a provider may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Addresses {
+    /// Public ones: a name that suddenly resolves to this machine or its network is refused.
+    #[default]
+    Public,
+    /// Private, loopback and link-local ones too, for a model server of one's own.
+    PrivateNetworkToo,
+}
+
+/// One place where a provider's API lives.
+#[derive(Debug, Clone)]
+pub struct ProviderUpstream {
+    /// The API's base URL.
+    pub base_url: Url,
+    /// File that holds the platform key; read by the gateway, never here.
+    pub key_file: Option<PathBuf>,
+    /// Its share of the calls, against the others'.
+    pub weight: u32,
+}
+
+/// What a model costs, in billionths of a US dollar for a million tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Price {
+    /// Tokens read.
+    pub input: i64,
+    /// Tokens written.
+    pub output: i64,
+    /// Tokens read that came from a cache.
+    pub cached_input: i64,
+}
+
+/// Bounds in time of a provider's calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Longest wait for a connection.
+    pub connect: Duration,
+    /// Longest wait for the reply to begin.
+    pub first_byte: Duration,
+    /// Longest silence in a reply.
+    pub idle: Duration,
+    /// Longest whole reply; unbounded when absent.
+    pub whole: Option<Duration>,
 }
 
 /// A model provider.
@@ -30,27 +121,46 @@ pub struct Provider {
     pub name: String,
     /// Its wire format.
     pub kind: ProviderKind,
-    /// Where its API lives; absent for the demo.
-    pub base_url: Option<Url>,
-    /// File that holds the platform key; read by the gateway, never here.
-    pub key_file: Option<PathBuf>,
+    /// Where its API lives; empty for the demo.
+    pub upstreams: Vec<ProviderUpstream>,
     /// Models that may be named.
     pub models: Vec<String>,
     /// The model taken when a run names none.
     pub default_model: String,
+    /// Names that stand for models.
+    pub aliases: BTreeMap<String, String>,
+    /// What models cost; one that is not here is counted as free.
+    pub prices: BTreeMap<String, Price>,
+    /// Paths that may be called beside those of its kind, below the base URL; a `*` at the
+    /// end stands for one more segment.
+    pub paths: Vec<String>,
+    /// Request headers that may go up beside those of its kind.
+    pub headers_up: Vec<HeaderName>,
+    /// Response headers that may come down beside those of its kind.
+    pub headers_down: Vec<HeaderName>,
+    /// Which addresses it may have.
+    pub addresses: Addresses,
+    /// PEM file with the only certificates that are trusted.
+    pub ca_file: Option<PathBuf>,
+    /// Bounds in time.
+    pub timeouts: Timeouts,
+    /// How often a call that did not succeed is sent again.
+    pub retries: u32,
+    /// Providers that take a call when this one cannot, in this order.
+    pub fallback: Vec<String>,
+    /// Bounds of all callers together.
+    pub limits: Rates,
 }
 
 /// Validates the providers and puts the default one first.
 pub(super) fn build_providers(raw: &[RawProvider]) -> Result<Vec<Provider>, ConfigError> {
     if raw.is_empty() {
-        return Ok(vec![Provider {
+        let demo = RawProvider {
             name: DEMO_NAME.to_owned(),
-            kind: ProviderKind::Demo,
-            base_url: None,
-            key_file: None,
-            models: vec![DEMO_MODEL.to_owned()],
-            default_model: DEMO_MODEL.to_owned(),
-        }]);
+            kind: "demo".to_owned(),
+            ..RawProvider::default()
+        };
+        return Ok(vec![build_provider(&demo)?]);
     }
     let mut providers: Vec<Provider> = Vec::with_capacity(raw.len());
     let mut default_at = None;
@@ -74,11 +184,50 @@ pub(super) fn build_providers(raw: &[RawProvider]) -> Result<Vec<Provider>, Conf
         }
         providers.push(provider);
     }
+    check_fallbacks(&providers)?;
     let at = default_at.unwrap_or(0);
     if let Some(chosen) = providers.get_mut(..=at) {
         chosen.rotate_right(1);
     }
     Ok(providers)
+}
+
+/// A fallback has to be there, speak the same format and offer a model of the same name.
+fn check_fallbacks(providers: &[Provider]) -> Result<(), ConfigError> {
+    for provider in providers {
+        for name in &provider.fallback {
+            let other = providers.iter().find(|other| other.name == *name);
+            let fits = other.is_some_and(|other| {
+                other.name != provider.name
+                    && other.kind == provider.kind
+                    && provider
+                        .models
+                        .iter()
+                        .any(|model| other.resolve(model).is_some())
+            });
+            if !fits {
+                return Err(ConfigError::value(
+                    "providers.fallback",
+                    name,
+                    format!("it cannot take calls of {}", provider.name),
+                    "another provider of the same kind that offers one of its models, or an alias of that name",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Provider {
+    /// The model that a name stands for, if this provider offers it.
+    #[must_use]
+    pub fn resolve(&self, name: &str) -> Option<&str> {
+        let name = self.aliases.get(name).map_or(name, String::as_str);
+        self.models
+            .iter()
+            .map(String::as_str)
+            .find(|model| *model == name)
+    }
 }
 
 fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
@@ -96,36 +245,130 @@ fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
             "1 to 32 of a-z, 0-9 and -",
         ));
     }
-    let kind = match raw.kind.as_str() {
-        "openai" => ProviderKind::OpenAi,
-        "anthropic" => ProviderKind::Anthropic,
-        "demo" => ProviderKind::Demo,
-        other => {
+    let kind = kind(&raw.kind)?;
+    let upstreams = upstreams(raw, kind)?;
+    let (models, default_model) = models(raw, kind)?;
+    for (alias, model) in &raw.aliases {
+        if !models.contains(model) || models.contains(alias) || !is_model(alias) {
             return Err(ConfigError::value(
-                "providers.kind",
+                "providers.aliases",
+                format!("{alias} = {model}"),
+                "an alias is a new name for one of providers.models",
+                format!("a name for one of: {}", models.join(", ")),
+            ));
+        }
+    }
+    let addresses = match raw.addresses.as_deref() {
+        None | Some("public") => Addresses::Public,
+        Some("private_network_too") => Addresses::PrivateNetworkToo,
+        Some(other) => {
+            return Err(ConfigError::value(
+                "providers.addresses",
                 other,
-                "there is no such kind",
-                "openai, anthropic or demo",
+                "there is no such choice",
+                "public, or private_network_too for a model server of your own",
             ));
         }
     };
-    let base_url = raw.base_url.as_deref().map(base_url).transpose()?;
-    if kind != ProviderKind::Demo && base_url.is_none() {
-        return Err(ConfigError::value(
-            "providers.base_url",
-            "",
-            format!("the provider {} needs it", raw.name),
-            "a URL such as https://api.openai.com/v1 or https://api.anthropic.com",
-        ));
+    if let Some(file) = &raw.ca_file {
+        existing_file("providers.ca_file", file)?;
     }
-    if let Some(file) = &raw.key_file {
-        existing_file("providers.key_file", file)?;
+    Ok(Provider {
+        name: raw.name.clone(),
+        kind,
+        upstreams,
+        models,
+        default_model,
+        aliases: raw.aliases.clone(),
+        prices: prices(raw)?,
+        paths: paths(&raw.paths)?,
+        headers_up: headers("providers.headers_up", &raw.headers_up)?,
+        headers_down: headers("providers.headers_down", &raw.headers_down)?,
+        addresses,
+        ca_file: raw.ca_file.clone(),
+        timeouts: timeouts(raw)?,
+        retries: within("providers.retries", raw.retries.unwrap_or(2), 0, 10)?,
+        fallback: raw.fallback.clone(),
+        limits: Rates::build("providers.limits", &raw.limits)?,
+    })
+}
+
+fn kind(text: &str) -> Result<ProviderKind, ConfigError> {
+    let kinds = [
+        ProviderKind::OpenAi,
+        ProviderKind::Anthropic,
+        ProviderKind::Gemini,
+        ProviderKind::Bedrock,
+        ProviderKind::Demo,
+    ];
+    kinds
+        .into_iter()
+        .find(|kind| kind.as_str() == text)
+        .ok_or_else(|| {
+            ConfigError::value(
+                "providers.kind",
+                text,
+                "there is no such kind",
+                "openai (which vLLM and Ollama speak too), anthropic, gemini, bedrock or demo",
+            )
+        })
+}
+
+fn upstreams(raw: &RawProvider, kind: ProviderKind) -> Result<Vec<ProviderUpstream>, ConfigError> {
+    if kind == ProviderKind::Demo {
+        return Ok(Vec::new());
     }
+    let mut all = raw.upstreams.clone();
+    match &raw.base_url {
+        Some(base_url) if all.is_empty() => all.push(RawUpstream {
+            base_url: base_url.clone(),
+            key_file: raw.key_file.clone(),
+            weight: None,
+        }),
+        None if !all.is_empty() => {}
+        _ => {
+            return Err(ConfigError::value(
+                "providers.base_url",
+                raw.base_url.as_deref().unwrap_or_default(),
+                format!("the provider {} needs either it or upstreams", raw.name),
+                "a URL such as https://api.openai.com/v1 or https://api.anthropic.com",
+            ));
+        }
+    }
+    within("providers.upstreams", all.len(), 1, MAX_UPSTREAMS)?;
+    all.iter()
+        .map(|upstream| {
+            if let Some(file) = &upstream.key_file {
+                existing_file("providers.key_file", file)?;
+            }
+            Ok(ProviderUpstream {
+                base_url: base_url(&upstream.base_url)?,
+                key_file: upstream.key_file.clone(),
+                weight: within(
+                    "providers.upstreams.weight",
+                    upstream.weight.unwrap_or(1),
+                    1,
+                    1000,
+                )?,
+            })
+        })
+        .collect()
+}
+
+fn models(raw: &RawProvider, kind: ProviderKind) -> Result<(Vec<String>, String), ConfigError> {
     let models = if raw.models.is_empty() && kind == ProviderKind::Demo {
         vec![DEMO_MODEL.to_owned()]
     } else {
         raw.models.clone()
     };
+    if let Some(bad) = models.iter().find(|model| !is_model(model)) {
+        return Err(ConfigError::value(
+            "providers.models",
+            bad,
+            "it is no name of a model",
+            format!("1 to {} visible characters", gateway::provider::MAX_MODEL),
+        ));
+    }
     let Some(default_model) = raw.default.clone().or_else(|| models.first().cloned()) else {
         return Err(ConfigError::value(
             "providers.models",
@@ -142,13 +385,91 @@ fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
             models.join(", "),
         ));
     }
-    Ok(Provider {
-        name: raw.name.clone(),
-        kind,
-        base_url,
-        key_file: raw.key_file.clone(),
-        models,
-        default_model,
+    Ok((models, default_model))
+}
+
+fn is_model(name: &str) -> bool {
+    (1..=gateway::provider::MAX_MODEL).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn prices(raw: &RawProvider) -> Result<BTreeMap<String, Price>, ConfigError> {
+    raw.prices
+        .iter()
+        .map(|(model, price)| {
+            let key = "providers.prices";
+            let price = Price {
+                input: nano_dollars(key, price.input)?,
+                output: nano_dollars(key, price.output)?,
+                cached_input: nano_dollars(key, price.cached_input.unwrap_or(price.input))?,
+            };
+            Ok((model.clone(), price))
+        })
+        .collect()
+}
+
+fn paths(raw: &[String]) -> Result<Vec<String>, ConfigError> {
+    for path in raw {
+        let plain = path
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._/:*".contains(&b));
+        let segments_ok = path
+            .split('/')
+            .all(|segment| !matches!(segment, "" | "." | ".."));
+        if !plain || !segments_ok {
+            return Err(ConfigError::value(
+                "providers.paths",
+                path,
+                "it is no path below the base URL",
+                "segments without a leading slash, such as audio/speech or files/*",
+            ));
+        }
+    }
+    Ok(raw.to_vec())
+}
+
+fn headers(key: &str, raw: &[String]) -> Result<Vec<HeaderName>, ConfigError> {
+    raw.iter()
+        .map(|text| {
+            let name: Option<HeaderName> = text.to_ascii_lowercase().parse().ok();
+            name.filter(|name| {
+                !NEVER.contains(&name.as_str()) && !name.as_str().starts_with("x-choir-")
+            })
+            .ok_or_else(|| {
+                ConfigError::value(
+                    key,
+                    text,
+                    "it is no header's name, or one that never passes",
+                    "a header such as x-request-tag; credentials, cookies and framing never pass",
+                )
+            })
+        })
+        .collect()
+}
+
+fn timeouts(raw: &RawProvider) -> Result<Timeouts, ConfigError> {
+    let seconds = Duration::from_secs;
+    Ok(Timeouts {
+        connect: duration(
+            "providers.connect_timeout",
+            raw.connect_timeout.as_deref(),
+            seconds(10),
+        )?,
+        first_byte: duration(
+            "providers.first_byte_timeout",
+            raw.first_byte_timeout.as_deref(),
+            seconds(300),
+        )?,
+        idle: duration(
+            "providers.idle_timeout",
+            raw.idle_timeout.as_deref(),
+            seconds(300),
+        )?,
+        whole: raw
+            .whole_timeout
+            .as_deref()
+            .map(|text| duration("providers.whole_timeout", Some(text), Duration::ZERO))
+            .transpose()?,
     })
 }
 

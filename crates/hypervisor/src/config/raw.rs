@@ -1,5 +1,6 @@
 //! The configuration as it is written: one TOML file, overridden by `CHOIR_*` variables.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use runtime::spec::OptionalWall;
@@ -40,6 +41,8 @@ pub struct RawConfig {
     pub network: RawNetwork,
     /// Model providers.
     pub providers: Vec<RawProvider>,
+    /// Model calls.
+    pub gateway: RawGateway,
     /// Logs.
     pub log: RawLog,
 }
@@ -233,22 +236,107 @@ pub struct RawNetwork {
 }
 
 /// `[[providers]]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct RawProvider {
     /// Its name in gateway paths.
     pub name: String,
-    /// `openai`, `anthropic` or `demo`.
+    /// `openai`, `anthropic`, `gemini`, `bedrock` or `demo`.
     pub kind: String,
     /// Where its API lives.
     pub base_url: Option<String>,
     /// File that holds the platform key.
     pub key_file: Option<PathBuf>,
+    /// Several places or keys instead of the one above.
+    pub upstreams: Vec<RawUpstream>,
     /// Models that may be named.
-    #[serde(default)]
     pub models: Vec<String>,
     /// The model taken when a run names none; makes this the default provider.
     pub default: Option<String>,
+    /// Names that stand for models.
+    pub aliases: BTreeMap<String, String>,
+    /// What models cost.
+    pub prices: BTreeMap<String, RawPrice>,
+    /// Paths that may be called beside those of its kind.
+    pub paths: Vec<String>,
+    /// Request headers that may go up beside those of its kind.
+    pub headers_up: Vec<String>,
+    /// Response headers that may come down beside those of its kind.
+    pub headers_down: Vec<String>,
+    /// `public` or `private_network_too`.
+    pub addresses: Option<String>,
+    /// PEM file with the only certificates that are trusted.
+    pub ca_file: Option<PathBuf>,
+    /// Longest wait for a connection.
+    pub connect_timeout: Option<String>,
+    /// Longest wait for the reply to begin.
+    pub first_byte_timeout: Option<String>,
+    /// Longest silence in a reply.
+    pub idle_timeout: Option<String>,
+    /// Longest whole reply.
+    pub whole_timeout: Option<String>,
+    /// How often a call that did not succeed is sent again.
+    pub retries: Option<u32>,
+    /// Providers that take a call when this one cannot.
+    pub fallback: Vec<String>,
+    /// Bounds of all callers together.
+    pub limits: RawRates,
+}
+
+/// `[[providers.upstreams]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawUpstream {
+    /// Where its API lives.
+    pub base_url: String,
+    /// File that holds its key.
+    pub key_file: Option<PathBuf>,
+    /// Its share of the calls, against the others'.
+    pub weight: Option<u32>,
+}
+
+/// `[providers.prices]`: US dollars for a million tokens.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawPrice {
+    /// Tokens read.
+    pub input: f64,
+    /// Tokens written.
+    pub output: f64,
+    /// Tokens read that came from a cache; as `input` when absent.
+    pub cached_input: Option<f64>,
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawGateway {
+    /// Largest request body.
+    pub max_request_bytes: Option<u64>,
+    /// Request bodies held at the same time, all together.
+    pub max_held_bytes: Option<u64>,
+    /// How long single calls stay in the usage table.
+    pub usage_kept: Option<String>,
+    /// Bounds of each sandbox.
+    pub sandbox: RawRates,
+    /// Bounds of each user.
+    pub user: RawRates,
+}
+
+/// Bounds of one sandbox, user or provider.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRates {
+    /// Calls in a minute.
+    pub requests_per_minute: Option<u32>,
+    /// Tokens in a minute, both ways.
+    pub tokens_per_minute: Option<u64>,
+    /// Calls open at the same time.
+    pub concurrent: Option<u32>,
+    /// US dollars in a day (UTC).
+    pub daily_budget: Option<f64>,
+    /// US dollars in a calendar month (UTC).
+    pub monthly_budget: Option<f64>,
 }
 
 /// `[log]`

@@ -2,6 +2,7 @@
 //! chose: every label has a handful of values, so the series are bounded.
 
 mod egress;
+mod models;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -29,6 +30,7 @@ use types::{NoticeKind, Role, SandboxState};
 use crate::app::App;
 pub(crate) use egress::EgressGuard;
 use egress::EgressMetrics;
+pub(crate) use models::ModelMetrics;
 
 /// Scrapers at the same time.
 const MAX_CONNECTIONS: usize = 16;
@@ -110,6 +112,7 @@ pub struct Metrics {
     commands: Counter,
     provider_calls: Family<ProviderLabels, Counter>,
     provider_seconds: Histogram,
+    models: ModelMetrics,
     refusals: Family<ReasonLabels, Counter>,
     notices: Family<KindLabels, Counter>,
     denied_calls: Family<CallLabels, Counter>,
@@ -202,6 +205,7 @@ impl Metrics {
             Unit::Seconds,
             provider_seconds.clone(),
         );
+        let models = ModelMetrics::new(&mut registry);
         registry.register(
             "channel_refusals",
             "Refused requests on channels by reason",
@@ -237,6 +241,7 @@ impl Metrics {
             commands,
             provider_calls,
             provider_seconds,
+            models,
             refusals,
             egress,
             notices,
@@ -315,6 +320,11 @@ impl Metrics {
         };
         self.provider_calls.get_or_create(&labels).inc();
         self.provider_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Those of model calls.
+    pub(crate) const fn models(&self) -> &ModelMetrics {
+        &self.models
     }
 
     /// Counts a refused request on a channel.

@@ -18,3 +18,4 @@ pub mod recovery;
 pub mod sandboxes;
 pub mod sessions;
 pub mod tokens;
+pub mod usage;

@@ -14,6 +14,7 @@ mod swaps;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod usage;
 mod users;
 
 use std::path::Path;
@@ -35,6 +36,7 @@ pub use sandboxes::SandboxRow;
 pub use sessions::{NewSession, SessionKind, SessionRow};
 pub use swaps::SwapRow;
 pub use tokens::{NewToken, TokenRow};
+pub use usage::{CallRow, SpentRow, UsageBy, UsageRow};
 pub use users::{NewUser, UserRow};
 
 /// How long a statement waits for a lock that another process holds.

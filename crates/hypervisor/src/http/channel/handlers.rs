@@ -9,11 +9,12 @@ use serde_json::json;
 use super::paths::Route;
 use super::{Channel, egress, refusal};
 use crate::actor::Actor;
+use crate::config::ProviderKind;
 use crate::error::Error;
 use crate::http::commands as http_commands;
-use crate::http::lasting::holding;
 use crate::services::commands::Commands;
 use crate::services::ports::Ports;
+use crate::services::provider::Called;
 use crate::services::sandboxes::tokens::GUEST_LIFETIME;
 
 pub(super) async fn handle(
@@ -47,22 +48,22 @@ async fn serve(
     let commands = Commands::new(plane, instance);
     let method = request.method().clone();
     match (route, &method) {
-        (Route::Providers, &Method::GET) => {
-            Ok(Json(plane.providers.listing().clone()).into_response())
+        (Route::Providers, &Method::GET) => Ok(Json(plane.providers.listing()).into_response()),
+        (Route::Models, &Method::GET) => {
+            let anthropic = request.headers().contains_key("anthropic-version");
+            let kind = if anthropic {
+                ProviderKind::Anthropic
+            } else {
+                ProviderKind::OpenAi
+            };
+            Ok(Json(plane.providers.models(kind)).into_response())
         }
         (Route::Provider { name, rest }, _) => {
-            let Some(permit) = plane.provider_call(instance.sandbox_id) else {
-                plane.metrics.channel_refusal("busy");
-                return Err(Error::Unavailable(
-                    "this sandbox has too many provider calls open; wait for one to end".to_owned(),
-                ));
-            };
-            let ended = &channel.peer.ended;
-            let response = plane
-                .providers
-                .call(actor, name, rest, request, ended)
-                .await;
-            Ok(holding(response, permit))
+            call(channel, actor, Called::Provider { name, rest }, request).await
+        }
+        (Route::Stock { kind, rest }, &Method::POST) => {
+            let called = Called::Model { kind: *kind, rest };
+            call(channel, actor, called, request).await
         }
         (Route::Renew, &Method::POST) => {
             channel.peer.slot.renew(plane.clock.now_ms());
@@ -91,4 +92,27 @@ async fn serve(
         }
         _ => Err(Error::MethodNotAllowed),
     }
+}
+
+async fn call(
+    channel: &Channel,
+    actor: &Actor,
+    called: Called<'_>,
+    request: Request<Body>,
+) -> Result<Response, Error> {
+    let providers = &channel.plane.providers;
+    let user = actor.user()?.id;
+    let caller = channel.caller.get_or_init(|| {
+        let sandbox = channel.peer.instance.sandbox_id;
+        providers.caller(sandbox, user, channel.peer.command)
+    });
+    Ok(providers
+        .call(
+            caller,
+            called,
+            request,
+            actor.request_id,
+            &channel.peer.ended,
+        )
+        .await)
 }

@@ -12,14 +12,14 @@ mod tests;
 
 use std::convert::Infallible;
 use std::os::unix::net::UnixListener as StdUnixListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderValue, Request, header};
+use http::{HeaderMap, HeaderValue, Request, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -35,6 +35,7 @@ use crate::error::Error;
 use crate::http::problem;
 use crate::services::audit::Entry;
 use crate::services::egress::{CONNECTIONS_PER_RUNNER, RunnerNetwork};
+use crate::services::provider::Caller;
 use crate::services::sandboxes::Plane;
 use crate::services::sandboxes::tokens::{Misuse, Slot};
 
@@ -55,6 +56,9 @@ const MAX_AUDITED_MISUSES: u32 = 32;
 
 /// Pause after `accept` failed, for instance because no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the SDKs of Anthropic and Google send their key.
+const VENDOR_KEYS: [&str; 2] = ["x-api-key", "x-goog-api-key"];
 
 const REQUEST_ID: header::HeaderName = header::HeaderName::from_static("x-request-id");
 
@@ -80,6 +84,8 @@ struct Channel {
     plane: Arc<Plane>,
     peer: Peer,
     misuses: AtomicU32,
+    /// Known from the first model call on.
+    caller: OnceLock<Caller>,
 }
 
 /// Serves a channel in the background until its start (or its runner) ends.
@@ -88,6 +94,7 @@ pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
         plane,
         peer,
         misuses: AtomicU32::new(0),
+        caller: OnceLock::new(),
     });
     tokio::spawn(async move {
         let listening = listener
@@ -225,19 +232,15 @@ async fn admit(
         request_id,
         address: None,
     };
-    let shown = head
-        .headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
     // The channel alone is the authority for the way out: a proxy's URL has no token in it.
     if route.is_egress() {
         return Ok((route, actor));
     }
-    let checked =
-        channel
-            .plane
-            .tokens
-            .check(&channel.peer.slot, shown, channel.plane.clock.now_ms());
+    let checked = channel.plane.tokens.check(
+        &channel.peer.slot,
+        shown_token(&head.headers),
+        channel.plane.clock.now_ms(),
+    );
     if let Err(misuse) = checked {
         report(channel, &actor, &route, misuse).await;
         return Err(refuse(&Error::Refused(misuse.advice())));
@@ -247,6 +250,25 @@ async fn admit(
         return Err(refuse(&Error::NotFound("path on this channel")));
     }
     Ok((route, actor))
+}
+
+/// The token as a client of any vendor shows it: stock SDKs send what they take for their
+/// vendor's key, each in the header of that vendor.
+fn shown_token(headers: &HeaderMap) -> Option<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(value) = text(header::AUTHORIZATION.as_str()) {
+        return bearer(value);
+    }
+    VENDOR_KEYS
+        .iter()
+        .find_map(|name| text(name))
+        .filter(|token| !token.is_empty())
+}
+
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 /// Counts a misuse, and writes it to the ledger as long as there are not too many.

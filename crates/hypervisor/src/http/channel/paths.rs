@@ -4,6 +4,8 @@
 use http::{Method, Uri};
 use types::CommandId;
 
+use crate::config::ProviderKind;
+
 /// What is asked for on a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -11,6 +13,14 @@ pub(crate) enum Route {
     Providers,
     /// `/provider/v1/{provider}/{*rest}`
     Provider { name: String, rest: String },
+    /// `GET /v1/models`
+    Models,
+    /// One of the paths that stock clients use, by the API it belongs to and what it is
+    /// below a base URL of that API.
+    Stock {
+        kind: ProviderKind,
+        rest: &'static str,
+    },
     /// `POST /token/renew`
     Renew,
     /// `/commands`
@@ -32,7 +42,10 @@ pub(crate) enum Route {
 impl Route {
     /// Whether a runner's channel serves it (arch §1: only the routes it was granted).
     pub(crate) fn for_runner(&self) -> bool {
-        matches!(self, Self::Providers | Self::Provider { .. })
+        matches!(
+            self,
+            Self::Providers | Self::Provider { .. } | Self::Models | Self::Stock { .. }
+        )
     }
 
     /// Whether it leads out of the host, which the channel alone authorises (arch §3).
@@ -45,6 +58,8 @@ impl Route {
         match self {
             Self::Providers => "/provider/v1",
             Self::Provider { .. } => "/provider/v1/{provider}",
+            Self::Models => "/v1/models",
+            Self::Stock { .. } => "/v1",
             Self::Renew => "/token/renew",
             Self::Commands => "/commands",
             Self::Command(_) => "/commands/{id}",
@@ -76,6 +91,7 @@ pub(crate) fn route(method: &Method, uri: &Uri) -> Option<Route> {
     let mut segments = path.strip_prefix('/')?.split('/');
     let route = match (segments.next()?, segments.next()) {
         ("provider", Some("v1")) => provider(path)?,
+        ("v1", Some(_)) => stock(path)?,
         ("token", Some("renew")) if segments.next().is_none() => Route::Renew,
         ("ports", None) => Route::Ports,
         ("commands", None) => Route::Commands,
@@ -91,6 +107,20 @@ pub(crate) fn route(method: &Method, uri: &Uri) -> Option<Route> {
         _ => return None,
     };
     Some(route)
+}
+
+/// What stock SDKs call with this channel as their base URL.
+fn stock(path: &str) -> Option<Route> {
+    let (kind, rest) = match path {
+        "/v1/models" => return Some(Route::Models),
+        "/v1/chat/completions" => (ProviderKind::OpenAi, "chat/completions"),
+        "/v1/responses" => (ProviderKind::OpenAi, "responses"),
+        "/v1/embeddings" => (ProviderKind::OpenAi, "embeddings"),
+        "/v1/messages" => (ProviderKind::Anthropic, "v1/messages"),
+        "/v1/messages/count_tokens" => (ProviderKind::Anthropic, "v1/messages/count_tokens"),
+        _ => return None,
+    };
+    Some(Route::Stock { kind, rest })
 }
 
 fn provider(path: &str) -> Option<Route> {

@@ -17,6 +17,7 @@ pub mod route;
 mod sandboxes;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::sync::Arc;
 

@@ -181,6 +181,7 @@ pub fn table() -> Vec<Route> {
     table.extend(super::commands::routes());
     table.extend(super::ports::routes());
     table.extend(super::network::routes());
+    table.extend(super::usage::routes());
     table
 }
 

@@ -99,12 +99,8 @@ fn gateway<'a>(config: &'a Config, origin: &'a str) -> impl Iterator<Item = (Str
         "CHOIR_PROVIDER_GATEWAY_BASE_URL".to_owned(),
         format!("{origin}/provider/v1"),
     );
-    let stock = stock_sdks(config).map(move |(vendor, provider)| {
-        (
-            format!("{vendor}_BASE_URL"),
-            format!("{origin}/provider/v1/{provider}"),
-        )
-    });
+    let stock = stock_sdks(config)
+        .map(move |(vendor, path)| (format!("{vendor}_BASE_URL"), format!("{origin}{path}")));
     std::iter::once(base).chain(stock)
 }
 
@@ -115,21 +111,24 @@ fn tokens<'a>(config: &'a Config, token: &'a str) -> impl Iterator<Item = (Strin
     std::iter::once(ours).chain(stock)
 }
 
-/// Vendors whose stock SDKs are pointed at the gateway, each with the first provider that
-/// speaks its format. Empty unless `sandbox.sdk_env` is on.
-fn stock_sdks(config: &Config) -> impl Iterator<Item = (&'static str, &str)> {
-    let first = |anthropic: bool| {
-        config
-            .providers
-            .iter()
-            .find(move |provider| (provider.kind == ProviderKind::Anthropic) == anthropic)
+/// Vendors whose stock SDKs are pointed at the gateway, with the path that each expects its
+/// API at. Empty unless `sandbox.sdk_env` is on; a vendor whose format no provider speaks is
+/// left out.
+fn stock_sdks(config: &Config) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let speaks = |kinds: &[ProviderKind]| {
+        let mut providers = config.providers.iter();
+        config.sandbox.sdk_env && providers.any(|provider| kinds.contains(&provider.kind))
     };
-    let vendors = [("OPENAI", first(false)), ("ANTHROPIC", first(true))];
-    let on = config.sandbox.sdk_env;
+    let vendors = [
+        (
+            ("OPENAI", "/v1"),
+            speaks(&[ProviderKind::OpenAi, ProviderKind::Demo]),
+        ),
+        (("ANTHROPIC", ""), speaks(&[ProviderKind::Anthropic])),
+    ];
     vendors
         .into_iter()
-        .filter(move |_| on)
-        .filter_map(|(vendor, provider)| provider.map(|provider| (vendor, provider.name.as_str())))
+        .filter_map(|(vendor, spoken)| spoken.then_some(vendor))
 }
 
 #[cfg(test)]
@@ -224,10 +223,7 @@ mod tests {
     #[test]
     fn stock_sdks_are_pointed_at_the_gateway_only_when_asked() {
         let env = of_guest(&config(true), identity(), "choirgw_x");
-        assert!(env.contains(&(
-            "OPENAI_BASE_URL".into(),
-            "http://127.0.0.1:9090/provider/v1/demo".into()
-        )));
+        assert!(env.contains(&("OPENAI_BASE_URL".into(), "http://127.0.0.1:9090/v1".into())));
         assert!(env.contains(&("OPENAI_API_KEY".into(), "choirgw_x".into())));
         assert!(
             !env.iter().any(|(name, _)| name.starts_with("ANTHROPIC")),

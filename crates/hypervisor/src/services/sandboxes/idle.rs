@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use runtime::{ControlError, Instance};
 use types::{CommandId, CommandState, SandboxId};
 
-use super::{MAX_PROVIDER_CALLS, Sandboxes};
+use super::Sandboxes;
 use crate::actor::Actor;
 use crate::app::App;
 use crate::config::IdleStop;
@@ -95,7 +95,7 @@ impl Sandboxes {
 
     /// Whether something runs in it that does not show as requests.
     async fn is_busy(&self, instance: &Instance, terminals: &mut HashMap<CommandId, u64>) -> bool {
-        if self.plane.open_provider_calls(instance.sandbox_id) > 0 {
+        if self.plane.providers.open_calls(instance.sandbox_id) > 0 {
             return true;
         }
         let runners = match instance.runners().await {
@@ -145,15 +145,6 @@ impl Sandboxes {
             sandbox,
             format!("it was stopped after {} without activity", in_words(limit)),
         );
-    }
-}
-
-impl super::Plane {
-    /// Provider calls that a sandbox, its runners included, has open.
-    pub(super) fn open_provider_calls(&self, sandbox: SandboxId) -> usize {
-        lock(&self.calls)
-            .get(&sandbox)
-            .map_or(0, |calls| MAX_PROVIDER_CALLS - calls.available_permits())
     }
 }
 

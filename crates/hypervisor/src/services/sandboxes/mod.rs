@@ -44,7 +44,6 @@ use crate::services::ports::Tunnels;
 use crate::services::provider::Providers;
 use crate::store::{RouteRow, Store};
 pub(crate) use environment::{Identity, of_runner, of_runner_gateway, of_runner_network};
-use plane::MAX_PROVIDER_CALLS;
 pub(crate) use plane::Plane;
 
 /// The sandboxes of this hypervisor.
@@ -78,7 +77,7 @@ impl Sandboxes {
     ///
     /// # Errors
     /// A provider's key cannot be read, or this program does not know where it lies.
-    pub fn new(
+    pub async fn new(
         config: &Config,
         store: &Store,
         audit: &Audit,
@@ -91,11 +90,11 @@ impl Sandboxes {
             config.data_dir.join("run"),
             &config.data_dir.join("cgroups.json"),
         ));
-        Self::with_driver(config, store, audit, clock, metrics, driver)
+        Self::with_driver(config, store, audit, clock, metrics, driver).await
     }
 
     /// The same over any driver.
-    fn with_driver(
+    async fn with_driver(
         config: &Config,
         store: &Store,
         audit: &Audit,
@@ -103,8 +102,7 @@ impl Sandboxes {
         metrics: &Arc<Metrics>,
         driver: Arc<dyn SandboxRuntime>,
     ) -> Result<Self, Error> {
-        let providers =
-            Providers::new(config, clock.clone(), Arc::clone(metrics)).map_err(Error::internal)?;
+        let providers = Providers::open(config, store, clock.clone(), Arc::clone(metrics)).await?;
         let plane = Arc::new(Plane {
             config: Arc::new(config.clone()),
             store: store.clone(),
@@ -120,7 +118,6 @@ impl Sandboxes {
             forwarder: gateway::Forwarder::new(),
             random: crypto::OsRandom::new(),
             binaries: plane::Binaries::find(config)?,
-            calls: Mutex::default(),
             tunnels: Tunnels::default(),
             symptoms: symptoms::Symptoms::default(),
             began: Instant::now(),
@@ -136,6 +133,11 @@ impl Sandboxes {
             idle: idle::Idle::default(),
             followers: follow::Followers::default(),
         })
+    }
+
+    /// The providers of model calls.
+    pub fn providers(&self) -> &Providers {
+        &self.plane.providers
     }
 
     pub(crate) fn plane(&self) -> &Arc<Plane> {

@@ -1,10 +1,9 @@
 //! What proxy, channels and lifecycle share, and the answers that the fleet wants from the
 //! control plane.
 
-use std::collections::HashMap;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crypto::{OsRandom, Random, Token, TokenHash};
@@ -12,7 +11,7 @@ use gateway::{AppSocket, Forwarder, Limits, Upstream, Upstreams};
 use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, SandboxSpec, WORKSPACE};
 use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::broadcast;
 use types::{Role, SandboxId, StartId, UserId};
 
 use super::environment::{self, Identity};
@@ -59,8 +58,6 @@ pub(crate) struct Plane {
     pub(crate) forwarder: Forwarder,
     pub(crate) random: OsRandom,
     pub(crate) binaries: Binaries,
-    /// Provider calls that a sandbox, its runners included, may still open.
-    pub(crate) calls: Mutex<HashMap<SandboxId, Arc<Semaphore>>>,
     /// Tunnels to ports of workbenches.
     pub(crate) tunnels: Tunnels,
     /// Signs that pages and runtimes do not fit together.
@@ -107,10 +104,6 @@ struct HostRecord {
     token_hash: TokenHash,
 }
 
-/// Provider calls that one sandbox may have open, its runners included, so that none takes
-/// all of a provider's connections.
-pub(super) const MAX_PROVIDER_CALLS: usize = 32;
-
 /// Changes that a slow follower may lag behind by; then it looks at everything again.
 pub(super) const CHANGES_BACKLOG: usize = 64;
 
@@ -119,15 +112,6 @@ impl Plane {
     pub(crate) fn changed(&self, user: UserId) {
         // An error means that nobody follows.
         let _ = self.changes.send(user);
-    }
-
-    /// Leave for one more provider call of a sandbox, if it has not too many open.
-    pub(crate) fn provider_call(&self, sandbox: SandboxId) -> Option<OwnedSemaphorePermit> {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_sandbox = calls
-            .entry(sandbox)
-            .or_insert_with(|| Arc::new(Semaphore::new(MAX_PROVIDER_CALLS)));
-        Arc::clone(of_sandbox).try_acquire_owned().ok()
     }
 
     /// The role that a sandbox has now, if its route was published.

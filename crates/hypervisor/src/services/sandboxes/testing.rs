@@ -63,7 +63,8 @@ impl Installation {
             &inner.clock,
             &Arc::new(Metrics::new()),
             Arc::clone(&driver) as Arc<dyn SandboxRuntime>,
-        );
+        )
+        .await;
         inner.sandboxes = Arc::new(sandboxes.unwrap());
         let user = add_user(&app, "alice").await;
         let session = add_session(&app, &user, SessionKind::Control, None, "localhost")
@@ -89,7 +90,7 @@ impl Installation {
     }
 
     /// The service of a later hypervisor on the same data, with nothing taken over yet.
-    pub(crate) fn again(&self) -> Sandboxes {
+    pub(crate) async fn again(&self) -> Sandboxes {
         Sandboxes::with_driver(
             &self.app.config,
             &self.app.store,
@@ -98,6 +99,7 @@ impl Installation {
             &Arc::new(Metrics::new()),
             Arc::clone(&self.driver) as Arc<dyn SandboxRuntime>,
         )
+        .await
         .unwrap()
     }
 

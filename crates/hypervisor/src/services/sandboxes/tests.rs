@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use types::{NoticeKind, Role, SandboxState, SwapRequest};
 
 use super::Whose;
-use super::testing::{Installation, add_user};
+use super::testing::{Installation, NOW, add_user};
 use crate::actor::Actor;
 use crate::error::Error;
+use crate::services::provider::limits::Amount;
 
 #[tokio::test]
 async fn concurrent_starts_of_a_role_join_one_start() {
@@ -210,7 +211,9 @@ async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
     assert_eq!(state().await.state, SandboxState::Running);
     // A model call that is open is work, however long it takes.
     let sandbox = installation.sandbox(Role::Live).await;
-    let call = sandboxes.plane().provider_call(sandbox).unwrap();
+    let providers = &sandboxes.plane().providers;
+    let caller = providers.caller(sandbox, installation.user.id, None);
+    let call = caller.admit(Amount::default(), NOW).unwrap();
     sandboxes.stop_idle(limit, began + 3 * limit).await;
     assert_eq!(state().await.state, SandboxState::Running);
     drop(call);
@@ -287,7 +290,7 @@ async fn a_crash_loop_is_kept_noticed_and_recalled_by_the_next_hypervisor() {
     assert_eq!(notices[0].kind, NoticeKind::Crash);
     assert_eq!(notices[0].count, 5);
     // A later hypervisor on the same database.
-    let later = installation.again();
+    let later = installation.again().await;
     later.recall_failures().await.unwrap();
     let recalled = later.status(sandbox);
     assert_eq!(recalled.state, SandboxState::Failed);

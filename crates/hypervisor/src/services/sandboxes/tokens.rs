@@ -51,7 +51,7 @@ impl Misuse {
     pub(crate) const fn advice(self) -> &'static str {
         match self {
             Self::Missing => {
-                "send the gateway token of this channel with every request: `Authorization: Bearer $CHOIR_PROVIDER_GATEWAY_TOKEN`"
+                "send the gateway token of this channel with every request: `Authorization: Bearer $CHOIR_PROVIDER_GATEWAY_TOKEN`, or as the API key of a stock SDK"
             }
             Self::Malformed => {
                 "this is not a gateway token; send the whole value of CHOIR_PROVIDER_GATEWAY_TOKEN as the bearer token"
@@ -142,14 +142,9 @@ impl Tokens {
         slot.expires_at.store(i64::MIN, Ordering::Relaxed);
     }
 
-    /// Checks what a request on the channel of `slot` shows in `Authorization`.
-    pub(crate) fn check(
-        &self,
-        slot: &Slot,
-        authorization: Option<&str>,
-        now: i64,
-    ) -> Result<(), Misuse> {
-        let text = authorization.and_then(bearer).ok_or(Misuse::Missing)?;
+    /// Checks the token that a request on the channel of `slot` shows.
+    pub(crate) fn check(&self, slot: &Slot, shown: Option<&str>, now: i64) -> Result<(), Misuse> {
+        let text = shown.ok_or(Misuse::Missing)?;
         if text.len() > MAX_TEXT {
             return Err(Misuse::Malformed);
         }
@@ -165,12 +160,6 @@ impl Tokens {
             .get(&shown)
             .map_or(Misuse::Unknown, |owner| Misuse::Foreign(*owner)))
     }
-}
-
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    let token = token.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 #[cfg(test)]
@@ -193,7 +182,7 @@ mod tests {
             tokens.guest(a, token_a.hash(), 0),
             tokens.runner(b, token_b.hash()),
         );
-        let header = |token: &Token| format!("Bearer {}", token.expose());
+        let header = |token: &Token| token.expose().to_owned();
         let check = |slot, header: &str, now| tokens.check(slot, Some(header), now);
 
         assert_eq!(check(&slot_a, &header(&token_a), 1), Ok(()));
@@ -224,24 +213,16 @@ mod tests {
         let token = Tokens::mint(&random).unwrap();
         let slot = tokens.guest(SandboxId::generate(), token.hash(), 0);
         assert_eq!(tokens.check(&slot, None, 0), Err(Misuse::Missing));
-        assert_eq!(
-            tokens.check(&slot, Some("Basic abc"), 0),
-            Err(Misuse::Missing)
-        );
-        assert_eq!(
-            tokens.check(&slot, Some("Bearer "), 0),
-            Err(Misuse::Missing)
-        );
-        let cut = format!("Bearer {}", &token.expose()[..40]);
-        assert_eq!(tokens.check(&slot, Some(&cut), 0), Err(Misuse::Malformed));
+        let cut = &token.expose()[..40];
+        assert_eq!(tokens.check(&slot, Some(cut), 0), Err(Misuse::Malformed));
         let api = Token::generate(TokenKind::Api, &random).unwrap();
         assert_eq!(
-            tokens.check(&slot, Some(&format!("Bearer {}", api.expose())), 0),
+            tokens.check(&slot, Some(api.expose()), 0),
             Err(Misuse::Malformed)
         );
         let made_up = Tokens::mint(&random).unwrap();
         assert_eq!(
-            tokens.check(&slot, Some(&format!("Bearer {}", made_up.expose())), 0),
+            tokens.check(&slot, Some(made_up.expose()), 0),
             Err(Misuse::Unknown)
         );
     }

@@ -1,0 +1,286 @@
+//! The providers of one configuration: who offers which model, and where.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+
+use super::answer::CallError;
+use super::limits::{Account, Scope, Spent};
+use super::place::Place;
+use super::{Called, ProvidersError};
+use crate::clock::rfc3339;
+use crate::config::{Config, Price, Provider, ProviderKind};
+use crate::error::Error;
+use crate::store::Store;
+
+/// Milliseconds of a day.
+const DAY_MS: i64 = 86_400_000;
+
+/// The providers.
+#[derive(Debug)]
+pub(super) struct Catalogue {
+    entries: Vec<Entry>,
+}
+
+/// One provider.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) config: Provider,
+    /// Empty: the demo, which is answered in this process.
+    pub(super) places: Vec<Place>,
+    pub(super) account: Arc<Account>,
+    /// Counts calls, to share them out by weight.
+    turn: AtomicU32,
+}
+
+/// A provider that may take a call, and the model it is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Choice<'a> {
+    pub(super) entry: &'a Entry,
+    /// By its configured name; absent where a call names none.
+    pub(super) model: Option<&'a str>,
+}
+
+impl Choice<'_> {
+    pub(super) fn price(&self) -> Option<Price> {
+        self.model
+            .and_then(|model| self.entry.config.prices.get(model))
+            .copied()
+    }
+}
+
+impl Entry {
+    /// The places in the order in which they are to be tried: by weight, those that rest last.
+    pub(super) fn places_in_turn(&self, now_ms: i64) -> Vec<&Place> {
+        let total: u32 = self.places.iter().map(|place| place.weight).sum();
+        let mut turn = self.turn.fetch_add(1, Ordering::Relaxed) % total.max(1);
+        let first = self
+            .places
+            .iter()
+            .position(|place| match turn.checked_sub(place.weight) {
+                None => true,
+                Some(left) => {
+                    turn = left;
+                    false
+                }
+            })
+            .unwrap_or(0);
+        let (before, after) = self.places.split_at(first.min(self.places.len()));
+        let mut places: Vec<&Place> = after.iter().chain(before).collect();
+        places.sort_by_key(|place| !place.is_up(now_ms));
+        places
+    }
+}
+
+impl Catalogue {
+    pub(super) fn new(
+        config: &Config,
+        spent: &HashMap<(Scope, String), Spent>,
+        now_ms: i64,
+    ) -> Result<Self, ProvidersError> {
+        let entries = config
+            .providers
+            .iter()
+            .map(|provider| {
+                let places = provider
+                    .upstreams
+                    .iter()
+                    .map(|upstream| {
+                        Place::new(provider, upstream, config.gateway.max_request_bytes)
+                    })
+                    .collect::<Result<_, _>>()?;
+                let key = (Scope::Provider, provider.name.clone());
+                let spent = spent.get(&key).copied().unwrap_or_default();
+                Ok(Entry {
+                    config: provider.clone(),
+                    places,
+                    account: Arc::new(Account::new(
+                        Scope::Provider,
+                        provider.limits,
+                        spent,
+                        now_ms,
+                    )),
+                    turn: AtomicU32::new(0),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { entries })
+    }
+
+    /// With the accounts of an earlier catalogue, where their bounds are the same.
+    pub(super) fn with_accounts(mut self, before: &Self) -> Self {
+        for entry in &mut self.entries {
+            if let Some(same) = before.by_name(&entry.config.name)
+                && same.config.limits == entry.config.limits
+            {
+                entry.account = Arc::clone(&same.account);
+            }
+        }
+        self
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
+    pub(super) fn refresh_keys(&self) {
+        for place in self.entries.iter().flat_map(|entry| &entry.places) {
+            place.refresh_key();
+        }
+    }
+
+    pub(super) fn by_name(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.config.name == name)
+    }
+
+    /// The provider's name for metrics: one of the configured ones, or `-`.
+    pub(super) fn shown(&self, called: Called<'_>) -> &str {
+        match called {
+            Called::Provider { name, .. } => self
+                .by_name(name)
+                .map_or("-", |entry| entry.config.name.as_str()),
+            Called::Model { .. } => "-",
+        }
+    }
+
+    /// Who may take a call, the first to be tried first.
+    pub(super) fn choose<'a>(
+        &'a self,
+        named: Option<&'a Entry>,
+        kind: ProviderKind,
+        model: Option<&str>,
+    ) -> Result<Vec<Choice<'a>>, CallError> {
+        let Some(model) = model else {
+            let entry = named.or_else(|| self.of_kind(kind).next());
+            let entry = entry.ok_or(CallError::Ours(Error::NotFound("provider")))?;
+            return Ok(vec![Choice { entry, model: None }]);
+        };
+        let offers = |entry: &'a Entry| {
+            entry.config.resolve(model).map(|model| Choice {
+                entry,
+                model: Some(model),
+            })
+        };
+        let first = match named {
+            Some(entry) => offers(entry),
+            None => self.of_kind(kind).find_map(offers),
+        };
+        let Some(first) = first else {
+            let offered: Vec<&str> = named
+                .into_iter()
+                .chain(self.of_kind(kind).filter(|_| named.is_none()))
+                .flat_map(|entry| entry.config.models.iter().map(String::as_str))
+                .collect();
+            return Err(CallError::Model {
+                model: model.to_owned(),
+                offered: offered.join(", "),
+            });
+        };
+        let others = first
+            .entry
+            .config
+            .fallback
+            .iter()
+            .filter_map(|name| self.by_name(name))
+            .filter_map(offers);
+        let mut choices = vec![first.clone()];
+        choices.extend(others);
+        Ok(choices)
+    }
+
+    /// Providers that speak an API; the demo speaks OpenAI's.
+    fn of_kind(&self, kind: ProviderKind) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| {
+            entry.config.kind == kind
+                || (kind == ProviderKind::OpenAi && entry.config.kind == ProviderKind::Demo)
+        })
+    }
+
+    pub(super) fn listing(&self) -> Value {
+        let providers: Vec<_> = self
+            .entries
+            .iter()
+            .map(|Entry { config, .. }| {
+                let format = match config.kind {
+                    ProviderKind::Demo => ProviderKind::OpenAi,
+                    kind => kind,
+                };
+                json!({
+                    "name": config.name,
+                    "kind": format.as_str(),
+                    "models": config.models,
+                    "aliases": config.aliases.keys().collect::<Vec<_>>(),
+                    "demo": config.kind == ProviderKind::Demo,
+                })
+            })
+            .collect();
+        let default = self.entries.first().map(
+            |Entry { config, .. }| json!({"provider": config.name, "model": config.default_model}),
+        );
+        json!({"providers": providers, "default": default})
+    }
+
+    pub(super) fn models(&self, kind: ProviderKind) -> Value {
+        let epoch = rfc3339(0);
+        let data: Vec<_> = self
+            .of_kind(kind)
+            .flat_map(|entry| {
+                let Provider {
+                    name,
+                    models,
+                    aliases,
+                    ..
+                } = &entry.config;
+                models
+                    .iter()
+                    .chain(aliases.keys())
+                    .map(move |id| (name, id))
+            })
+            .map(|(name, id)| match kind {
+                ProviderKind::Anthropic => {
+                    json!({"type": "model", "id": id, "display_name": id, "created_at": epoch})
+                }
+                _ => json!({"id": id, "object": "model", "created": 0, "owned_by": name}),
+            })
+            .collect();
+        match kind {
+            ProviderKind::Anthropic => {
+                let end = |model: Option<&Value>| model.and_then(|model| model.get("id")).cloned();
+                json!({"first_id": end(data.first()), "last_id": end(data.last()),
+                       "has_more": false, "data": data})
+            }
+            _ => json!({"object": "list", "data": data}),
+        }
+    }
+}
+
+/// What everybody has spent today and in this month.
+pub(super) async fn spent(
+    store: &Store,
+    now_ms: i64,
+) -> Result<HashMap<(Scope, String), Spent>, Error> {
+    let today = now_ms.div_euclid(DAY_MS);
+    let date = jiff::Timestamp::from_millisecond(now_ms)
+        .unwrap_or_default()
+        .to_zoned(TimeZone::UTC)
+        .date();
+    let first = today - i64::from(date.day()) + 1;
+    let mut spent: HashMap<(Scope, String), Spent> = HashMap::new();
+    for row in store.spent_since(first).await? {
+        for key in [
+            (Scope::Sandbox, row.sandbox_id),
+            (Scope::User, row.user_id),
+            (Scope::Provider, row.provider),
+        ] {
+            let sum = spent.entry(key).or_default();
+            sum.this_month = sum.this_month.saturating_add(row.cost);
+            if row.day == today {
+                sum.today = sum.today.saturating_add(row.cost);
+            }
+        }
+    }
+    Ok(spent)
+}

@@ -1,0 +1,423 @@
+//! The provider gateway: model calls with the platform's keys, on channels only (arch §1).
+//!
+//! Every call takes one way: path table, whole request, model, limits, provider, reply,
+//! record. There is no other, and so none that skips a check.
+
+mod answer;
+mod bill;
+mod catalogue;
+mod check;
+mod hold;
+pub(crate) mod limits;
+mod paths;
+mod place;
+mod send;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::response::Response;
+use gateway::provider as upstream;
+use gateway::provider::Shape;
+use http::{Method, Request, header};
+use serde_json::Value;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use types::{CommandId, RequestId, SandboxId, UserId};
+
+use crate::clock::Clock;
+use crate::config::{Config, ProviderKind, Rates};
+use crate::error::Error;
+use crate::http::metrics::Metrics;
+use crate::store::Store;
+use answer::CallError;
+use bill::{Bill, Who};
+use catalogue::{Catalogue, Entry};
+use hold::Room;
+use limits::{Account, Admission, Amount, Limited, Scope, Spent};
+use usage::UsageLog;
+
+/// How often key files are looked at.
+const KEYS_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the providers cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvidersError {
+    /// The key file cannot be read.
+    #[error("providers.key_file of {provider}: {} cannot be read", path.display())]
+    KeyFile {
+        /// Whose.
+        provider: String,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The key is none.
+    #[error("providers.key_file of {provider}: {} holds no usable key", path.display())]
+    Key {
+        /// Whose.
+        provider: String,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: upstream::ProviderKeyError,
+    },
+    /// The rest of its section.
+    #[error("the provider {provider} cannot be used")]
+    Config {
+        /// Whose.
+        provider: String,
+        /// Why.
+        #[source]
+        source: upstream::ProviderConfigError,
+    },
+}
+
+/// Who calls: the accounts and names that its channel stands for.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) user: UserId,
+    pub(crate) command: Option<CommandId>,
+    accounts: Accounts,
+}
+
+/// The accounts of one channel's calls, looked up once for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Accounts {
+    sandbox: Arc<Account>,
+    user: Arc<Account>,
+}
+
+impl Caller {
+    /// Admits a call that is expected to take `amount`, to the bounds of sandbox and user.
+    pub(crate) fn admit(&self, amount: Amount, now_ms: i64) -> Result<Vec<Admission>, Limited> {
+        let accounts = [&self.accounts.sandbox, &self.accounts.user];
+        accounts
+            .into_iter()
+            .map(|account| account.admit(amount, now_ms))
+            .collect()
+    }
+}
+
+/// What is called.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Called<'a> {
+    /// `/provider/v1/{name}/{rest}`
+    Provider {
+        /// As it stands in the path.
+        name: &'a str,
+        /// Still percent-encoded.
+        rest: &'a str,
+    },
+    /// One of the paths that stock clients use, served by whoever offers the model.
+    Model {
+        /// Whose API it is.
+        kind: ProviderKind,
+        /// The path below a base URL of that kind.
+        rest: &'a str,
+    },
+}
+
+/// The configured providers.
+pub struct Providers {
+    catalogue: Arc<RwLock<Arc<Catalogue>>>,
+    /// By scope and id; looked up when a channel begins, not by calls.
+    accounts: Mutex<HashMap<(Scope, String), Arc<Account>>>,
+    spent: HashMap<(Scope, String), Spent>,
+    sandbox_rates: Rates,
+    user_rates: Rates,
+    room: Room,
+    usage: UsageLog,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    _keys: DropGuard,
+}
+
+impl fmt::Debug for Providers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Providers").finish_non_exhaustive()
+    }
+}
+
+impl Providers {
+    /// Reads key files and what was spent, and prepares the connections; connects to nothing
+    /// yet.
+    ///
+    /// # Errors
+    /// A key file or a section that cannot be used, by name; the database failed.
+    pub async fn open(
+        config: &Config,
+        store: &Store,
+        clock: Clock,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let now = clock.now_ms();
+        let spent = catalogue::spent(store, now).await?;
+        let catalogue = Catalogue::new(config, &spent, now).map_err(Error::internal)?;
+        let ended = CancellationToken::new();
+        let gateway = &config.gateway;
+        let providers = Self {
+            catalogue: Arc::new(RwLock::new(Arc::new(catalogue))),
+            accounts: Mutex::default(),
+            spent,
+            sandbox_rates: gateway.sandbox,
+            user_rates: gateway.user,
+            room: Room::new(gateway.max_held_bytes, gateway.max_request_bytes),
+            usage: UsageLog::begin(store.clone(), clock.clone(), gateway.usage_kept),
+            clock,
+            metrics,
+            _keys: ended.clone().drop_guard(),
+        };
+        providers.watch_keys(ended);
+        Ok(providers)
+    }
+
+    /// Looks at the key files again and again, so that a key is exchanged without a restart.
+    fn watch_keys(&self, ended: CancellationToken) {
+        let catalogue = Arc::clone(&self.catalogue);
+        tokio::spawn(async move {
+            let mut again = tokio::time::interval(KEYS_EVERY);
+            loop {
+                tokio::select! {
+                    () = ended.cancelled() => return,
+                    _ = again.tick() => {}
+                }
+                let catalogue = current(&catalogue);
+                // An error means that the runtime ends.
+                let _ = tokio::task::spawn_blocking(move || catalogue.refresh_keys()).await;
+            }
+        });
+    }
+
+    /// Takes the providers of another configuration for the calls to come. Those under way
+    /// end with what they began with; what was used so far still counts.
+    ///
+    /// # Errors
+    /// A key file or a section that cannot be used; nothing has changed then.
+    pub fn reload(&self, config: &Config) -> Result<(), ProvidersError> {
+        let before = self.catalogue();
+        let next = Catalogue::new(config, &self.spent, self.clock.now_ms())?.with_accounts(&before);
+        *self
+            .catalogue
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        Ok(())
+    }
+
+    /// What `GET /provider/v1` answers.
+    pub(crate) fn listing(&self) -> Value {
+        self.catalogue().listing()
+    }
+
+    /// What `GET /v1/models` answers, in the format of one API.
+    pub(crate) fn models(&self, kind: ProviderKind) -> Value {
+        self.catalogue().models(kind)
+    }
+
+    fn catalogue(&self) -> Arc<Catalogue> {
+        current(&self.catalogue)
+    }
+
+    /// Who calls through a channel.
+    pub(crate) fn caller(
+        &self,
+        sandbox: SandboxId,
+        user: UserId,
+        command: Option<CommandId>,
+    ) -> Caller {
+        let account = |scope, id: String, rates| {
+            let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+            let account = accounts.entry((scope, id)).or_insert_with_key(|key| {
+                let spent = self.spent.get(key).copied().unwrap_or_default();
+                Arc::new(Account::new(scope, rates, spent, self.clock.now_ms()))
+            });
+            Arc::clone(account)
+        };
+        Caller {
+            sandbox,
+            user,
+            command,
+            accounts: Accounts {
+                sandbox: account(Scope::Sandbox, sandbox.to_string(), self.sandbox_rates),
+                user: account(Scope::User, user.to_string(), self.user_rates),
+            },
+        }
+    }
+
+    /// Calls that a sandbox, its runners included, has open.
+    pub(crate) fn open_calls(&self, sandbox: SandboxId) -> u32 {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts
+            .get(&(Scope::Sandbox, sandbox.to_string()))
+            .map_or(0, |account| account.open())
+    }
+
+    /// Writes everything to the usage table that has ended so far.
+    pub async fn flush(&self) {
+        self.usage.flush().await;
+    }
+
+    /// Makes one call. `cancel` ends with the caller's right to call and cuts it at once.
+    pub(crate) async fn call(
+        &self,
+        caller: &Caller,
+        called: Called<'_>,
+        request: Request<Body>,
+        request_id: RequestId,
+        cancel: &CancellationToken,
+    ) -> Response {
+        let catalogue = self.catalogue();
+        let began = Instant::now();
+        let (kind, answered) = match called {
+            Called::Provider { name, rest } => match catalogue.by_name(name) {
+                Some(entry) => (
+                    entry.config.kind,
+                    self.serve(
+                        &catalogue,
+                        caller,
+                        Some(entry),
+                        entry.config.kind,
+                        rest,
+                        request,
+                        request_id,
+                        cancel,
+                    )
+                    .await,
+                ),
+                None => (
+                    ProviderKind::OpenAi,
+                    Err(CallError::Ours(Error::NotFound("provider"))),
+                ),
+            },
+            Called::Model { kind, rest } => (
+                kind,
+                self.serve(
+                    &catalogue, caller, None, kind, rest, request, request_id, cancel,
+                )
+                .await,
+            ),
+        };
+        let response = answered.unwrap_or_else(|error| {
+            tracing::info!(
+                %request_id,
+                sandbox_id = %caller.sandbox,
+                user_id = %caller.user,
+                reason = error.code(),
+                "model call refused"
+            );
+            error.into_response(kind)
+        });
+        self.metrics
+            .provider_call(catalogue.shown(called), response.status(), began.elapsed());
+        response
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call and what is known about it"
+    )]
+    async fn serve(
+        &self,
+        catalogue: &Catalogue,
+        caller: &Caller,
+        named: Option<&Entry>,
+        kind: ProviderKind,
+        rest: &str,
+        request: Request<Body>,
+        request_id: RequestId,
+        cancel: &CancellationToken,
+    ) -> Result<Response, CallError> {
+        let began = Instant::now();
+        let (parts, body) = request.into_parts();
+        let also = named.map_or(&[][..], |entry| &entry.config.paths);
+        if !paths::is_served(kind, also, &parts.method, rest) {
+            return Err(CallError::Path {
+                method: parts.method.to_string(),
+                path: rest.chars().take(200).collect(),
+            });
+        }
+        let announced = parts
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.parse().ok());
+        let held = self.room.hold(body, announced, cancel).await?;
+        let call = read(kind, &parts.method, rest, &held.body)?;
+        let choices = catalogue.choose(named, kind, call.model.as_deref())?;
+        let mut bill = Bill {
+            who: Who {
+                sandbox: caller.sandbox,
+                user: caller.user,
+                command: caller.command,
+                request: request_id,
+            },
+            clock: self.clock.clone(),
+            metrics: Arc::clone(&self.metrics),
+            began,
+            provider: String::new(),
+            model: "-".to_owned(),
+            price: None,
+            request_bytes: held.body.len() as u64,
+            admissions: Vec::new(),
+            slot: Some(self.usage.slot()?),
+            sent: false,
+            status: 0,
+        };
+        let now = self.clock.now_ms();
+        let first = choices.first().and_then(catalogue::Choice::price);
+        let amount = bill::expected(bill.request_bytes, call.max_output, first);
+        bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
+        send::send(
+            &choices,
+            &call,
+            &parts,
+            &held.body,
+            rest,
+            amount,
+            bill,
+            &self.clock,
+            cancel,
+        )
+        .await
+    }
+}
+
+fn current(catalogue: &RwLock<Arc<Catalogue>>) -> Arc<Catalogue> {
+    Arc::clone(&catalogue.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What a request says about itself.
+#[derive(Debug, Default)]
+struct Call {
+    model: Option<String>,
+    max_output: Option<u64>,
+    shape: Option<Shape>,
+}
+
+fn read(kind: ProviderKind, method: &Method, rest: &str, body: &[u8]) -> Result<Call, CallError> {
+    if let Some((_, model, _)) = paths::model_in(kind, rest) {
+        return Ok(Call {
+            model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
+            ..Call::default()
+        });
+    }
+    if *method != Method::POST || !paths::names_model_in_body(kind) {
+        return Ok(Call::default());
+    }
+    let shape = Shape::read(body).map_err(CallError::Shape)?;
+    Ok(Call {
+        model: Some(shape.model.clone().ok_or(CallError::NoModel)?),
+        max_output: shape.max_output_tokens,
+        shape: Some(shape),
+    })
+}

@@ -1,0 +1,131 @@
+//! The usage table's writer: calls are written behind, in groups, and none is lost on
+//! shutdown. A call is admitted only when there is room for its record, so that nothing has
+//! to be dropped later.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::{Clock, millis};
+use crate::error::Error;
+use crate::store::{CallRow, Store};
+
+/// Records that wait to be written, those of calls under way included.
+const BACKLOG: usize = 16_384;
+
+/// Most records of one transaction.
+const GROUP: usize = 512;
+
+/// The longest that a record waits for others; what a power cut can lose at most, together
+/// with the time of one transaction.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// Pause after the database failed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often single calls that are too old are forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
+
+enum Message {
+    Call(Box<CallRow>),
+    Flush(oneshot::Sender<()>),
+}
+
+/// Room for one record.
+pub(super) struct Slot(mpsc::OwnedPermit<Message>);
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Slot")
+    }
+}
+
+impl Slot {
+    /// Hands a record over; it is written within a second.
+    pub(super) fn record(self, call: CallRow) {
+        self.0.send(Message::Call(Box::new(call)));
+    }
+}
+
+/// Hands records to the writer.
+#[derive(Debug, Clone)]
+pub(super) struct UsageLog {
+    sender: mpsc::Sender<Message>,
+}
+
+impl UsageLog {
+    /// Begins to write. Single calls are forgotten when they are older than `kept`.
+    pub(super) fn begin(store: Store, clock: Clock, kept: Duration) -> Self {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        tokio::spawn(write(receiver, store, clock, kept));
+        Self { sender }
+    }
+
+    /// Room for one more record.
+    ///
+    /// # Errors
+    /// The database does not keep up, so that a call could not be accounted for.
+    pub(super) fn slot(&self) -> Result<Slot, Error> {
+        self.sender
+            .clone()
+            .try_reserve_owned()
+            .map(Slot)
+            .map_err(|_| {
+                Error::Unavailable(
+                    "the usage table does not keep up, and calls are not made unaccounted"
+                        .to_owned(),
+                )
+            })
+    }
+
+    /// Waits until everything handed over so far is in the database.
+    pub(super) async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        if self.sender.send(Message::Flush(done)).await.is_ok() {
+            // An error means that the writer is gone, and with it whom to wait for.
+            let _ = flushed.await;
+        }
+    }
+}
+
+async fn write(mut receiver: mpsc::Receiver<Message>, store: Store, clock: Clock, kept: Duration) {
+    let mut calls: Vec<CallRow> = Vec::new();
+    let mut flushes = Vec::new();
+    let mut forget = tokio::time::interval(FORGET_EVERY);
+    loop {
+        let message = tokio::select! {
+            message = receiver.recv() => message,
+            _ = forget.tick() => {
+                let before = clock.now_ms().saturating_sub(millis(kept));
+                if let Err(error) = store.forget_calls(before).await {
+                    tracing::warn!(%error, "old model calls could not be forgotten");
+                }
+                continue;
+            }
+        };
+        let Some(message) = message else { return };
+        sort(message, &mut calls, &mut flushes);
+        let until = tokio::time::Instant::now() + WAIT;
+        while calls.len() < GROUP && flushes.is_empty() {
+            match tokio::time::timeout_at(until, receiver.recv()).await {
+                Ok(Some(message)) => sort(message, &mut calls, &mut flushes),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        while let Err(error) = store.record_calls(&calls).await {
+            tracing::error!(%error, waiting = calls.len(), "model calls could not be recorded yet");
+            tokio::time::sleep(PAUSE).await;
+        }
+        calls.clear();
+        for flushed in flushes.drain(..) {
+            let _ = flushed.send(());
+        }
+    }
+}
+
+fn sort(message: Message, calls: &mut Vec<CallRow>, flushes: &mut Vec<oneshot::Sender<()>>) {
+    match message {
+        Message::Call(call) => calls.push(*call),
+        Message::Flush(done) => flushes.push(done),
+    }
+}
