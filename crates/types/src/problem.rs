@@ -66,6 +66,7 @@ impl ErrorCode {
             Self::TooLarge => "too_large",
             Self::RateLimited => "rate_limited",
             Self::HostFull => "host_full",
+            Self::StaleGeneration => "stale_generation",
             Self::TooManyRunning => "too_many_running",
             Self::SandboxNotRunning => "sandbox_not_running",
             Self::SandboxFailed => "sandbox_failed",
