@@ -339,6 +339,8 @@ choir network allow git.example.com:8443"
         #[arg(long)]
         json: bool,
     },
+}
+
 /// `choir usage`.
 #[derive(Debug, Args)]
 pub struct Usage {
