@@ -204,15 +204,27 @@ impl Client {
     /// # Panics
     /// There is no answer.
     pub async fn send(&self, ask: Ask) -> Response {
+        self.try_send(ask).await.expect("an answer")
+    }
+
+    /// The same to somebody who may die over it.
+    ///
+    /// # Errors
+    /// There is no answer, or not a whole one.
+    pub async fn try_send(&self, ask: Ask) -> Result<Response, String> {
         let what = format!("{} {} {}", ask.method, ask.host, ask.target);
         within(&what, self.exchange(ask)).await
     }
 
-    async fn exchange(&self, ask: Ask) -> Response {
-        let stream = self.connect().await;
+    async fn exchange(&self, ask: Ask) -> Result<Response, String> {
+        let lost = |error: &dyn std::error::Error| error.to_string();
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))
+            .await
+            .map_err(|error| lost(&error))?;
+        stream.set_nodelay(true).map_err(|error| lost(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .expect("a handshake");
+            .map_err(|error| lost(&error))?;
         tokio::spawn(connection);
         let mut request = Request::builder()
             .method(ask.method.as_str())
@@ -231,19 +243,19 @@ impl Client {
         let (head, body) = sender
             .send_request(request)
             .await
-            .expect("an answer")
+            .map_err(|error| lost(&error))?
             .into_parts();
         let body = http_body_util::Limited::new(body, MAX_ANSWER)
             .collect()
             .await
-            .expect("a whole body")
+            .map_err(|error| error.to_string())?
             .to_bytes();
         self.keep_cookies(&ask.host, &head.headers);
-        Response {
+        Ok(Response {
             status: head.status.as_u16(),
             headers: head.headers,
             body,
-        }
+        })
     }
 
     fn keep_cookies(&self, host: &str, headers: &http::HeaderMap) {

@@ -4,9 +4,6 @@
 
 use std::sync::Arc;
 
-use argon2::Argon2;
-use argon2::password_hash::phc::PasswordHash;
-use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use crypto::RecoveryCode;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -14,6 +11,7 @@ use types::{PasskeyId, UserId, UserName};
 use uuid::Uuid;
 use webauthn_rs::prelude::RegisterPublicKeyCredential;
 
+use super::argon::Scratch;
 use super::audit::Entry;
 use super::ceremonies::{Ceremony, Purpose};
 use super::passkeys::{Challenge, PasskeyView};
@@ -49,7 +47,7 @@ impl CodeHashing {
         let nobodys = RecoveryCode::generate(app_random).map_err(Error::internal)?;
         Ok(Self {
             slots: Arc::new(Semaphore::new(CONCURRENT_HASHES)),
-            stand_in: hash(&nobodys, app_random)?.into(),
+            stand_in: hash(&mut Scratch::new(), &nobodys, app_random)?.into(),
         })
     }
 
@@ -79,18 +77,12 @@ impl CodeHashing {
     ) -> Result<Option<Uuid>, Error> {
         let stand_in = Arc::clone(&self.stand_in);
         self.run(move || {
-            let argon2 = Argon2::default();
+            let mut scratch = Scratch::new();
             let mut found = None;
             for at in 0..RecoveryCode::SET {
                 let row = rows.get(at);
                 let phc = row.map_or(&*stand_in, |row| row.code_hash.as_str());
-                let Ok(parsed) = PasswordHash::new(phc) else {
-                    continue;
-                };
-                if argon2
-                    .verify_password(code.expose().as_bytes(), &parsed)
-                    .is_ok()
-                {
+                if scratch.verify(code.expose().as_bytes(), phc) {
                     found = row.map(|row| row.id).or(found);
                 }
             }
@@ -100,14 +92,14 @@ impl CodeHashing {
     }
 }
 
-fn hash(code: &RecoveryCode, random: &dyn crypto::Random) -> Result<String, Error> {
+fn hash(
+    scratch: &mut Scratch,
+    code: &RecoveryCode,
+    random: &dyn crypto::Random,
+) -> Result<String, Error> {
     let mut salt = [0_u8; 16];
     random.fill(&mut salt).map_err(Error::internal)?;
-    // The defaults are OWASP's minimum: Argon2id, 19 MiB, two passes, one lane.
-    Argon2::default()
-        .hash_password_with_salt(code.expose().as_bytes(), &salt)
-        .map(|hash| hash.to_string())
-        .map_err(|error| Error::internal(error.to_string()))
+    scratch.hash(code.expose().as_bytes(), &salt)
 }
 
 /// A fresh set of codes with their hashes.
@@ -119,12 +111,13 @@ pub(super) async fn new_codes(
     let hashed = app
         .code_hashing
         .run(move || {
+            let mut scratch = Scratch::new();
             for_hashing
                 .iter()
                 .map(|code| {
                     Ok(NewRecoveryCode {
                         id: Uuid::new_v4(),
-                        code_hash: hash(code, &random)?,
+                        code_hash: hash(&mut scratch, code, &random)?,
                     })
                 })
                 .collect::<Result<Vec<_>, Error>>()

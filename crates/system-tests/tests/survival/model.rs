@@ -1,0 +1,167 @@
+//! What is done, and what may be true afterwards.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use types::Role;
+
+/// Longest time from an order to the kill that cuts it off, in milliseconds. A start of a
+/// sandbox takes less, so kills meet every part of it, and what follows.
+const CUT_WITHIN: u64 = 140;
+
+/// Numbers from a seed (SplitMix64, "Fast splittable pseudorandom number generators", 2014).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn role(&mut self) -> Role {
+        Role::ALL[usize::from(self.below(2) == 0)]
+    }
+}
+
+/// An order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Start(Role),
+    Stop(Role),
+    Restart(Role),
+    Swap,
+    /// A command that goes on by itself.
+    Service(Role),
+    /// A command that is waited for.
+    Command(Role),
+}
+
+/// One step of a sequence.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    /// One order, seen through.
+    Whole(Operation),
+    /// Orders at the same time, and a kill.
+    Cut {
+        operations: Vec<Operation>,
+        after: Duration,
+    },
+}
+
+impl Operation {
+    fn random(random: &mut Random) -> Self {
+        let role = random.role();
+        match random.below(12) {
+            0..=3 => Self::Start(role),
+            4 => Self::Stop(role),
+            5 => Self::Restart(role),
+            6 | 7 => Self::Swap,
+            8..=10 => Self::Service(role),
+            _ => Self::Command(role),
+        }
+    }
+}
+
+impl Step {
+    pub(crate) fn random(random: &mut Random) -> Self {
+        if random.below(5) < 3 {
+            return Self::Whole(Operation::random(random));
+        }
+        let count = 1 + random.below(3);
+        Self::Cut {
+            operations: (0..count).map(|_| Operation::random(random)).collect(),
+            after: Duration::from_millis(random.below(CUT_WITHIN)),
+        }
+    }
+}
+
+/// What may be true of one sandbox.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sandbox {
+    /// Whether it may run, and whether it may be stopped.
+    pub(crate) may_run: bool,
+    pub(crate) may_be_stopped: bool,
+    /// The start that must still be the present one, if it runs.
+    pub(crate) start: Option<String>,
+    /// Services of the present start, by label; true: it must be listed and run.
+    pub(crate) services: BTreeMap<String, bool>,
+}
+
+/// What may be true of a user's pair.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    /// The sandboxes that were `live` and `dev` at `generation`.
+    pub(crate) live: String,
+    pub(crate) dev: String,
+    pub(crate) generation: u64,
+    /// Swaps that may have happened since.
+    pub(crate) swaps: u64,
+    pub(crate) sandboxes: BTreeMap<String, Sandbox>,
+}
+
+impl Pair {
+    /// The sandboxes that may have a role.
+    pub(crate) fn candidates(&self, role: Role) -> BTreeSet<String> {
+        let (this, other) = match role {
+            Role::Live => (&self.live, &self.dev),
+            Role::Dev => (&self.dev, &self.live),
+        };
+        let mut candidates = BTreeSet::from([this.clone()]);
+        if self.swaps > 0 {
+            candidates.insert(other.clone());
+        }
+        candidates
+    }
+
+    /// An order was given whose end nobody saw.
+    pub(crate) fn may_have(&mut self, operation: Operation, label: &str) {
+        let role = match operation {
+            Operation::Swap => {
+                self.swaps += 1;
+                return;
+            }
+            Operation::Start(role)
+            | Operation::Stop(role)
+            | Operation::Restart(role)
+            | Operation::Service(role)
+            | Operation::Command(role) => role,
+        };
+        // With a swap under way at the same time it may have met either.
+        let both: BTreeSet<String> = self.candidates(role);
+        for id in both {
+            let sandbox = self.sandboxes.get_mut(&id).expect("one of the pair");
+            match operation {
+                Operation::Start(_) => {
+                    // What runs goes on; what did not may.
+                    sandbox.may_run = true;
+                    if sandbox.may_be_stopped {
+                        sandbox.start = None;
+                    }
+                }
+                Operation::Stop(_) | Operation::Restart(_) => {
+                    sandbox.may_be_stopped = true;
+                    sandbox.may_run |= operation == Operation::Restart(role);
+                    sandbox.start = None;
+                    for required in sandbox.services.values_mut() {
+                        *required = false;
+                    }
+                }
+                Operation::Service(_) => {
+                    sandbox.services.insert(label.to_owned(), false);
+                }
+                Operation::Command(_) | Operation::Swap => {}
+            }
+        }
+    }
+}
