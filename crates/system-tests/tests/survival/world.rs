@@ -320,9 +320,9 @@ impl World {
         // A supervisor ends a moment after the answer that its sandbox is gone.
         let run = self.installation.data_dir().join("run");
         until("no directory without a sandbox", async || {
-            let dirs: BTreeSet<String> = fs::read_dir(&run)
-                .unwrap()
-                .flatten()
+            // Made by the first start.
+            let entries = fs::read_dir(&run).into_iter().flatten().flatten();
+            let dirs: BTreeSet<String> = entries
                 .map(|entry| entry.file_name().into_string().unwrap())
                 .collect();
             (dirs == running).then_some(())
