@@ -127,7 +127,7 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Stop { .. }) => {
             let config = Config::build(raw)?;
-            telemetry::begin(&config.log);
+            let _log = telemetry::begin(&config.log).context("cannot log")?;
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?;
@@ -152,7 +152,7 @@ fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyho
     })?;
     raw.listen.address = Some(socket.local_addr()?.to_string());
     let config = Config::build(raw)?;
-    telemetry::begin(&config.log);
+    let _log = telemetry::begin(&config.log).context("cannot log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -5,48 +5,28 @@
 //! What slips through in a formatted field is masked by [`redact`] before it is written.
 
 mod redact;
+mod writer;
 
 use std::io;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
 
 pub use redact::redact;
+pub use writer::Guard;
 
 use crate::config::{Log, LogFormat};
 
-/// Writes log lines to standard error, redacted.
-struct Redacting;
-
-impl<'a> MakeWriter<'a> for Redacting {
-    type Writer = RedactingWriter;
-
-    fn make_writer(&'a self) -> RedactingWriter {
-        RedactingWriter
-    }
-}
-
-/// Takes one whole line per write, as `tracing_subscriber::fmt` hands it over.
-struct RedactingWriter;
-
-impl io::Write for RedactingWriter {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        io::stderr().lock().write_all(redact(&text).as_bytes())?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-/// Begins to log. Does nothing when logging has begun before.
-pub fn begin(log: &Log) {
+/// Begins to log to standard error, until the guard is dropped. Does nothing when logging
+/// has begun before.
+///
+/// # Errors
+/// The thread that writes cannot be started.
+pub fn begin(log: &Log) -> io::Result<Guard> {
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (lines, guard) = writer::begin(io::stderr())?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Redacting);
+        .with_writer(lines);
     let begun = match log.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => builder.with_ansi(false).try_init(),
@@ -54,4 +34,5 @@ pub fn begin(log: &Log) {
     if begun.is_err() {
         tracing::debug!("logging had begun already");
     }
+    Ok(guard)
 }

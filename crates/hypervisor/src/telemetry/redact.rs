@@ -40,22 +40,32 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// The first characters of all of [`FOREIGN`].
+const FIRST: &[u8] = b"sxgAhpn";
+
+/// The shortest thing that is masked: a recovery code, or the shortest beginning with a
+/// secret after it. Nearly every word of a log is shorter.
+const SHORTEST: usize = 3 + MIN_SECRET;
+
 /// Goes over the words of a text; `None` when all of them may stay.
 fn redact_words(text: &str) -> Option<String> {
     let mut out = String::new();
     let mut kept = 0;
-    let mut at = 0;
-    for word in text.split_inclusive(|c: char| !is_word(c)) {
-        let start = at;
-        at += word.len();
-        let bare = word.trim_end_matches(|c: char| !is_word(c));
-        let Some(prefix) = secret_prefix(bare) else {
-            continue;
-        };
-        out.push_str(text.get(kept..start).unwrap_or_default());
-        out.push_str(prefix);
-        out.push_str(MASK);
-        kept = start + bare.len();
+    let mut start = 0;
+    let bytes = text.as_bytes();
+    while let Some(rest) = bytes.get(start..) {
+        let length = rest.iter().take_while(|byte| is_word(**byte)).count();
+        // A word is ASCII, so it begins and ends between characters.
+        if length >= SHORTEST
+            && let Some(word) = text.get(start..start + length)
+            && let Some(prefix) = secret_prefix(word)
+        {
+            out.push_str(text.get(kept..start).unwrap_or_default());
+            out.push_str(prefix);
+            out.push_str(MASK);
+            kept = start + length;
+        }
+        start += length + 1;
     }
     if kept == 0 {
         return None;
@@ -64,8 +74,8 @@ fn redact_words(text: &str) -> Option<String> {
     Some(out)
 }
 
-const fn is_word(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
+const fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
 }
 
 /// What of a word may stay, when the word is a secret.
@@ -73,22 +83,23 @@ fn secret_prefix(word: &str) -> Option<&str> {
     if is_recovery_code(word) {
         return Some("");
     }
-    FOREIGN
-        .iter()
-        .filter_map(|prefix| {
-            let at = word.find(prefix)?;
-            let end = at + prefix.len();
-            // A key may be glued to what stands before it, but not to the middle of a word.
-            let begins = word
-                .get(..at)?
-                .chars()
-                .next_back()
-                .is_none_or(|c| !c.is_ascii_alphanumeric());
-            (begins && word.len() >= end + MIN_SECRET)
-                .then(|| word.get(..end))
-                .flatten()
-        })
-        .next()
+    let mut before = b'-';
+    for (at, byte) in word.bytes().enumerate() {
+        // A key may be glued to what stands before it, but not to the middle of a word.
+        let begins = !before.is_ascii_alphanumeric();
+        before = byte;
+        if !begins || !FIRST.contains(&byte) {
+            continue;
+        }
+        let rest = word.get(at..)?;
+        let found = FOREIGN
+            .iter()
+            .find(|prefix| rest.starts_with(**prefix) && rest.len() >= prefix.len() + MIN_SECRET);
+        if let Some(prefix) = found {
+            return word.get(..at + prefix.len());
+        }
+    }
+    None
 }
 
 fn is_recovery_code(word: &str) -> bool {
@@ -129,6 +140,21 @@ mod tests {
         );
         let code = RecoveryCode::generate(&OsRandom::new()).unwrap();
         assert_eq!(redact(&format!("({})", code.expose())), "([redacted])");
+    }
+
+    #[test]
+    fn knows_every_beginning_and_finds_it_behind_others() {
+        let key = "k".repeat(super::MIN_SECRET);
+        for prefix in super::FOREIGN {
+            assert!(super::FIRST.contains(&prefix.as_bytes()[0]), "{prefix}");
+            assert!(prefix.len() + super::MIN_SECRET >= super::SHORTEST);
+            assert_eq!(
+                redact(&format!("{prefix}{key}")),
+                format!("{prefix}[redacted]")
+            );
+            let glued = format!("é=risk-{prefix}{key}!");
+            assert_eq!(redact(&glued), format!("é=risk-{prefix}[redacted]!"));
+        }
     }
 
     #[test]

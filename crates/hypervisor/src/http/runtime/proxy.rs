@@ -113,8 +113,7 @@ impl Visit {
         role: Role,
         prefixed: bool,
     ) -> Result<HeaderRules, Error> {
-        let origins = &self.app.config.origins;
-        let name = &session.user.name;
+        let told = &session.told;
         let value = |text: String| HeaderValue::from_str(&text).map_err(Error::internal);
         Ok(HeaderRules {
             scheme: if self.origin.is_secure() {
@@ -127,17 +126,11 @@ impl Visit {
             prefix: prefixed.then_some("/dev"),
             set: vec![
                 (ROLE, HeaderValue::from_static(role.as_str())),
-                (USER, value(name.to_string())?),
+                (USER, told.user.clone()),
                 (GENERATION, HeaderValue::from(route.generation)),
-                (CONTROL_ORIGIN, value(origins.control.to_string())?),
-                (
-                    LIVE_ORIGIN,
-                    value(trimmed(&origins.runtime_url(name, Role::Live)))?,
-                ),
-                (
-                    DEV_ORIGIN,
-                    value(trimmed(&origins.runtime_url(name, Role::Dev)))?,
-                ),
+                (CONTROL_ORIGIN, told.control_origin.clone()),
+                (LIVE_ORIGIN, told.live_origin.clone()),
+                (DEV_ORIGIN, told.dev_origin.clone()),
                 (REQUEST_ID, value(self.request_id().to_string())?),
             ],
             service_workers: if prefixed {
@@ -156,11 +149,6 @@ pub(super) fn tag(session: &RuntimeSession, route: &RouteRow) -> SocketTag {
         session: session.id.as_uuid().as_u128(),
         generation: route.generation,
     }
-}
-
-/// Without its last slash: an origin, or under a single host the place of `dev` in it.
-fn trimmed(url: &str) -> String {
-    url.trim_end_matches('/').to_owned()
 }
 
 /// A failed exchange in the words of the caller's problem.

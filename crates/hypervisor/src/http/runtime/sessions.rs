@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crypto::{Token, TokenHash, TokenKind};
+use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
-use types::{SessionId, UserId};
+use types::{Role, SessionId, UserId};
 
 use crate::actor::User;
 use crate::app::App;
@@ -30,8 +31,34 @@ pub(crate) struct RuntimeSession {
     pub(crate) user: User,
     host: String,
     believed_until: i64,
+    /// What the sandbox is told with every request in its name.
+    pub(super) told: Told,
     /// Cuts what goes on in its name.
     pub(crate) ended: CancellationToken,
+}
+
+/// Header values that depend on the user alone, so that they are made once.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) user: HeaderValue,
+    pub(super) control_origin: HeaderValue,
+    pub(super) live_origin: HeaderValue,
+    pub(super) dev_origin: HeaderValue,
+}
+
+impl Told {
+    fn new(app: &App, user: &User) -> Result<Self, Error> {
+        let origins = &app.config.origins;
+        let value = |text: &str| HeaderValue::from_str(text).map_err(Error::internal);
+        // Without its last slash: an origin, or under a single host the place of `dev` in it.
+        let origin = |role| value(origins.runtime_url(&user.name, role).trim_end_matches('/'));
+        Ok(Self {
+            user: value(user.name.as_str())?,
+            control_origin: value(&origins.control.to_string())?,
+            live_origin: origin(Role::Live)?,
+            dev_origin: origin(Role::Dev)?,
+        })
+    }
 }
 
 /// The sessions that were seen lately.
@@ -80,10 +107,13 @@ impl RuntimeSessions {
         let ended = seen
             .get(&hash)
             .map_or_else(CancellationToken::new, |known| known.ended.clone());
+        let (id, host) = (row.id, row.host.clone());
+        let user = sessions::identity(row).0;
         let session = Arc::new(RuntimeSession {
-            id: row.id,
-            host: row.host.clone(),
-            user: sessions::identity(row).0,
+            id,
+            host,
+            told: Told::new(app, &user)?,
+            user,
             believed_until: now.saturating_add(millis(BELIEVED_FOR)),
             ended,
         });
