@@ -193,6 +193,11 @@ impl Control {
         }
     }
 
+    /// Has the guest's program started again, which has ended.
+    pub(crate) async fn restart_guest(&self) -> Result<(), ControlError> {
+        self.ask(&Request::RestartGuest {}).await.map(drop)
+    }
+
     /// Takes the sandbox down. Returns once the supervisor has cleaned up; the caller
     /// bounds the wait, because the guest's grace is part of it.
     pub(crate) async fn stop(&self, grace_ms: u64) -> Result<(), ControlError> {

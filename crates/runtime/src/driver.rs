@@ -104,6 +104,17 @@ pub trait SandboxRuntime: Send + Sync {
     /// Whatever stood in the way; nothing of the attempt is left behind.
     fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Started, StartError>>;
 
+    /// Starts the guest of a start again whose guest has ended, next to the runners that go
+    /// on in it.
+    ///
+    /// # Errors
+    /// Only a new start helps; what is left of this one is for [`SandboxRuntime::stop`].
+    fn restart(
+        &self,
+        start: StartId,
+        control: Control,
+    ) -> BoxFuture<'_, Result<Started, StartError>>;
+
     /// Takes a sandbox down: runners first, then the guest with `grace_ms` between
     /// TERM and KILL. Idempotent; returns once nothing of the start is left.
     fn stop(&self, start: StartId, control: Control, grace_ms: u64) -> BoxFuture<'_, ()>;

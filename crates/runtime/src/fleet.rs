@@ -441,24 +441,31 @@ impl Fleet {
         mut crashed: Option<Crash>,
     ) {
         loop {
-            if let Some(crash) = crashed.take() {
+            let mut left = None;
+            if let Some(mut crash) = crashed.take() {
+                left = crash.left.take();
                 crashes = if crash.lived >= self.inner.options.stable_after {
                     1
                 } else {
                     crashes.saturating_add(1)
                 };
                 let Some(pause) = self.pause_after(sandbox, &entry, crash, crashes).await else {
+                    self.clear(left).await;
                     return;
                 };
                 if unless_stopped(&entry, stops, tokio::time::sleep(pause))
                     .await
                     .is_none()
                 {
+                    self.clear(left).await;
                     settle(&entry, State::Stopped);
                     return;
                 }
             }
-            let running = self.start_once(sandbox, &entry, stops).await;
+            let running = match left {
+                Some(left) => self.start_again(sandbox, &entry, stops, left).await,
+                None => self.start_once(sandbox, &entry, stops).await,
+            };
             let born = Instant::now();
             crashed = self
                 .live(sandbox, &entry, stops, crashes, running, born)
@@ -536,6 +543,43 @@ impl Fleet {
                 settle(entry, State::Failed(error));
                 None
             }
+        }
+    }
+
+    /// Starts the guest of a crashed start again, next to the commands that go on in it;
+    /// where that does not help, a new start takes its place.
+    async fn start_again(
+        &self,
+        sandbox: SandboxId,
+        entry: &Entry,
+        stops: u64,
+        left: Arc<Instance>,
+    ) -> Result<Option<Running>, StartError> {
+        let control = left.control().clone();
+        match self.inner.driver.restart(left.start_id, control).await {
+            Ok(started) => {
+                let started_at = left.started_at.clone();
+                let (instance, exited) = self.publish(sandbox, left.start_id, started_at, started);
+                // One that does not get healthy is taken down there.
+                match self.prove(entry, stops, instance, exited).await {
+                    Ok(running) => return Ok(running),
+                    Err(error) => {
+                        tracing::warn!(%sandbox, %error, "a restarted guest did not get healthy");
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%sandbox, %error, "a guest is not restarted where it was");
+                self.take_down(&left).await;
+            }
+        }
+        self.start_once(sandbox, entry, stops).await
+    }
+
+    /// Removes what a crash left.
+    async fn clear(&self, left: Option<Arc<Instance>>) {
+        if let Some(left) = left {
+            self.take_down(&left).await;
         }
     }
 
@@ -651,14 +695,15 @@ impl Fleet {
         };
         instance.ended().cancel();
         entry.state.send_replace(after);
-        self.take_down(instance).await;
         match exit {
             Some(exit) => Some(Crash {
                 lived: born.elapsed(),
                 exit,
                 log,
+                left: Some(Arc::clone(instance)),
             }),
             None => {
+                self.take_down(instance).await;
                 settle(entry, State::Stopped);
                 None
             }

@@ -210,6 +210,22 @@ impl SandboxRuntime for NamespaceDriver {
         Box::pin(self.build(request))
     }
 
+    fn restart(
+        &self,
+        start: StartId,
+        control: Control,
+    ) -> BoxFuture<'_, Result<Started, StartError>> {
+        Box::pin(async move {
+            let dir = self.start_dir(start);
+            let record = Record::read(&dir)
+                .map_err(|e| unavailable("cannot read the start's record", &e))?;
+            control.restart_guest().await.map_err(unreachable)?;
+            take_over(control, &dir, record.host_record)
+                .await
+                .map_err(unreachable)
+        })
+    }
+
     fn stop(&self, start: StartId, control: Control, grace_ms: u64) -> BoxFuture<'_, ()> {
         Box::pin(self.take_down(start, control, grace_ms))
     }

@@ -15,6 +15,7 @@ mod origins;
 mod paths;
 mod ports;
 mod requests;
+mod resume;
 mod routes;
 mod survival;
 mod swap;

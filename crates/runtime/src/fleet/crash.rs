@@ -1,5 +1,6 @@
 //! What is said about a start that ended on its own.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use types::CommandExit;
@@ -18,6 +19,8 @@ pub(super) struct Crash {
     pub(super) lived: Duration,
     pub(super) exit: CommandExit,
     pub(super) log: Vec<String>,
+    /// The crashed start, whose supervisor and commands are still there.
+    pub(super) left: Option<Arc<Instance>>,
 }
 
 impl Crash {

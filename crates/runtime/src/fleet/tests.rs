@@ -22,6 +22,9 @@ struct Double {
     starts: AtomicUsize,
     stops: AtomicUsize,
     refuse: AtomicBool,
+    /// Guests can be started again where they crashed, and how many were.
+    restartable: AtomicBool,
+    restarts: AtomicUsize,
     guests: Mutex<Vec<oneshot::Sender<CommandExit>>>,
     /// The sandbox that is found again.
     adopts: Mutex<SandboxId>,
@@ -35,6 +38,8 @@ impl Default for Double {
             starts: AtomicUsize::default(),
             stops: AtomicUsize::default(),
             refuse: AtomicBool::default(),
+            restartable: AtomicBool::default(),
+            restarts: AtomicUsize::default(),
             guests: Mutex::default(),
             adopts: Mutex::new(SandboxId::generate()),
             young: AtomicBool::default(),
@@ -77,6 +82,20 @@ impl SandboxRuntime for Double {
                     StartError::new("wall_missing", "no user namespaces").with_hint("allow them")
                 );
             }
+            Ok(self.started())
+        })
+    }
+
+    fn restart(
+        &self,
+        _start: StartId,
+        _control: Control,
+    ) -> BoxFuture<'_, Result<Started, StartError>> {
+        Box::pin(async {
+            if !self.restartable.load(Ordering::SeqCst) {
+                return Err(StartError::new("supervisor", "it went away"));
+            }
+            self.restarts.fetch_add(1, Ordering::SeqCst);
             Ok(self.started())
         })
     }
@@ -297,6 +316,50 @@ async fn stopping_ends_the_instance_before_anything_else() {
     bench.fleet.stop(bench.sandbox).await;
     assert!(instance.ended().is_cancelled());
     assert!(bench.fleet.running(bench.sandbox).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashed_guest_starts_again_in_the_same_start_where_that_is_possible() {
+    let bench = bench();
+    bench.driver.restartable.store(true, Ordering::SeqCst);
+    let first = bench.fleet.start(bench.sandbox).await.unwrap();
+    let mut state = bench.fleet.subscribe(bench.sandbox);
+    bench.driver.crash();
+    let again = state
+        .wait_for(|state| {
+            let now = state.status().instance;
+            now.is_some_and(|now| !Arc::ptr_eq(&now, &first))
+        })
+        .await
+        .unwrap()
+        .status()
+        .instance
+        .unwrap();
+    // The commands of the start go on; what was tied to the guest that crashed is cut.
+    assert_eq!(again.start_id, first.start_id);
+    assert!(first.ended().is_cancelled() && !again.ended().is_cancelled());
+    let counts = || {
+        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+        let driver = &bench.driver;
+        (
+            count(&driver.starts),
+            count(&driver.restarts),
+            count(&driver.stops),
+        )
+    };
+    assert_eq!(counts(), (1, 1, 0));
+    // One that does not get healthy there gets a new start, which leaves nothing either.
+    bench.host.healthy.store(false, Ordering::SeqCst);
+    bench.driver.crash();
+    reached(&bench, SandboxState::Failed).await;
+    assert_eq!(counts(), (2, 2, 2));
+    bench.host.healthy.store(true, Ordering::SeqCst);
+    // A stop in the pause takes down what the crash left.
+    bench.fleet.start(bench.sandbox).await.unwrap();
+    bench.driver.crash();
+    reached(&bench, SandboxState::Starting).await;
+    bench.fleet.stop(bench.sandbox).await;
+    assert_eq!(counts(), (3, 2, 3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,12 +52,9 @@ impl Drop for Leash {
         let Ok(handle) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        handle.spawn(async move {
-            tokio::select! {
-                () = instance.ended().cancelled() => {}
-                () = end(&instance, id, exited) => {}
-            }
-        });
+        // Also when the start has ended: a guest that crashed is started again next to its
+        // commands, and one without a caller must not go on there.
+        handle.spawn(async move { end(&instance, id, exited).await });
     }
 }
 
@@ -78,6 +75,9 @@ async fn kill(instance: &Instance, id: CommandId) {
                 tokio::time::sleep(KILL_PAUSE).await;
             }
             Ok(()) => return,
+            Err(error) if instance.ended().is_cancelled() => {
+                return tracing::debug!(command = %id, %error, "a command ended with its sandbox");
+            }
             Err(error) => {
                 tracing::warn!(command = %id, %error, "a command without a caller could not be killed");
                 return;

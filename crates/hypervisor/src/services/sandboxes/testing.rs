@@ -337,6 +337,14 @@ impl SandboxRuntime for FakeDriver {
         Box::pin(async move { Ok(started) })
     }
 
+    fn restart(
+        &self,
+        _start: StartId,
+        _control: Control,
+    ) -> BoxFuture<'_, Result<Started, StartError>> {
+        Box::pin(async { Err(StartError::new("supervisor", "there is none")) })
+    }
+
     fn stop(&self, start: StartId, _control: Control, _grace_ms: u64) -> BoxFuture<'_, ()> {
         let mut guests = self.guests.lock().unwrap();
         for guest in guests.values_mut().filter(|guest| guest.start == start) {
