@@ -82,6 +82,24 @@ const TEST: &[Prerequisite] = &[
         nix: "nss.tools",
     },
     Prerequisite {
+        what: "Podman (to run a sandbox in a container)",
+        programs: &["podman"],
+        debian: &["podman", "uidmap"],
+        nix: "podman",
+    },
+    Prerequisite {
+        what: "runc (what Podman runs containers with in tests)",
+        programs: &["runc"],
+        debian: &["runc"],
+        nix: "runc",
+    },
+    Prerequisite {
+        what: "curl (what the runbooks ask with)",
+        programs: &["curl"],
+        debian: &["curl"],
+        nix: "curl",
+    },
+    Prerequisite {
         what: "setpriv (to test as an ordinary user)",
         programs: &["setpriv"],
         debian: &["util-linux"],

@@ -14,6 +14,7 @@ mod network;
 mod origins;
 mod paths;
 mod ports;
+mod podman;
 mod requests;
 mod resume;
 mod routes;

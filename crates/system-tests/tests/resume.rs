@@ -22,7 +22,7 @@ async fn entered(installation: &Installation) -> (Account, PathBuf) {
         .data_dir()
         .join("sandboxes")
         .join(id)
-        .join("workspace");
+        .join("state/workspace");
     (alice, workspace)
 }
 

@@ -7,6 +7,7 @@ mod isolation;
 mod lifecycle;
 mod load;
 mod screens;
+mod smoke;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -64,6 +65,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The host's ends of a sandbox that was started by hand: its channel and its proxy.
+    Smoke {
+        /// The directory in which `channel.sock` is made.
+        #[arg(long)]
+        channel: PathBuf,
+        /// The directory in which the sandbox makes `app.sock`.
+        #[arg(long)]
+        app: PathBuf,
+        /// The token that the sandbox shows.
+        #[arg(long)]
+        token: String,
+    },
     /// Save pictures of every page.
     Screens {
         /// Where the PNG files go.
@@ -80,6 +93,16 @@ async fn main() -> ExitCode {
         Command::Memory { json } => idle::memory(json).await,
         Command::Lifecycle { section, json } => lifecycle::run(&section, json).await,
         Command::Isolation { json } => isolation::run(json).await,
+        Command::Smoke {
+            channel,
+            app,
+            token,
+        } => {
+            if let Err(error) = smoke::run(&channel, &app, &token).await {
+                eprintln!("error: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
         Command::Screens { dir } => screens::run(&dir).await,
     }
     ExitCode::SUCCESS
