@@ -54,6 +54,7 @@ fn main() -> Result<(), String> {
         ("RUNNER", "runner"),
         ("SANDBOX", "sandbox"),
         ("DENIED", "denied"),
+        ("SUPERVISOR", "supervisor"),
     ];
     for (table, name) in profiles {
         let file = format!("profiles/{name}.toml");
@@ -70,6 +71,10 @@ fn main() -> Result<(), String> {
         }
         shared.numbers.extend(profile.numbers);
         shared.constants.extend(profile.constants);
+        if name == "supervisor" {
+            // It stands by itself: it says what is refused, not what is let through.
+            shared.seen.clear();
+        }
         if name == "denied" && !(profile.allow.is_empty() && profile.absent.is_empty()) {
             return Err(format!("{file}: only `deny` belongs here"));
         }

@@ -77,6 +77,8 @@ fn start() -> Result<serve::Supervisor, Refusal> {
     let supervisor = serve::Supervisor::new(spec, built).map_err(internal)?;
     say(&ready).map_err(internal)?;
     detach().map_err(internal)?;
+    crate::walls::filter::lock_supervisor()
+        .map_err(|error| crate::walls::hints::refusal(&error))?;
     Ok(supervisor)
 }
 

@@ -87,15 +87,19 @@ impl Supervisor {
             .map_err(|e| Refusal::new("internal", e.to_string()))
     }
 
-    /// The workbench is gone, and with it every runner. There is no second one: root's
-    /// right to build it was given up at the start.
+    /// The workbench is gone, and with it every runner. There is no second one: root's right to
+    /// build it was given up at the start. A sandbox that can run no commands is none, so the
+    /// guest is ended too, with the reason; whoever watches it starts the sandbox anew.
     pub(super) fn lose_workbench(&mut self) {
         let Some(workbench) = self.workbench.take() else {
             return;
         };
         let _ = pidfd_send_signal(&workbench.process, Signal::KILL);
         let _ = waitpid(Some(workbench.pid), WaitOptions::NOHANG);
-        self.note("the workbench is gone; commands need a restart of the sandbox");
+        self.note(WORKBENCH_GONE);
+        if !self.is_stopping() {
+            self.guest.end_because(WORKBENCH_GONE);
+        }
         let refusal = workbench_gone();
         for connection in self.connections.values_mut() {
             if let Mode::Spawning(id) = connection.mode {
@@ -113,6 +117,10 @@ impl Supervisor {
         self.runners.retain(|_, runner| runner.task.is_born());
     }
 }
+
+/// Why a guest is ended that did nothing wrong.
+const WORKBENCH_GONE: &str = "its workbench was ended from outside, perhaps for want of memory, \
+                              so that it could run no more commands";
 
 pub(crate) fn workbench_gone() -> Refusal {
     Refusal::new(

@@ -72,6 +72,8 @@ pub(crate) struct Task {
     started: Instant,
     report: Option<CommandExit>,
     timed_out: bool,
+    /// Why it was ended by its supervisor, when that was no order of anybody.
+    ended_because: Option<&'static str>,
     /// Its program has ended and its first process waits: a guest's alone.
     resting: bool,
     /// Where its relay listens in the workbench.
@@ -111,6 +113,7 @@ impl Task {
             started: now,
             report: None,
             timed_out: false,
+            ended_because: None,
             resting: false,
             relay_port: None,
         }
@@ -345,6 +348,14 @@ impl Task {
         }
     }
 
+    /// Ends the whole tree for a reason that its exit will state.
+    pub(crate) fn end_because(&mut self, reason: &'static str) {
+        if self.exit.is_none() {
+            self.ended_because = Some(reason);
+            self.kill();
+        }
+    }
+
     /// Kills the tree when its time is up.
     pub(crate) fn enforce_deadline(&mut self, now: Instant) {
         if self.exit.is_none()
@@ -387,6 +398,9 @@ impl Task {
 
     fn end(&mut self, mut exit: CommandExit, now: Instant) -> CommandExit {
         exit.timed_out = self.timed_out;
+        if let Some(reason) = self.ended_because {
+            exit.error = Some(reason.to_owned());
+        }
         exit.dropped_bytes = self.log.dropped();
         exit.wall_ms = u64::try_from((now - self.started).as_millis()).unwrap_or(u64::MAX);
         self.exit = Some(exit.clone());

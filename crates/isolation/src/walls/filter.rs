@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::WallError;
-use super::profile::{Profile, Rule, Test, Verdict};
+use super::profile::{DENIED, Profile, Rule, SUPERVISOR, Test, Verdict};
+use super::{Step, WallError};
 use crate::sys::{self, BpfInstruction};
 
 /// What the kernel takes at most (BPF_MAXINSNS).
@@ -65,8 +65,8 @@ impl Filter {
     /// Compiles the profile of guests or of runners.
     pub(crate) fn compile(profile: Profile) -> Result<Self, WallError> {
         Ok(Self {
-            counting: program(profile.rules(), NOTIFY)?,
-            silent: program(profile.rules(), EPERM)?,
+            counting: program(profile.rules(), NOTIFY, NOTIFY)?,
+            silent: program(profile.rules(), EPERM, EPERM)?,
         })
     }
 
@@ -88,6 +88,16 @@ impl Filter {
     }
 }
 
+/// Refuses this process for good what a supervisor does not need. Needs `no_new_privs`.
+pub(crate) fn lock_supervisor() -> Result<(), WallError> {
+    let program = supervisor()?;
+    sys::install_filter(&program).step(|| "install the supervisor's seccomp filter".into())
+}
+
+fn supervisor() -> Result<Vec<BpfInstruction>, WallError> {
+    program(DENIED.iter().chain(SUPERVISOR), EPERM, ALLOW)
+}
+
 /// What is done with one call.
 #[derive(Clone, Copy, PartialEq)]
 enum Leaf {
@@ -95,9 +105,10 @@ enum Leaf {
     Check(&'static [&'static [Test]]),
 }
 
-/// The program for these rules, in which everything else meets `otherwise`.
+/// The program for these rules: what they deny meets `denied`, what none names `otherwise`.
 fn program<'a>(
     rules: impl Iterator<Item = &'a Rule>,
+    denied: u32,
     otherwise: u32,
 ) -> Result<Vec<BpfInstruction>, WallError> {
     let mut leaves = BTreeMap::new();
@@ -107,7 +118,7 @@ fn program<'a>(
                 Verdict::Allow if rule.only.is_empty() => Leaf::Return(ALLOW),
                 Verdict::Allow => Leaf::Check(rule.only),
                 Verdict::Absent => Leaf::Return(ENOSYS),
-                Verdict::Deny => Leaf::Return(otherwise),
+                Verdict::Deny => Leaf::Return(denied),
             };
             leaves.insert(number, leaf);
         }
@@ -127,7 +138,7 @@ fn program<'a>(
             ret(KILL),
         ]);
     }
-    code.extend(bisect(&ranges, otherwise)?);
+    code.extend(bisect(&ranges, denied)?);
     if code.len() > MOST_INSTRUCTIONS {
         return Err(broken("it is longer than the kernel takes"));
     }
@@ -152,15 +163,15 @@ fn ranges(leaves: &BTreeMap<u32, Leaf>, otherwise: u32) -> Vec<(u32, Leaf)> {
 }
 
 /// A search among ranges: half of them lie before the middle one.
-fn bisect(ranges: &[(u32, Leaf)], otherwise: u32) -> Result<Vec<BpfInstruction>, WallError> {
+fn bisect(ranges: &[(u32, Leaf)], denied: u32) -> Result<Vec<BpfInstruction>, WallError> {
     let (before, after) = ranges.split_at(ranges.len() / 2);
     let Some(&(middle, leaf)) = after.first() else {
         return Err(broken("it has no rules"));
     };
     if before.is_empty() {
-        return check(leaf, otherwise);
+        return check(leaf, denied);
     }
-    let (low, high) = (bisect(before, otherwise)?, bisect(after, otherwise)?);
+    let (low, high) = (bisect(before, denied)?, bisect(after, denied)?);
     let over = u32::try_from(low.len()).map_err(|_| broken("a jump is too far"))?;
     let mut code = match u8::try_from(low.len()) {
         Ok(near) => vec![jump(JUMP_AT_LEAST, middle, near, 0)],
@@ -172,7 +183,7 @@ fn bisect(ranges: &[(u32, Leaf)], otherwise: u32) -> Result<Vec<BpfInstruction>,
     Ok(code)
 }
 
-fn check(leaf: Leaf, otherwise: u32) -> Result<Vec<BpfInstruction>, WallError> {
+fn check(leaf: Leaf, denied: u32) -> Result<Vec<BpfInstruction>, WallError> {
     let lines = match leaf {
         Leaf::Return(verdict) => return Ok(vec![ret(verdict)]),
         Leaf::Check(lines) => lines,
@@ -197,7 +208,7 @@ fn check(leaf: Leaf, otherwise: u32) -> Result<Vec<BpfInstruction>, WallError> {
         }
         code.push(ret(ALLOW));
     }
-    code.push(ret(otherwise));
+    code.push(ret(denied));
     Ok(code)
 }
 

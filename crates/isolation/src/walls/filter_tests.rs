@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::profile::{DENIED, Profile, RUNNER, Rule, SANDBOX, name};
+use super::super::profile::{RUNNER, SANDBOX, name};
 use super::*;
 
 /// Calls are tried below this number.
@@ -69,7 +69,7 @@ fn probes(rule: &Rule) -> Vec<Arguments> {
 }
 
 fn compile(rules: &[Rule]) -> Vec<BpfInstruction> {
-    program(rules.iter(), NOTIFY).unwrap()
+    program(rules.iter(), NOTIFY, NOTIFY).unwrap()
 }
 
 /// Whether two programs answer every call of this rule alike.
@@ -142,7 +142,7 @@ fn no_call_stands_twice_and_none_is_both_let_through_and_left_out() {
 #[test]
 fn the_compiled_filter_answers_what_the_profile_says() {
     for (profile, otherwise) in [(Profile::Runner, NOTIFY), (Profile::Sandbox, EPERM)] {
-        let compiled = program(profile.rules(), otherwise).unwrap();
+        let compiled = program(profile.rules(), otherwise, otherwise).unwrap();
         for number in 0..CALLS {
             let rule = profile
                 .rules()
@@ -176,8 +176,8 @@ fn the_runners_profile_is_the_tighter_one() {
         Profile::Sandbox.rules().count(),
     );
     assert!(runner < sandbox);
-    let runner = program(Profile::Runner.rules(), EPERM).unwrap();
-    let sandbox = program(Profile::Sandbox.rules(), EPERM).unwrap();
+    let runner = program(Profile::Runner.rules(), EPERM, EPERM).unwrap();
+    let sandbox = program(Profile::Sandbox.rules(), EPERM, EPERM).unwrap();
     for rule in Profile::Sandbox.rules() {
         for &(number, name) in rule.calls {
             for arguments in probes(rule) {
@@ -194,7 +194,7 @@ fn the_runners_profile_is_the_tighter_one() {
 #[test]
 fn foreign_architectures_end_the_process() {
     for profile in [Profile::Runner, Profile::Sandbox] {
-        let compiled = program(profile.rules(), NOTIFY).unwrap();
+        let compiled = program(profile.rules(), NOTIFY, NOTIFY).unwrap();
         // i386, x86-64 or arm64 on the other, big-endian, and none.
         for arch in [0x4000_0003, 0xc000_003e, 0xc000_00b7, 0x8000_0015, 0] {
             if arch != ARCHITECTURE {
@@ -221,5 +221,31 @@ fn a_search_takes_few_steps_and_the_kernel_takes_the_program() {
             // Far below BPF_MAXINSNS; a linear search would need one step per call.
             assert!(program.len() < 400, "{}", program.len());
         }
+    }
+}
+
+#[test]
+fn a_supervisor_is_refused_programs_networks_and_what_escapes_are_made_of() {
+    let compiled = supervisor().unwrap();
+    let answer = |name: &str, first: i32| {
+        let rules = RUNNER.iter().chain(SANDBOX).chain(DENIED);
+        let (number, _) = rules
+            .flat_map(|rule| rule.calls)
+            .find(|(_, known)| *known == name)
+            .unwrap();
+        native(&compiled, *number, [first.cast_unsigned(), 0, 0, 0, 0, 0])
+    };
+    for (_, name) in DENIED.iter().flat_map(|rule| rule.calls) {
+        assert_eq!(answer(name, 0), EPERM, "{name}");
+    }
+    for name in ["execve", "execveat", "setresuid", "setgroups"] {
+        assert_eq!(answer(name, 0), EPERM, "{name}");
+    }
+    for family in [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
+        assert_eq!(answer("socket", family), EPERM);
+    }
+    assert_eq!(answer("socket", libc::AF_UNIX), ALLOW);
+    for name in ["ppoll", "read", "ioctl", "pidfd_send_signal", "accept4"] {
+        assert_eq!(answer(name, 0), ALLOW, "{name}");
     }
 }

@@ -1,7 +1,7 @@
 //! The seccomp profiles as the build compiled them from `profiles/*.toml`, where each rule says
 //! who needs it.
 
-pub(crate) use compiled::{DENIED, RUNNER, SANDBOX};
+pub(crate) use compiled::{DENIED, RUNNER, SANDBOX, SUPERVISOR};
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

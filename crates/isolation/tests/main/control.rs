@@ -310,3 +310,43 @@ fn a_spec_without_sense_is_refused_with_a_reason() {
     });
     assert!(overlapping.message.contains("/usr/lib"), "{overlapping:?}");
 }
+
+/// The first process of a workbench, as the host sees it.
+fn workbench_of(sandbox: &Sandbox) -> i32 {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .find_map(|entry| {
+            let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+            let parent = format!("PPid:\t{}\n", sandbox.supervisor_pid());
+            let is_it = status.starts_with("Name:\tchoir-workbench\n") && status.contains(&parent);
+            is_it.then(|| entry.file_name().to_string_lossy().parse().unwrap())
+        })
+        .expect("a workbench")
+}
+
+/// A sandbox that can run no commands ends with the reason, so that it is started anew.
+#[test]
+fn a_guest_does_not_outlive_its_workbench() {
+    let sandbox = Sandbox::start(&["/bin/sleep", "1000"]);
+    let mut watcher = sandbox.connect();
+    watcher.send(&Request::Watch {});
+    let bench = rustix::process::Pid::from_raw(workbench_of(&sandbox)).unwrap();
+    rustix::process::kill_process(bench, rustix::process::Signal::KILL).unwrap();
+    let Message::Event(Event::GuestExited { exit }) = watcher.message() else {
+        panic!("no exit");
+    };
+    assert!(exit.error.unwrap().contains("workbench"));
+}
+
+#[test]
+fn a_supervisor_locks_itself_in() {
+    let sandbox = Sandbox::start(&["/bin/sleep", "1000"]);
+    // It answers once it serves, and by then it has.
+    drop(sandbox.connect());
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", sandbox.supervisor_pid())).unwrap();
+    for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000000000"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+}
