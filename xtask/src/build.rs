@@ -20,6 +20,22 @@ pub(crate) fn with_harness(workspace: &Workspace, profile: Profile) -> Result<()
     packages(workspace, profile, &all)
 }
 
+/// Builds the drills once more, without a library that somebody else could have put in their way:
+/// what they see is then what the kernel answers.
+pub(crate) fn static_drills(workspace: &Workspace) -> Result<()> {
+    let mut command = workspace.cargo();
+    command.args([
+        "rustc",
+        "--locked",
+        "--package",
+        "isolation",
+        "--bin",
+        "drill",
+    ]);
+    command.args(["--", "-C", "target-feature=+crt-static"]);
+    process::run(&mut command)
+}
+
 fn packages(workspace: &Workspace, profile: Profile, names: &[&str]) -> Result<()> {
     let mut command = workspace.cargo();
     command.args(["build", "--locked", "--bins"]);

@@ -75,10 +75,10 @@ fn start() -> Result<serve::Supervisor, Refusal> {
         start_id: spec.start_id,
     };
     let supervisor = serve::Supervisor::new(spec, built).map_err(internal)?;
-    say(&ready).map_err(internal)?;
-    detach().map_err(internal)?;
     crate::walls::filter::lock_supervisor()
         .map_err(|error| crate::walls::hints::refusal(&error))?;
+    say(&ready).map_err(internal)?;
+    detach().map_err(internal)?;
     Ok(supervisor)
 }
 

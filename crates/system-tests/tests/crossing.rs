@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use system_tests::http::Ask;
 use system_tests::wait::until;
 use system_tests::{Account, Installation, Setup};
@@ -356,5 +356,61 @@ async fn a_second_hypervisor_on_the_same_data_is_refused() {
     assert!(
         said.contains("lock") || said.contains("already") || said.contains("another"),
         "{said}"
+    );
+}
+
+/// Opens its own channel and hands the connection to whoever comes to a socket in the workspace.
+const HAND_OVER: &str = r#"
+import os, socket
+channel = socket.socket(socket.AF_UNIX)
+channel.connect("/run/choir/channel/channel.sock")
+door = socket.socket(socket.AF_UNIX)
+door.bind("/workspace/door.sock")
+door.listen(1)
+os.rename("/workspace/door.sock", "/workspace/door")
+guest, _ = door.accept()
+socket.send_fds(guest, [b"x"], [channel.fileno()])
+guest.recv(1)
+"#;
+
+/// Takes that connection and asks for models: without a token, and with a false one.
+const TAKE: &str = r#"
+import socket, time
+door = socket.socket(socket.AF_UNIX)
+while True:
+    try:
+        door.connect("/workspace/door")
+        break
+    except FileNotFoundError:
+        time.sleep(0.01)
+_, fds, _, _ = socket.recv_fds(door, 1, 1)
+channel = socket.socket(fileno=fds[0])
+for token in ("", "Authorization: Bearer choirgw_" + "A" * 43 + "\r\n"):
+    channel.sendall(("GET /provider/v1 HTTP/1.1\r\nHost: channel\r\n" + token + "\r\n").encode())
+    print(channel.recv(65536).split(b"\r\n")[0].decode())
+"#;
+
+/// Whatever shares a workspace can pass descriptors through it. A channel's is not enough: each
+/// request on it has to show the token, which the granted command has to give away as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_handed_to_an_ungranted_runner_opens_nothing_by_itself() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let hand_over =
+        json!({ "argv": ["python3", "-c", HAND_OVER], "capabilities": ["provider:call"] });
+    let take = json!({ "argv": ["python3", "-c", TAKE] });
+    let ((handed, _), (taken, output)) = tokio::join!(
+        alice.command(Role::Live, &hand_over),
+        alice.command(Role::Live, &take)
+    );
+    assert_eq!((handed, taken), (Some(0), Some(0)), "{output}");
+    let answers: Vec<&str> = output.lines().collect();
+    assert_eq!(answers.len(), 2, "{output}");
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.starts_with("HTTP/1.1 401")),
+        "{output}"
     );
 }

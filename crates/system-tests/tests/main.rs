@@ -21,4 +21,5 @@ mod routes;
 mod survival;
 mod swap;
 mod swap_load;
+mod threats;
 mod walls;
