@@ -1,5 +1,6 @@
 //! The arguments, as clap reads them. Each command has examples.
 
+pub mod snapshots;
 mod workbench;
 
 use std::path::PathBuf;
@@ -189,6 +190,34 @@ Exit code with --wait: 0 when the swap stands, 1 when the new live failed.\n\n\
 Examples:\n  choir sandbox swap\n  choir sandbox swap --wait\n  choir sandbox swap --user bob --json"
     )]
     Swap(Swap),
+    /// Take a snapshot of a sandbox's files; it goes on meanwhile.
+    #[command(
+        after_help = "The sandbox stands still only while the last changes are copied, so its databases are whole.\n\
+Ctrl-C cancels.\n\n\
+Examples:\n  choir sandbox snapshot\n  choir sandbox snapshot dev --name \"before the upgrade\"\n  \
+choir sandbox snapshot --known-good --json"
+    )]
+    Snapshot(snapshots::Snapshot),
+    /// List, mark, rename and delete snapshots.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir sandbox snapshots list\n  choir sandbox snapshots mark 8f3c21aa90b1"
+    )]
+    Snapshots(snapshots::Snapshots),
+    /// Put a snapshot in the place of a sandbox's files.
+    #[command(
+        after_help = "What is there now is kept as a snapshot itself. A running sandbox is stopped for a moment and\n\
+started again. Without an id it is the latest snapshot that is marked as known good.\n\n\
+Examples:\n  choir sandbox restore\n  choir sandbox restore 8f3c21aa90b1\n  \
+choir sandbox restore \"before the upgrade\" --role dev --yes"
+    )]
+    Restore(snapshots::Restore),
+    /// Make dev a copy of live.
+    #[command(
+        after_help = "live goes on meanwhile. What dev was is kept as a snapshot of dev.\n\n\
+Examples:\n  choir sandbox clone\n  choir sandbox clone --yes --json"
+    )]
+    Clone(snapshots::Clone),
     /// Print what a sandbox's guest runtime logs.
     #[command(after_help = "Examples:\n  choir sandbox logs\n  choir sandbox logs -f dev")]
     Logs {

@@ -104,6 +104,16 @@ impl Client {
         self.send(request).await.map(drop)
     }
 
+    /// Sends a JSON document that changes something, and reads it back.
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let request = self.request(Method::PATCH, path).json(body).timeout(ANSWER);
+        self.json(self.send(request).await?).await
+    }
+
     /// Deletes something.
     pub(crate) async fn delete(&self, path: &str) -> Result<(), Error> {
         let request = self.request(Method::DELETE, path).timeout(ANSWER);

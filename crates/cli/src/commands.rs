@@ -12,6 +12,7 @@ mod provider;
 mod run;
 mod sandbox;
 mod service;
+mod snapshots;
 mod swap;
 mod usage;
 mod whoami;

@@ -152,6 +152,9 @@ pub enum Error {
     /// The client for HTTP could not be made.
     #[error("cannot prepare connections")]
     Client(#[source] Box<dyn StdError + Send + Sync>),
+    /// It is not clear which snapshot is meant, or whether.
+    #[error("{0}")]
+    Snapshot(String),
     /// Nobody reads any more, or the disk is full.
     #[error("cannot write the output")]
     Output(#[source] io::Error),
@@ -223,6 +226,7 @@ impl Error {
             }
             Self::File { .. }
             | Self::NotStarted(_)
+            | Self::Snapshot(_)
             | Self::Ledger(_)
             | Self::Client(_)
             | Self::Output(_) => None,
@@ -273,7 +277,7 @@ impl Error {
     fn exit_code(&self) -> u8 {
         match self {
             Self::NotStarted(_) => 127,
-            Self::Server { .. } => 2,
+            Self::Server { .. } | Self::Snapshot(_) => 2,
             _ => 1,
         }
     }

@@ -6,6 +6,7 @@ mod commands;
 mod help;
 mod sandboxes;
 mod server;
+mod snapshot_commands;
 mod usage;
 
 use std::ffi::OsString;

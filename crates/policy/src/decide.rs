@@ -128,6 +128,10 @@ const fn needs_admin(action: &Action) -> bool {
             | Action::StopSandbox
             | Action::RestartSandbox
             | Action::SwapSandboxes
+            | Action::TakeSnapshot
+            | Action::RestoreSnapshot
+            | Action::ChangeSnapshot
+            | Action::CloneSandbox
             | Action::ReadAudit
             | Action::ManageUsers
     )
@@ -173,6 +177,10 @@ const fn scope_for(action: &Action, as_admin: bool) -> Option<Scope> {
         | Action::StopSandbox
         | Action::RestartSandbox
         | Action::SwapSandboxes
+        | Action::TakeSnapshot
+        | Action::RestoreSnapshot
+        | Action::ChangeSnapshot
+        | Action::CloneSandbox
         | Action::ReadLogs
         | Action::UseRuntime => Some(Scope::Sandboxes),
         Action::RunCommand { .. } | Action::ControlCommand | Action::UsePort => {

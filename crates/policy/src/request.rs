@@ -15,7 +15,8 @@ use crate::Capability;
 pub enum Scope {
     /// Read the account: passkeys, sessions and tokens by name.
     Account,
-    /// List, start, stop, restart and swap one's own sandboxes, and read their logs.
+    /// List, start, stop, restart, swap, snapshot and restore one's own sandboxes, and read
+    /// their logs.
     Sandboxes,
     /// Run commands in one's own sandboxes.
     Commands,
@@ -130,6 +131,14 @@ pub enum Action {
     RestartSandbox,
     /// Exchange the roles of a user's two sandboxes.
     SwapSandboxes,
+    /// Take a snapshot of its files.
+    TakeSnapshot,
+    /// Put a snapshot in the place of its files.
+    RestoreSnapshot,
+    /// Name, mark or delete its snapshots, or cancel copying.
+    ChangeSnapshot,
+    /// Make it a copy of the user's other sandbox.
+    CloneSandbox,
     /// Read what it logs.
     ReadLogs,
     /// Reach what it serves, through the proxy.

@@ -241,6 +241,23 @@ impl Control {
         Ok(String::from_utf8_lossy(&tail).into_owned())
     }
 
+    /// Makes everything in the sandbox stand still, for at most `limit`.
+    pub(crate) async fn freeze(&self, limit: Duration) -> Result<Frozen, ControlError> {
+        within(async {
+            let mut connection = Connection::open(&self.dir).await?;
+            connection.hello(&self.nonce).await?;
+            let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            match connection.request(&Request::Freeze { limit_ms }).await?.0 {
+                Reply::Frozen { processes } => Ok(Frozen {
+                    connection,
+                    processes,
+                }),
+                _ => Err(ControlError::Protocol("expected to hear of a freeze")),
+            }
+        })
+        .await
+    }
+
     pub(crate) async fn watch(&self) -> Result<Watch, ControlError> {
         within(async {
             let mut connection = Connection::open(&self.dir).await?;
@@ -409,6 +426,45 @@ fn receive(
         }
     }
     Ok(received.bytes)
+}
+
+/// A sandbox that stands still. Goes on when this is dropped.
+pub struct Frozen {
+    connection: Connection,
+    processes: u32,
+}
+
+impl Frozen {
+    /// How many processes stand still.
+    #[must_use]
+    pub const fn processes(&self) -> u32 {
+        self.processes
+    }
+
+    /// Lets it go on, and tells for how long it stood still. `None`: it went on by itself,
+    /// or ended, before this was asked.
+    ///
+    /// # Errors
+    /// The supervisor is gone.
+    pub async fn thaw(mut self) -> Result<Option<Duration>, ControlError> {
+        within(async {
+            match self.connection.request(&Request::Thaw {}).await?.0 {
+                Reply::Thawed { held, frozen_ms } => {
+                    Ok(held.then(|| Duration::from_millis(frozen_ms)))
+                }
+                _ => Err(ControlError::Protocol("expected to hear of a thaw")),
+            }
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frozen")
+            .field("processes", &self.processes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The events of a sandbox.

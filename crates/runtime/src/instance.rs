@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, ListeningPort, SandboxId, StartId};
 
-use crate::control::{Attachment, Control, ControlError, Spawned};
+use crate::control::{Attachment, Control, ControlError, Frozen, Spawned};
 
 /// One start of one sandbox. Everything that belongs to a start (connections, tokens,
 /// channels) ends with [`Instance::ended`].
@@ -80,6 +80,15 @@ impl Instance {
 
     pub(crate) fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Makes everything in the sandbox stand still, for at most `limit` (and never longer
+    /// than `isolation::protocol::MAX_FREEZE_MS`).
+    ///
+    /// # Errors
+    /// The supervisor's refusal, or that it cannot be reached.
+    pub async fn freeze(&self, limit: std::time::Duration) -> Result<Frozen, ControlError> {
+        self.control.freeze(limit).await
     }
 
     /// Starts a command in a fresh runner of the sandbox's workbench.

@@ -7,16 +7,18 @@
 //! asked of a [`Host`].
 
 mod control;
+mod copier;
 mod driver;
 mod fleet;
 mod groups;
 mod instance;
 mod namespace;
 
-pub use control::{Attachment, Control, ControlError, Output, Spawned};
+pub use control::{Attachment, Control, ControlError, Frozen, Output, Spawned};
+pub use copier::Copier;
 pub use driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
 pub use fleet::{Crashed, Fleet, FleetOptions, Host, State, Status};
 pub use instance::Instance;
 pub use isolation::probe::{Check, probe};
-pub use isolation::{cgroups, describe_call, protocol, spec};
+pub use isolation::{cgroups, copying, describe_call, protocol, spec};
 pub use namespace::NamespaceDriver;

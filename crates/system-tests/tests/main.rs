@@ -18,6 +18,7 @@ mod ports;
 mod requests;
 mod resume;
 mod routes;
+mod snapshots;
 mod survival;
 mod swap;
 mod swap_load;

@@ -70,6 +70,8 @@ ids! {
     SandboxId = "sandbox";
     /// One start of a sandbox. Tokens, connection pools and sockets belong to a start.
     StartId = "start";
+    /// One snapshot of a sandbox's files.
+    SnapshotId = "snapshot";
     /// One command, terminal or service that a runner executes.
     CommandId = "command";
     /// A browser session.

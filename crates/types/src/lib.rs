@@ -14,6 +14,7 @@ mod port;
 mod problem;
 mod role;
 mod sandbox;
+mod snapshot;
 mod swap;
 mod usage;
 
@@ -23,7 +24,7 @@ pub use command::{
 };
 pub use id::{
     CommandId, InviteId, NetworkRuleId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId,
-    SessionId, StartId, TokenId, UserId,
+    SessionId, SnapshotId, StartId, TokenId, UserId,
 };
 pub use limits::{LimitReached, LimitScope, LimitedResource, format_bytes, parse_bytes};
 pub use name::{UserName, UserNameError};
@@ -35,5 +36,9 @@ pub use port::{ListeningPort, PortAddress, PortControl, PortView, PortsView};
 pub use problem::{ErrorCode, Problem};
 pub use role::{ParseRoleError, Role};
 pub use sandbox::{ParseStateError, SandboxState, SandboxView};
+pub use snapshot::{
+    CopyKind, CopyOutcome, CopyPhase, CopyProgress, CopyUpdate, ParseReasonError, SnapshotReason,
+    SnapshotView, SnapshotsView,
+};
 pub use swap::{ParseSwapOutcomeError, SwapOutcome, SwapRequest, SwapStatus, SwapView};
 pub use usage::UsageView;

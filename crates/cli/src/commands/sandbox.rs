@@ -37,13 +37,19 @@ pub(super) async fn run(
         Sandbox::Stop(one) => change(&client, "stop", one).await?,
         Sandbox::Restart(one) => change(&client, "restart", one).await?,
         Sandbox::Swap(asked) => return super::swap::run(&client, asked, context).await,
+        Sandbox::Snapshot(asked) => return super::snapshots::take(&client, asked, context).await,
+        Sandbox::Snapshots(command) => {
+            return super::snapshots::manage(&client, command, context).await;
+        }
+        Sandbox::Restore(asked) => return super::snapshots::restore(&client, asked, context).await,
+        Sandbox::Clone(asked) => return super::snapshots::clone(&client, asked, context).await,
         Sandbox::Logs { of, follow } => return logs(&client, of.role(), follow, context).await,
     };
     context.io.print(&text)?;
     Ok(0)
 }
 
-fn base(user: Option<&UserName>) -> String {
+pub(super) fn base(user: Option<&UserName>) -> String {
     user.map_or_else(
         || "/me/sandboxes".to_owned(),
         |user| format!("/admin/sandboxes/{user}"),

@@ -133,6 +133,8 @@ pub struct RawSandbox {
     pub limits: RawLimits,
     /// Swaps.
     pub swap: RawSwap,
+    /// Snapshots, clone and restore.
+    pub snapshots: RawSnapshots,
 }
 
 /// `[[sandbox.mounts]]`
@@ -209,6 +211,20 @@ pub enum RawPlaces {
     Number(u32),
     /// `auto`
     Word(String),
+}
+
+/// `[sandbox.snapshots]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSnapshots {
+    /// Snapshots kept per sandbox.
+    pub max_count: Option<u32>,
+    /// Bytes of data in all snapshots of a sandbox.
+    pub max_bytes: Option<u64>,
+    /// Files, directories and links in one copy.
+    pub max_files: Option<u64>,
+    /// Bytes that copying leaves free on the disk.
+    pub keep_free: Option<u64>,
 }
 
 /// `[sandbox.swap]`

@@ -7,7 +7,7 @@ use runtime::spec::OptionalWall;
 
 use super::ConfigError;
 use super::limits::Limits;
-use super::raw::{RawPlaces, RawSandbox, RawSwap};
+use super::raw::{RawPlaces, RawSandbox, RawSnapshots, RawSwap};
 use super::values::{HOUR, MINUTE, duration, within};
 
 /// What sandboxes get.
@@ -31,6 +31,21 @@ pub struct Sandbox {
     pub limits: Limits,
     /// Swaps.
     pub swap: Swap,
+    /// Snapshots, clone and restore.
+    pub snapshots: Snapshots,
+}
+
+/// Bounds of snapshots, clone and restore (arch §4).
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshots {
+    /// Snapshots kept per sandbox.
+    pub max_count: u32,
+    /// Bytes of data in all snapshots of a sandbox.
+    pub max_bytes: u64,
+    /// Files, directories and links in one copy.
+    pub max_files: u64,
+    /// Bytes that copying leaves free on the disk.
+    pub keep_free: u64,
 }
 
 /// How a swap goes on after the pointer has changed (arch §4).
@@ -164,6 +179,7 @@ impl Sandbox {
             accept_missing: raw.accept_missing.clone(),
             limits: Limits::build(&raw.limits)?,
             swap: Swap::build(&raw.swap)?,
+            snapshots: Snapshots::build(&raw.snapshots)?,
         })
     }
 }
@@ -191,6 +207,37 @@ impl Swap {
         Ok(Self {
             grace,
             probe_interval: probe_interval.min(grace),
+        })
+    }
+}
+
+impl Snapshots {
+    fn build(raw: &RawSnapshots) -> Result<Self, ConfigError> {
+        Ok(Self {
+            max_count: within(
+                "sandbox.snapshots.max_count",
+                raw.max_count.unwrap_or(16),
+                1,
+                1000,
+            )?,
+            max_bytes: within(
+                "sandbox.snapshots.max_bytes",
+                raw.max_bytes.unwrap_or(20 << 30),
+                1 << 20,
+                1 << 50,
+            )?,
+            max_files: within(
+                "sandbox.snapshots.max_files",
+                raw.max_files.unwrap_or(1_000_000),
+                100,
+                50_000_000,
+            )?,
+            keep_free: within(
+                "sandbox.snapshots.keep_free",
+                raw.keep_free.unwrap_or(1 << 30),
+                0,
+                1 << 50,
+            )?,
         })
     }
 }

@@ -66,6 +66,12 @@ struct OutcomeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CopyLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabels {
     kind: &'static str,
 }
@@ -109,6 +115,8 @@ pub struct Metrics {
     start_seconds: Histogram,
     swaps: Family<OutcomeLabels, Counter>,
     rollbacks: Family<OutcomeLabels, Counter>,
+    copies: Family<CopyLabels, Counter>,
+    copy_seconds: Histogram,
     commands: Counter,
     provider_calls: Family<ProviderLabels, Counter>,
     provider_seconds: Histogram,
@@ -146,6 +154,8 @@ impl Metrics {
         let start_seconds = Histogram::new(BUCKETS);
         let swaps = Family::<OutcomeLabels, Counter>::default();
         let rollbacks = Family::<OutcomeLabels, Counter>::default();
+        let copies = Family::<CopyLabels, Counter>::default();
+        let copy_seconds = Histogram::new(BUCKETS);
         let commands = Counter::default();
         let provider_calls = Family::<ProviderLabels, Counter>::default();
         let provider_seconds = Histogram::new(BUCKETS);
@@ -193,6 +203,17 @@ impl Metrics {
             "Swaps whose new live failed, by whether they could be taken back",
             rollbacks.clone(),
         );
+        registry.register(
+            "copies",
+            "Snapshots, restores and clones by outcome",
+            copies.clone(),
+        );
+        registry.register_with_unit(
+            "copy",
+            "Time that a snapshot, restore or clone took",
+            Unit::Seconds,
+            copy_seconds.clone(),
+        );
         registry.register("commands", "Commands started", commands.clone());
         registry.register(
             "provider_calls",
@@ -238,6 +259,8 @@ impl Metrics {
             start_seconds,
             swaps,
             rollbacks,
+            copies,
+            copy_seconds,
             commands,
             provider_calls,
             provider_seconds,
@@ -305,6 +328,19 @@ impl Metrics {
     /// Counts a sandbox that was stopped because nobody used it.
     pub fn idle_stop(&self) {
         self.idle_stops.inc();
+    }
+
+    /// Counts a snapshot, restore or clone.
+    pub fn copy(&self, kind: types::CopyKind, ok: bool, took: Duration) {
+        self.copies
+            .get_or_create(&CopyLabels {
+                kind: kind.as_str(),
+                outcome: outcome(ok),
+            })
+            .inc();
+        if ok {
+            self.copy_seconds.observe(took.as_secs_f64());
+        }
     }
 
     /// Counts a command that was started.

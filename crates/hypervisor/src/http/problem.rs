@@ -43,9 +43,9 @@ pub const fn status(code: ErrorCode) -> StatusCode {
     }
 }
 
-/// The response for an error. A fault of ours is logged here, with its whole chain, once.
+/// An error as a document. A fault of ours is logged here, with its whole chain, once.
 #[must_use]
-pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
+pub fn describe(error: &Error, request_id: Option<RequestId>) -> Problem {
     let request_id = request_id.or_else(|| REQUEST_ID.try_with(|id| *id).ok());
     let code = error.code();
     let status = status(code);
@@ -60,7 +60,7 @@ pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
         let request_id = request_id.map(|id| id.to_string()).unwrap_or_default();
         tracing::error!(request_id, error = chain, "request failed");
     }
-    let problem = Problem {
+    Problem {
         kind: "about:blank".to_owned(),
         title: status.canonical_reason().unwrap_or_default().to_owned(),
         status: status.as_u16(),
@@ -68,7 +68,14 @@ pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
         detail: error.to_string(),
         hint: error.hint(),
         request_id: request_id.map(|id| id.to_string()),
-    };
+    }
+}
+
+/// The response for an error.
+#[must_use]
+pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
+    let problem = describe(error, request_id);
+    let status = status(problem.code);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
@@ -88,7 +95,7 @@ pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
     if let Some(seconds) = retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
-    if code == ErrorCode::Unauthenticated {
+    if problem.code == ErrorCode::Unauthenticated {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response

@@ -39,6 +39,25 @@ export const get = (path) => json('GET', path);
 export const post = (path, body = {}) => json('POST', path, body);
 export const patch = (path, body) => json('PATCH', path, body);
 export const remove = (path) => json('DELETE', path);
+/** Posts, and follows an answer of one JSON document a line to its end (`CopyUpdate`). */
+export async function follow(path, body, progress) {
+  const { body: stream } = await request('POST', path, body);
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  for (;;) {
+    const { value, done } = await reader.read();
+    const lines = (rest + (value ?? '')).split('\n');
+    rest = lines.pop();
+    for (const line of lines) {
+      const update = JSON.parse(line);
+      if (update.event === 'done') return update;
+      if (update.event === 'failed') throw new Problem(update, update.status);
+      progress(update);
+    }
+    if (done) throw withHint('the connection ended early', 'The copying goes on; look again in a moment.');
+  }
+}
+
 export const text = async (path) => (await request('GET', path)).text();
 
 export const passkeysWork = () => Boolean(window.PublicKeyCredential && navigator.credentials);

@@ -5,6 +5,7 @@ import { busy, confirm, errorNotice, fill, h, loading, show, time, toast } from 
 import { follow } from './follow.js';
 import { noticeLine, showNotices } from './notices.js';
 import { swapLine } from './swap.js';
+import { cloneLive, showSnapshots } from './snapshots.js';
 
 
 const ABOUT = {
@@ -59,6 +60,7 @@ export function sandboxCard(sandbox, act, notice) {
       button('stop', 'Stop', state === 'running' || state === 'starting'),
       button('restart', 'Restart', state === 'running'),
       button('logs', 'Log', state === 'running' || state === 'starting', 'btn-quiet'),
+      button('snapshots', 'Snapshots', true, 'btn-quiet'),
       button('notices', 'Notices', true, 'btn-quiet'),
     ),
   );
@@ -73,6 +75,12 @@ export function sandboxesView(view, _me, signal) {
   const message = h('div', { 'aria-live': 'polite' });
   const cards = h('div', { class: 'pair' });
   const swap = h('button', { class: 'btn', type: 'button' }, 'Swap live and dev');
+  const clone = h('button', { class: 'btn', type: 'button' }, 'Clone live to dev');
+  const progress = h('div', {});
+  clone.addEventListener('click', async () => {
+    await cloneLive(clone, message, progress);
+    await refresh().catch(() => {});
+  });
   const place = h('div', {}, loading('Looking at your sandboxes…'));
   const outcome = swapLine(signal);
   fill(
@@ -84,11 +92,13 @@ export function sandboxesView(view, _me, signal) {
         'div',
         { class: 'section-head' },
         h('h2', { id: 'sandboxes-title' }, 'My sandboxes'),
+        clone,
         swap,
         h('p', {}, 'You have two complete runtimes. A swap exchanges them at once; swapping again takes it back.'),
       ),
       message,
       outcome.element,
+      progress,
       place,
     ),
   );
@@ -110,6 +120,7 @@ export function sandboxesView(view, _me, signal) {
 
   async function act(name, role, button) {
     if (name === 'logs') return busy(button, message, () => showLog(role));
+    if (name === 'snapshots') return showSnapshots(role);
     if (name === 'notices') return busy(button, message, () => showNotices(role));
     if (name !== 'start') {
       const sure = await confirm({

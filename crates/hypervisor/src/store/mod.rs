@@ -10,6 +10,7 @@ mod recovery;
 mod routes;
 mod sandboxes;
 mod sessions;
+mod snapshots;
 mod swaps;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use recovery::{NewRecoveryCode, RecoveryCodeRow};
 pub use routes::RouteRow;
 pub use sandboxes::SandboxRow;
 pub use sessions::{NewSession, SessionKind, SessionRow};
+pub use snapshots::{SnapshotRow, Standing};
 pub use swaps::SwapRow;
 pub use tokens::{NewToken, TokenRow};
 pub use usage::{CallRow, SpentRow, UsageBy, UsageRow};

@@ -294,7 +294,7 @@ fn what_its_owner_cannot_read_is_copied_and_stays_as_it_is() {
     fs::write(world.from("closed"), "shut").unwrap();
     fs::create_dir(world.from("shut")).unwrap();
     fs::write(world.from("shut/in"), "inside").unwrap();
-    fs::set_permissions(world.from("closed"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(world.from("closed"), fs::Permissions::from_mode(0o000)).unwrap();
     world.give();
     fs::set_permissions(world.from("shut"), fs::Permissions::from_mode(0o300)).unwrap();
     Copier::start(&CopyJob::Copy(world.spec()))

@@ -4,11 +4,13 @@
 // `cfg(test)` always holds here; it tells clippy that helpers are test code too.
 #[cfg(test)]
 mod control;
+#[cfg(test)]
 mod copies;
 #[cfg(test)]
 mod denials;
 #[cfg(test)]
 mod drills;
+#[cfg(test)]
 mod freezing;
 #[cfg(test)]
 mod guest;

@@ -106,6 +106,10 @@ fn every_action() -> Vec<Action> {
         Action::StopSandbox,
         Action::RestartSandbox,
         Action::SwapSandboxes,
+        Action::TakeSnapshot,
+        Action::RestoreSnapshot,
+        Action::ChangeSnapshot,
+        Action::CloneSandbox,
         Action::ReadLogs,
         Action::UseRuntime,
         Action::UsePort,
@@ -130,6 +134,10 @@ fn an_owner_uses_and_manages_their_own_sandboxes() {
         Action::StopSandbox,
         Action::RestartSandbox,
         Action::SwapSandboxes,
+        Action::TakeSnapshot,
+        Action::RestoreSnapshot,
+        Action::ChangeSnapshot,
+        Action::CloneSandbox,
         Action::ReadLogs,
         Action::UseRuntime,
         Action::UsePort,
@@ -170,6 +178,10 @@ fn an_admin_manages_lifecycles_and_stays_out_of_what_is_inside() {
                 | Action::StopSandbox
                 | Action::RestartSandbox
                 | Action::SwapSandboxes
+                | Action::TakeSnapshot
+                | Action::RestoreSnapshot
+                | Action::ChangeSnapshot
+                | Action::CloneSandbox
         );
         let decision = ask(w.admin(Standing::Session), action.clone(), w.foreign());
         assert_eq!(decision.is_allowed(), lifecycle, "{action:?}: {decision}");

@@ -15,6 +15,7 @@ mod pairing;
 mod ports;
 pub mod route;
 mod sandboxes;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod usage;

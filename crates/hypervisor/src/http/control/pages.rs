@@ -81,6 +81,11 @@ const ASSETS: &[Asset] = &[
         content: include_str!("../../pages/network.js"),
     },
     Asset {
+        name: "snapshots.js",
+        kind: JS,
+        content: include_str!("../../pages/snapshots.js"),
+    },
+    Asset {
         name: "notices.js",
         kind: JS,
         content: include_str!("../../pages/notices.js"),

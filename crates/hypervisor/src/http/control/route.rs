@@ -178,6 +178,7 @@ pub fn table() -> Vec<Route> {
     table.extend(super::handover::routes());
     table.extend(super::sandboxes::routes());
     table.extend(super::events::routes());
+    table.extend(super::snapshots::routes());
     table.extend(super::commands::routes());
     table.extend(super::ports::routes());
     table.extend(super::network::routes());

@@ -59,7 +59,7 @@ pub(super) fn role(text: &str) -> Result<Role, Error> {
     id("sandbox", text)
 }
 
-fn user(text: &str) -> Result<UserName, Error> {
+pub(super) fn user(text: &str) -> Result<UserName, Error> {
     id("user", text)
 }
 

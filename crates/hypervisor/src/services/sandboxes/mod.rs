@@ -8,6 +8,7 @@ mod idle;
 pub(crate) mod limits;
 pub(crate) mod notices;
 mod plane;
+pub(crate) mod snapshots;
 mod swap;
 #[cfg(test)]
 mod swap_tests;
@@ -123,6 +124,7 @@ impl Sandboxes {
             began: Instant::now(),
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
             places: capacity::places(config.sandbox.limits.running_per_host),
+            copies: Arc::default(),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
         let fleet = Fleet::new(driver, host, FleetOptions::default());
@@ -331,6 +333,8 @@ impl Sandboxes {
     }
 
     async fn begin(&self, sandbox: SandboxId) -> Result<Arc<Instance>, Error> {
+        // Its files are not replaced while it starts, and it does not start while they are.
+        let _in_place = self.plane.copies.start(sandbox).await;
         let joined = matches!(
             self.fleet.status(sandbox).state,
             SandboxState::Running | SandboxState::Starting
@@ -466,6 +470,7 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
     // Before any command is taken back: without its rules the list is too short, never too long.
     let plane = app.sandboxes.plane();
     plane.networks.publish(&app.config, &app.store).await?;
+    let settled = app.sandboxes.reconcile_snapshots().await?;
     let adopted = app.sandboxes.fleet.adopt().await;
     if adopted > 0 {
         tracing::info!(adopted, "took over sandboxes that were running");
@@ -479,5 +484,6 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
         }
     }
     idle::watch(app);
+    app.sandboxes.finish_reconciling(settled);
     app.sandboxes.resume_trials().await
 }

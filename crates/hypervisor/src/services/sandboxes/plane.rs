@@ -17,6 +17,7 @@ use types::{Role, SandboxId, StartId, UserId};
 use super::environment::{self, Identity};
 use super::limits::EffectiveLimits;
 use super::notices::Notices;
+use super::snapshots::copies::Copies;
 use super::symptoms::Symptoms;
 use super::table::RouteTable;
 use super::telemetry;
@@ -67,6 +68,8 @@ pub(crate) struct Plane {
     pub(crate) changes: broadcast::Sender<UserId>,
     /// Sandboxes that may run at the same time.
     pub(crate) places: usize,
+    /// Copying that is under way.
+    pub(crate) copies: Arc<Copies>,
 }
 
 /// The programs that belong to this one.

@@ -1,6 +1,7 @@
 //! `cargo xtask bench lifecycle`: what starting, keeping, waking and taking over sandboxes
 //! costs. One file per section; each measures its peers in the same run.
 
+mod copies;
 mod peers;
 mod report;
 mod scale;
@@ -20,6 +21,8 @@ pub(crate) enum Section {
     /// Memory, descriptors and wake-ups at 10, 50 and 100 sandboxes; taking 100 over after
     /// `kill -9`; a thousand stopped ones.
     Scale,
+    /// Snapshot, restore and clone of 1 GB in 20,000 files; cp, rsync and tar.
+    Copies,
     /// Swaps under load: the pointer, the first answer, the last socket; nginx's reload.
     Swap,
 }
@@ -29,6 +32,7 @@ impl Section {
         match self {
             Self::Start => start::run().await,
             Self::Scale => scale::run().await,
+            Self::Copies => copies::run().await,
             Self::Swap => swap::run().await,
         }
     }
