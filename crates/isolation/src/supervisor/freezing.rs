@@ -140,7 +140,9 @@ impl Supervisor {
         let Some(freeze) = &self.freeze else {
             return;
         };
-        if !self.connections.contains_key(&freeze.owner) {
+        // A guest that died meanwhile may be started again, and would write.
+        let died = freeze.since.is_some() && self.guest.exit.is_some();
+        if died || !self.connections.contains_key(&freeze.owner) {
             return self.thaw(now);
         }
         if freeze.deadline().is_none_or(|at| at > now) {
