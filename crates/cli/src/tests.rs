@@ -4,6 +4,7 @@ mod accounts;
 mod audit;
 mod commands;
 mod help;
+mod network;
 mod sandboxes;
 mod server;
 mod snapshot_commands;

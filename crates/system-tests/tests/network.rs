@@ -475,7 +475,7 @@ async fn connections_end_with_their_rule_and_with_their_command() {
         return;
     }
     let internet = Internet::start(NAMES);
-    let config = "[network]\nallow = [\"npm.forge.example\"]";
+    let config = "[network]\nconnections = 2\nallow = [\"npm.forge.example\"]";
     let (installation, _trust) = installation(&internet, config).await;
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
@@ -510,6 +510,16 @@ async fn connections_end_with_their_rule_and_with_their_command() {
         .expect(200)
         .text();
     assert!(shown.contains("\"network\":\"allowlist\""), "{shown}");
+
+    // Two are what a sandbox may have here, whichever command asks for the third.
+    let mut third = networked("allowlist", "");
+    third["argv"] = json!(["/usr/bin/python3", "-c", BY_HAND]);
+    third["stdin"] = json!("CONNECT npm.forge.example:443 HTTP/1.1|Host: x");
+    let (_, seen) = alice.command(Role::Live, &third).await;
+    assert!(
+        seen.contains("-> 503 ") && seen.contains("too many connections"),
+        "{seen}"
+    );
 
     let id = rule["id"].as_str().unwrap();
     alice

@@ -245,3 +245,31 @@ fn ports_have_origins_beside_the_runtime_or_say_why_not() {
         .contains("control host")
     );
 }
+
+#[test]
+fn network_modes_and_rules_are_refused_by_key_and_value() {
+    for (toml, words) in [
+        (
+            "[network]\nmax = \"all\"",
+            ["network.max", "allowlist or open"],
+        ),
+        (
+            "[network]\ndefault = \"open\"",
+            ["network.default", "wider than network.max"],
+        ),
+        ("[network]\nallow = [\"*.com\"]", ["network.allow", "*.com"]),
+        (
+            "[network]\nallow = [\"10.0.0.1\"]",
+            ["network.allow", "an address"],
+        ),
+        (
+            "[network]\nconnections = 0",
+            ["network.connections", "1 to 4096"],
+        ),
+    ] {
+        let refusal = refusal(toml);
+        assert!(words.iter().all(|word| refusal.contains(word)), "{refusal}");
+    }
+    let config = build("[network]\nmax = \"open\"\nallow = [\"*.Crates.io.\"]").unwrap();
+    assert_eq!(config.network.allow[0].to_string(), "*.crates.io");
+}
