@@ -32,6 +32,8 @@ async fn rules_are_listed_with_the_modes() {
         assert!(shown.contains(line), "{line} in\n{shown}");
     }
     assert!(!shown.contains('\u{1b}'), "{shown}");
+    let plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
     plane.answer("GET /me/network", overview(json!([])));
     let shown = person.run(&plane, "network rules").await.show(&plane);
     assert!(shown.contains("The allowlist is empty."), "{shown}");
@@ -51,10 +53,8 @@ async fn a_rule_is_added_and_taken_off_by_what_it_says() {
     Commands with the network mode allowlist reach crates.io from now on.
     --- stderr
     ");
-    assert_eq!(
-        plane.asked()[0].body,
-        json!({ "rule": "Crates.IO", "note": "cargo" })
-    );
+    let wish = json!({ "rule": "Crates.IO", "note": "cargo" });
+    assert!(plane.asked().iter().any(|asked| asked.body == wish));
     plane.answer("GET /me/network", overview(rules()));
     plane.answer(
         "DELETE /admin/network/rules/018f0000-0000-7000-8000-000000000021",
