@@ -119,6 +119,8 @@ impl CgroupError {
         let path = path.into();
         move |source| match source.kind() {
             io::ErrorKind::PermissionDenied => Self::NotDelegated { dir: path },
+            // Listed among the mounts, and hidden by another one.
+            io::ErrorKind::NotFound => Self::NoControllers,
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { dir: path },
             _ => Self::Io { step, path, source },
         }

@@ -22,6 +22,7 @@
 pub mod cgroups;
 mod copier;
 pub mod copying;
+mod disk;
 mod exec;
 mod freeze;
 mod init;

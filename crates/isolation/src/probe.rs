@@ -121,7 +121,7 @@ fn check(wall: &Wall) -> Check {
         Ok(()) => (true, "can be built".to_owned(), None),
         Err(error) => {
             let remedy = if wall.name.starts_with("Landlock") {
-                Some(hints::landlock().to_owned())
+                Some(hints::landlock())
             } else {
                 hints::cause(&error)
             };

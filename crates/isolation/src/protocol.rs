@@ -8,8 +8,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use types::{
-    CommandExit, CommandId, CommandState, CommandView, ListeningPort, SandboxId, StartId,
-    TerminalSize,
+    CommandExit, CommandId, CommandState, CommandView, LimitReached, ListeningPort, SandboxId,
+    StartId, TerminalSize,
 };
 
 use crate::spec::{Nonce, RunnerSpec};
@@ -303,6 +303,16 @@ pub enum Event {
     GuestExited {
         /// How it ended.
         exit: CommandExit,
+    },
+    /// The sandbox went over what it may have on disk, or came back under it.
+    Disk {
+        /// Bytes in use, as measured.
+        bytes: u64,
+        /// Files, directories and links.
+        entries: u64,
+        /// The limit it is over.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        over: Option<LimitReached>,
     },
     /// A runner is gone.
     RunnerExited {

@@ -6,6 +6,7 @@ mod births;
 mod connection;
 mod denials;
 mod dirs;
+mod disk;
 mod freezing;
 mod log;
 mod ports;

@@ -2,6 +2,7 @@
 
 pub(crate) mod capabilities;
 pub(crate) mod etc;
+mod facts;
 pub(crate) mod filter;
 pub(crate) mod hints;
 pub(crate) mod landlock;

@@ -486,7 +486,8 @@ impl Fleet {
         crashes: u32,
     ) -> Option<Duration> {
         let options = &self.inner.options;
-        let restarts_in = (crashes < options.max_crashes).then(|| {
+        let again = crashes < options.max_crashes && !crash.is_over_disk();
+        let restarts_in = again.then(|| {
             options
                 .restart_backoff
                 .saturating_mul(2_u32.saturating_pow(crashes - 1))

@@ -2,10 +2,12 @@
 
 mod accounts;
 mod agent;
+mod bombs;
 mod canary;
 mod cli;
 mod commands;
 mod crossing;
+mod doctor;
 mod drain;
 mod idle;
 mod keyless;

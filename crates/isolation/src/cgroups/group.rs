@@ -54,6 +54,8 @@ pub struct Counts {
     pub oom_kills: u64,
     /// Times that memory met this group's own limit.
     pub memory_limit: u64,
+    /// The most memory at once in bytes, where the kernel keeps that.
+    pub most_memory: Option<u64>,
     /// Forks that failed for a limit of processes.
     pub failed_forks: u64,
     /// The most processes at once, where the kernel keeps that.
@@ -68,7 +70,7 @@ impl Counts {
             oom_kills: self.oom_kills.saturating_sub(before.oom_kills),
             memory_limit: self.memory_limit.saturating_sub(before.memory_limit),
             failed_forks: self.failed_forks.saturating_sub(before.failed_forks),
-            most_processes: self.most_processes,
+            ..self
         }
     }
 }
@@ -350,15 +352,21 @@ impl Group {
             ),
             Self::V1 { .. } => (
                 entry(&read(memory, "memory.oom_control"), "oom_kill"),
+                // Kernels of today no longer count here, which is what `most_memory` is for.
                 read(memory, "memory.failcnt")
                     .trim()
                     .parse()
                     .unwrap_or_default(),
             ),
         };
+        let peak = match self {
+            Self::V2 { .. } => "memory.peak",
+            Self::V1 { .. } => "memory.max_usage_in_bytes",
+        };
         Counts {
             oom_kills,
             memory_limit,
+            most_memory: read(memory, peak).trim().parse().ok(),
             failed_forks: entry(&read(pids, "pids.events"), "max"),
             most_processes: read(pids, "pids.peak").trim().parse().ok(),
         }

@@ -21,14 +21,19 @@ pub(crate) struct Levels {
 /// memory comes before forks that failed.
 pub(crate) fn reached(levels: &Levels, command: Counts, sandbox: Counts) -> Option<LimitReached> {
     if command.oom_kills > 0 {
+        // Memory is charged in batches, so the last one may have been left out.
+        let full = |limit: u64, counts: Counts| {
+            counts
+                .most_memory
+                .is_some_and(|most| most >= limit - limit / 64)
+        };
         let own = levels
             .command
             .memory_bytes
-            .filter(|_| command.memory_limit > 0);
-        let of_sandbox = levels
-            .sandbox
-            .memory_bytes
-            .filter(|_| sandbox.memory_limit > levels.before.memory_limit);
+            .filter(|limit| command.memory_limit > 0 || full(*limit, command));
+        let of_sandbox = levels.sandbox.memory_bytes.filter(|limit| {
+            sandbox.memory_limit > levels.before.memory_limit || full(*limit, sandbox)
+        });
         return narrowest(
             LimitedResource::Memory,
             own,
@@ -112,6 +117,15 @@ mod tests {
             memory_limit: 1,
             ..killed
         };
+        // A kernel that counts no such thing tells by the peak.
+        let peak = Counts {
+            most_memory: Some(10),
+            ..killed
+        };
+        assert_eq!(
+            scope(peak, none),
+            Some((LimitedResource::Memory, LimitScope::Command, 10))
+        );
         let sandbox = Counts {
             memory_limit: 6,
             ..none

@@ -6,6 +6,7 @@ use types::{CommandId, CommandState};
 
 use super::births::workbench_gone;
 use super::connection::{Connection, Mode};
+use super::disk::Disk;
 use super::ports;
 use super::runner::{Runner, is_plausible};
 use super::serve::Supervisor;
@@ -225,6 +226,14 @@ pub(super) fn spawn(
         return Err(
             Refusal::new("too_many", format!("{MAX_RUNNING} commands run already"))
                 .with_hint("wait for one to end, or end one"),
+        );
+    }
+    let over = supervisor.disk.as_ref().and_then(Disk::over);
+    if let Some(reached) = over.filter(|_| spec.terminal.is_none()) {
+        // A terminal is the owner's way to delete something.
+        return Err(
+            Refusal::new("disk_full", format!("no command can be started: {reached}"))
+                .with_hint("delete files, in the desktop or in a terminal; the limit is measured every few seconds"),
         );
     }
     let workbench = supervisor.workbench.as_ref().ok_or_else(workbench_gone)?;

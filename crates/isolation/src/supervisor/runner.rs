@@ -36,6 +36,7 @@ pub(crate) struct Runner {
     channel: Option<OwnedFd>,
     has_channel: bool,
     group: Option<RunnerGroup>,
+    ended_for: Option<LimitReached>,
 }
 
 /// The group of a command, and what it is judged by.
@@ -146,6 +147,7 @@ impl Runner {
             has_channel: channel.is_some(),
             channel,
             group,
+            ended_for: None,
         })
     }
 
@@ -172,9 +174,20 @@ impl Runner {
 
     /// The limit that it met, if any.
     pub(crate) fn limit(&self) -> Option<LimitReached> {
+        if self.ended_for.is_some() {
+            return self.ended_for;
+        }
         let RunnerGroup { group, levels } = self.group.as_ref()?;
         let start = group.parent().parent();
         cgroups::reached(levels, group.counts(), start.counts())
+    }
+
+    /// Ends it because a limit of the sandbox was reached.
+    pub(crate) fn end_for(&mut self, reached: LimitReached) {
+        if self.task.exit.is_none() {
+            self.ended_for = Some(reached);
+            self.task.kill();
+        }
     }
 
     /// Takes its channel away, once it has ended. Its group is the caller's to remove.

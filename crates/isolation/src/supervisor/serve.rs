@@ -12,6 +12,7 @@ use types::{CommandExit, CommandId, LimitReached};
 
 use super::connection::{Connection, Mode};
 use super::denials::Counts;
+use super::disk::Disk;
 use super::freezing::Freeze;
 use super::runner::Runner;
 use super::start::{Built, Workbench};
@@ -59,6 +60,9 @@ pub(crate) struct Supervisor {
     denied: Counts,
     look_at: Instant,
     _groups: Vec<OwnedFd>,
+    pub(super) disk: Option<Disk>,
+    /// Why the guest was stopped from here, if it was.
+    pub(super) guest_stopped_for: Option<LimitReached>,
     /// Groups of commands that have ended, until the kernel lets go of them.
     pub(super) emptied: Vec<Group>,
     /// What had happened in the groups of guest and sandbox when the guest last ended.
@@ -72,6 +76,7 @@ enum Source {
     Listener,
     Orders,
     Workbench,
+    Disk,
     Guest(Part),
     Runner(CommandId, Part),
     Connection(u64),
@@ -102,7 +107,9 @@ impl Supervisor {
             freeze: None,
             denied: Counts::default(),
             look_at: Instant::now() + LOOK_EVERY,
-            _groups: built.groups,
+            _groups: built.kept.groups,
+            disk: built.kept.disk,
+            guest_stopped_for: None,
             emptied: Vec::new(),
             counted: Default::default(),
         })
@@ -172,6 +179,10 @@ impl Supervisor {
             sources.extend([Source::Orders, Source::Workbench]);
             fds.push(PollFd::new(&workbench.control, PollFlags::IN));
             fds.push(PollFd::new(&workbench.process, PollFlags::IN));
+        }
+        if let Some(disk) = &self.disk {
+            sources.push(Source::Disk);
+            fds.push(PollFd::new(disk.reports(), PollFlags::IN));
         }
         for (part, fd, flags) in self.guest.interest() {
             sources.push(Source::Guest(part));
@@ -266,6 +277,7 @@ impl Supervisor {
             Source::Listener => self.accept(now),
             Source::Orders => self.read_workbench(now),
             Source::Workbench => self.lose_workbench(),
+            Source::Disk => self.read_disk(now),
             Source::Guest(part) => self.handle_guest(part, now),
             Source::Runner(id, part) => self.handle_runner(id, part, now),
             Source::Connection(id) => self.handle_connection(id, flags, now),
@@ -431,6 +443,9 @@ impl Supervisor {
 
     /// The limit that ended the guest, if one did.
     fn guest_limit(&mut self) -> Option<LimitReached> {
+        if let Some(reached) = self.guest_stopped_for.take() {
+            return Some(reached);
+        }
         let start = self.spec.cgroup.as_ref()?;
         let (own, all) = (start.child(cgroups::GUEST).counts(), start.counts());
         let (own_before, all_before) = std::mem::replace(&mut self.counted, (own, all));
@@ -464,7 +479,7 @@ impl Supervisor {
     }
 
     /// Tells every watcher.
-    fn tell(&mut self, event: &Event) {
+    pub(super) fn tell(&mut self, event: &Event) {
         for connection in self
             .connections
             .values_mut()

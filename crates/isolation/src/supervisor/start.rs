@@ -10,6 +10,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Resource, Rlimit, getegid, geteuid, getrlimit, setrlimit, umask};
 
 use super::dirs::StartDirs;
+use super::disk::{self, Disk};
 use super::task::{Task, Told};
 use crate::cgroups;
 use crate::exec::{Program, Stdio};
@@ -49,8 +50,7 @@ pub(crate) struct Built {
     pub(crate) workbench: Workbench,
     /// Who may speak on the control socket: whoever started this supervisor.
     pub(crate) client_uid: u32,
-    /// What keeps `SandboxSpec::cgroup` reachable.
-    pub(crate) groups: Vec<OwnedFd>,
+    pub(crate) kept: Kept,
 }
 
 /// Builds the sandbox of `spec`, or says why not and leaves nothing behind.
@@ -61,7 +61,7 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
             .with_hint("the data directory must exist and belong to whoever runs the hypervisor")
     })?;
     match build_in(spec, owner, &dirs, now) {
-        Ok((listener, channel, guest, guest_pid, workbench, client_uid, groups)) => Ok(Built {
+        Ok((listener, channel, guest, guest_pid, workbench, client_uid, kept)) => Ok(Built {
             dirs,
             listener,
             channel,
@@ -69,7 +69,7 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
             guest_pid,
             workbench,
             client_uid,
-            groups,
+            kept,
         }),
         Err(refusal) => {
             dirs.remove();
@@ -78,7 +78,15 @@ pub(crate) fn build(spec: &mut SandboxSpec, now: Instant) -> Result<Built, Refus
     }
 }
 
-type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32, Vec<OwnedFd>);
+type Parts = (OwnedFd, OwnedFd, Task, Pid, Workbench, u32, Kept);
+
+/// What keeps the limits of whole trees.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// What keeps `SandboxSpec::cgroup` reachable.
+    pub(crate) groups: Vec<OwnedFd>,
+    pub(crate) disk: Option<Disk>,
+}
 
 /// Takes this start's cgroups over while this process may, and names them in the spec so
 /// that it still reaches them afterwards.
@@ -114,6 +122,7 @@ fn build_in(
     let guest_ground = ground(spec, Plan::guest(spec), owner, Profile::Sandbox).map_err(wall)?;
     let bench_ground = ground(spec, Plan::workbench(spec), owner, Profile::Runner).map_err(wall)?;
     let groups = settle(spec, owner)?;
+    let roots = disk::roots(spec).map_err(wall)?;
     give_up_privileges(owner)
         .step(|| "give up privileges".into())
         .map_err(wall)?;
@@ -131,8 +140,10 @@ fn build_in(
             rustix::process::pidfd_send_signal(&workbench.process, rustix::process::Signal::KILL);
         return Err(refusal);
     }
+    let disk = Disk::watch(spec, roots, host_ids(owner)).map_err(wall)?;
+    let kept = Kept { groups, disk };
     Ok((
-        listener, channel, guest, guest_pid, workbench, client_uid, groups,
+        listener, channel, guest, guest_pid, workbench, client_uid, kept,
     ))
 }
 
@@ -181,6 +192,14 @@ fn check(spec: &SandboxSpec) -> Result<Option<HostIds>, Refusal> {
     }
 }
 
+/// Who the sandbox is on the host.
+fn host_ids(owner: Option<HostIds>) -> HostIds {
+    owner.unwrap_or(HostIds {
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+    })
+}
+
 /// Limits of whole trees may be missing only if the configuration says so by name (arch §8).
 fn demand_groups(spec: &SandboxSpec) -> Result<(), Refusal> {
     let accepts = |wall| spec.accept_missing.contains(&wall);
@@ -213,10 +232,7 @@ fn ground(
 ) -> Result<Ground, WallError> {
     let plan = plan?;
     let trees = owner.map(|_| plan.open()).transpose()?;
-    let outer = owner.unwrap_or(HostIds {
-        uid: geteuid().as_raw(),
-        gid: getegid().as_raw(),
-    });
+    let outer = host_ids(owner);
     let scopes = !spec.accept_missing.contains(&OptionalWall::LandlockScopes);
     Ok(Ground {
         hostname: spec.hostname.clone(),

@@ -1,9 +1,7 @@
 //! What to do about a wall that cannot be built.
 
-use std::fs;
-use std::path::Path;
-
 use super::WallError;
+use super::facts::{Container, Facts};
 use crate::protocol::Refusal;
 
 /// A refusal that names the wall, the cause if this machine tells it, and the remedy.
@@ -20,15 +18,33 @@ pub(crate) fn refusal(error: &WallError) -> Refusal {
     }
 }
 
-/// The likeliest cause, with its remedy.
+/// The likeliest cause, with its remedy, as this machine's settings tell it.
 pub(crate) fn cause(error: &WallError) -> Option<String> {
-    if error.step.contains("Landlock") {
-        return Some(landlock().to_owned());
+    explain(error, &Facts::read())
+}
+
+/// Why Landlock may be missing here.
+pub(crate) fn landlock() -> String {
+    landlock_on(&Facts::read())
+}
+
+/// The same for any machine.
+fn explain(error: &WallError, facts: &Facts) -> Option<String> {
+    let step = error.step.as_str();
+    if step.contains("Landlock") {
+        return Some(landlock_on(facts));
     }
-    if error.step.starts_with("find") {
+    if step.starts_with("find /dev/") {
+        return Some(
+            "this machine lacks a device that every program expects; a container gets them with \
+             --device, or run on the host"
+                .to_owned(),
+        );
+    }
+    if step.starts_with("find") {
         return Some("the path does not exist on the host; check the configuration".to_owned());
     }
-    if error.step.contains("new proc") && container() {
+    if step.contains("new proc") && facts.container.is_some() {
         return Some(
             "this container hides parts of /proc, so no new /proc may be mounted in it: run the \
              container with an unmasked /proc (podman: --security-opt unmask=ALL; docker: \
@@ -36,52 +52,106 @@ pub(crate) fn cause(error: &WallError) -> Option<String> {
                 .to_owned(),
         );
     }
-    user_namespaces()
+    if step.contains("namespace") || step.starts_with("map the") || is_refusal(error) {
+        return namespaces(error, facts);
+    }
+    None
 }
 
-/// Why user namespaces may be refused, if this machine's settings say so.
-pub(crate) fn user_namespaces() -> Option<String> {
-    let is =
-        |path: &str, value: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == value);
-    if is("/proc/sys/user/max_user_namespaces", "0") {
-        return Some(
-            "user namespaces are switched off (user.max_user_namespaces=0): \
-             run `sysctl -w user.max_user_namespaces=15000` and keep it in /etc/sysctl.d"
-                .to_owned(),
-        );
+/// Whether the kernel said that this process may not, or that there are too many already.
+fn is_refusal(error: &WallError) -> bool {
+    matches!(
+        error.errno,
+        Some(libc::EPERM | libc::EACCES | libc::ENOSPC | libc::EUSERS)
+    )
+}
+
+fn namespaces(error: &WallError, facts: &Facts) -> Option<String> {
+    if facts.max_user_namespaces == Some(0) {
+        let whose = if facts.nested {
+            " in the sandbox or container that this runs in (bwrap --disable-userns does that); \
+             run it outside, or"
+        } else {
+            ":"
+        };
+        return Some(format!(
+            "user namespaces are switched off (user.max_user_namespaces=0){whose} run `sysctl -w \
+             user.max_user_namespaces=15000` and keep it in /etc/sysctl.d"
+        ));
     }
-    if is("/proc/sys/kernel/unprivileged_userns_clone", "0") {
+    if let (Some(libc::ENOSPC | libc::EUSERS), Some(most)) =
+        (error.errno, facts.max_user_namespaces)
+    {
+        return Some(format!(
+            "all {most} user namespaces that this user may have are taken \
+             (user.max_user_namespaces={most}), or 32 lie within each other: raise it with `sysctl \
+             -w user.max_user_namespaces={}`, or stop sandboxes",
+            most.saturating_mul(2)
+        ));
+    }
+    if facts.unprivileged_clone == Some(false) && !facts.root {
         return Some(
             "user namespaces are for root only (kernel.unprivileged_userns_clone=0): \
              run `sysctl -w kernel.unprivileged_userns_clone=1`, or run the hypervisor as root"
                 .to_owned(),
         );
     }
-    if is(
-        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-        "1",
-    ) {
-        return Some(
-            "AppArmor restricts user namespaces (Ubuntu 23.10 and later): give the supervisor a \
-             profile that contains `userns,`, or run \
+    if facts.apparmor_restricts && !facts.root {
+        let confined = facts
+            .apparmor_profile
+            .as_deref()
+            .map(|name| format!("; this runs under the profile {name}"))
+            .unwrap_or_default();
+        return Some(format!(
+            "AppArmor restricts user namespaces (Ubuntu 23.10 and later){confined}: give the \
+             supervisor a profile that contains `userns,`, or run \
              `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
-                .to_owned(),
+        ));
+    }
+    let options = match facts.container? {
+        Container::Docker => {
+            "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined \
+             --security-opt systempaths=unconfined"
+        }
+        Container::Podman => {
+            "podman run --security-opt seccomp=unconfined --security-opt unmask=ALL"
+        }
+        Container::Other => "seccomp and masked paths off",
+    };
+    Some(format!(
+        "this is a container whose own profile forbids namespaces: allow them ({options}), or run \
+         on the host"
+    ))
+}
+
+fn landlock_on(facts: &Facts) -> String {
+    let why = match (&facts.lsm, facts.kernel) {
+        (_, Some(kernel)) if kernel < (5, 13) => format!(
+            "this kernel ({}.{}) is older than 5.13, the first with Landlock: boot a newer one",
+            kernel.0, kernel.1
+        ),
+        (Some(list), _) if !list.split(',').any(|one| one == "landlock") => format!(
+            "Landlock is not among the security modules that run ({list}): add it in front with \
+             the kernel parameter lsm=landlock,{list}"
+        ),
+        (_, Some(kernel)) if kernel < (6, 12) => format!(
+            "this kernel ({}.{}) has Landlock without its scopes, which come with 6.12: boot a \
+             newer one, or accept it by name: sandbox.accept_missing = [\"landlock_scopes\"]",
+            kernel.0, kernel.1
+        ),
+        _ => "Landlock is missing or too old".to_owned(),
+    };
+    if facts.container.is_some() {
+        return format!(
+            "{why}; in a container its seccomp profile may forbid Landlock's calls as well"
         );
     }
-    container().then(|| {
-        "this is a container whose own profile forbids namespaces: allow them (podman: \
-         --security-opt seccomp=unconfined --security-opt unmask=ALL; docker: the same with \
-         systempaths=unconfined), or run on the host"
-            .to_owned()
-    })
+    format!(
+        "{why}. It needs Linux 5.13 (6.12 for its scopes) built with CONFIG_SECURITY_LANDLOCK and \
+         `landlock` in the list of the kernel parameter lsm="
+    )
 }
 
-/// Why Landlock may be missing.
-pub(crate) const fn landlock() -> &'static str {
-    "Landlock is missing or too old: it needs Linux 5.13 (6.12 for its scopes) built with \
-     CONFIG_SECURITY_LANDLOCK and `landlock` in the list of the kernel parameter lsm="
-}
-
-fn container() -> bool {
-    Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists()
-}
+#[cfg(test)]
+#[path = "hints_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use types::CommandExit;
+use types::{CommandExit, LimitedResource};
 
 use crate::driver::StartError;
 use crate::instance::Instance;
@@ -24,10 +24,28 @@ pub(super) struct Crash {
 }
 
 impl Crash {
+    /// Whether it was stopped for what it keeps on disk. Another start would not help: its
+    /// owner has to delete something.
+    pub(super) fn is_over_disk(&self) -> bool {
+        self.exit.limit.is_some_and(|limit| {
+            matches!(
+                limit.resource,
+                LimitedResource::DiskBytes | LimitedResource::DiskEntries
+            )
+        })
+    }
+
     /// The error after the given number of crashes in a row; `given_up` when no restart follows.
     pub(super) fn into_error(self, crashes: u32, given_up: bool) -> StartError {
         let mut error = exited_early(&self.exit);
-        if given_up {
+        if self.is_over_disk() {
+            error.code = "disk_full".to_owned();
+            error.hint = Some(
+                "start it and delete files, in the desktop or in a terminal; it is stopped again \
+                 only if it keeps more than now"
+                    .to_owned(),
+            );
+        } else if given_up {
             error.code = "crash_loop".to_owned();
             error.message = format!(
                 "{} ({crashes} times in a row); it is not started again by itself",
@@ -48,6 +66,13 @@ pub(super) fn with_log(mut error: StartError, log: Vec<String>) -> StartError {
 }
 
 pub(super) fn exited_early(exit: &CommandExit) -> StartError {
+    if let Some(limit) = &exit.limit {
+        return StartError::new(
+            "guest_exited",
+            format!("the guest runtime was ended: {limit}"),
+        )
+        .with_hint("see its notices in the console");
+    }
     let how = match (exit.code, exit.signal, &exit.error) {
         (_, _, Some(error)) => format!("could not be run: {error}"),
         (Some(code), _, _) => format!("exited with code {code}"),

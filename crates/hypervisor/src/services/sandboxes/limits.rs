@@ -5,6 +5,7 @@ use runtime::spec::{DiskLimits, OptionalWall, Rlimits, TreeLimits};
 use serde::Serialize;
 use types::{
     CommandExit, LimitReached, LimitScope, LimitedResource, NoticeKind, SandboxId, UserId,
+    format_bytes,
 };
 
 use super::notices::Notices;
@@ -14,6 +15,9 @@ use crate::config::{Limits, Sandbox, Share};
 /// Share of a guest when the processor is short, against 100 of all commands together: what
 /// a person looks at goes on answering while commands compute.
 const GUEST_WEIGHT: u16 = 300;
+
+/// `live` and `dev`.
+const SANDBOXES_OF_A_USER: u64 = 2;
 
 /// Every limit of a sandbox, its commands and its user. Sizes in bytes, processor time in
 /// thousandths of a core; absent means that there is none.
@@ -95,7 +99,11 @@ impl EffectiveLimits {
                 wall_ms: None,
                 output_bytes: None,
             },
-            sandbox: whole(&limits.sandbox, limits.user.cpu_millis),
+            sandbox: WholeShare {
+                disk_bytes: part(limits.sandbox.disk, limits.user.disk),
+                disk_entries: part(limits.sandbox.disk_entries, limits.user.disk_entries),
+                ..whole(&limits.sandbox, limits.user.cpu_millis)
+            },
             user: whole(&limits.user, None),
             commands: limits.commands,
             open_files: limits.open_files,
@@ -163,6 +171,27 @@ pub(super) fn tell(notices: &Notices, sandbox: SandboxId, who: &str, exit: &Comm
     }
 }
 
+/// Tells the owner that a sandbox has too much on disk, and what that means.
+pub(super) fn tell_disk(
+    notices: &Notices,
+    sandbox: SandboxId,
+    bytes: u64,
+    over: Option<LimitReached>,
+) {
+    let Some(reached) = over else { return };
+    notices.note(
+        sandbox,
+        NoticeKind::Quota,
+        &format!("disk:{}", reached.resource.as_str()),
+        &format!(
+            "the sandbox keeps too much on disk ({}): {reached}; commands were ended, and only \
+             terminals can be opened until it is less",
+            format_bytes(bytes)
+        ),
+        Some(&how_to_raise(&reached)),
+    );
+}
+
 /// Where a limit that was reached is raised, as a hint for people.
 #[must_use]
 pub(crate) fn how_to_raise(reached: &LimitReached) -> String {
@@ -203,6 +232,15 @@ const fn whole(share: &Share, around: Option<u32>) -> WholeShare {
     }
 }
 
+/// What one sandbox may keep on disk: no more than its even part of what its user may.
+fn part(own: Option<u64>, user: Option<u64>) -> Option<u64> {
+    let even = user.map(|all| all / SANDBOXES_OF_A_USER);
+    match (own, even) {
+        (Some(own), Some(even)) => Some(own.min(even)),
+        (own, even) => own.or(even),
+    }
+}
+
 /// The smaller of two limits: version 1 of cgroups refuses an inner one above the outer.
 const fn narrower(own: Option<u32>, around: Option<u32>) -> Option<u32> {
     match (own, around) {
@@ -233,14 +271,16 @@ mod tests {
             ("CHOIR_SANDBOX__LIMITS__SANDBOX_CPU", "2"),
             ("CHOIR_SANDBOX__LIMITS__USER_CPU", "1.5"),
             ("CHOIR_SANDBOX__LIMITS__SANDBOX_MEMORY", "512 MiB"),
-            ("CHOIR_SANDBOX__LIMITS__USER_DISK", "unlimited"),
+            ("CHOIR_SANDBOX__LIMITS__USER_DISK", "6 GiB"),
+            ("CHOIR_SANDBOX__LIMITS__FILE_BYTES", "unlimited"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
         let config = Config::build(RawConfig::read(None, variables).unwrap()).unwrap();
         let limits = EffectiveLimits::of(&config.sandbox);
         assert_eq!(limits.command.cpu_millis, Some(2000));
         assert_eq!(limits.sandbox.cpu_millis, Some(1500));
-        assert_eq!(limits.user.disk_bytes, None);
+        assert_eq!(limits.sandbox.disk_bytes, Some(3 << 30));
+        assert_eq!(limits.command.file_bytes, None);
         let trees = limits.of_trees(UserId::generate());
         assert_eq!(trees.of_sandbox.memory_bytes, Some(512 << 20));
         assert_eq!(trees.of_sandbox.cpu_millis, Some(1500));

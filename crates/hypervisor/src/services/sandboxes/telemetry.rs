@@ -35,6 +35,9 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
                 Ok(Event::RunnerExited { exit, .. }) => {
                     limits::tell(&plane.notices, sandbox, "a command", &exit);
                 }
+                Ok(Event::Disk { bytes, over, .. }) => {
+                    limits::tell_disk(&plane.notices, sandbox, bytes, over);
+                }
                 Ok(Event::GuestExited { exit }) => {
                     limits::tell(&plane.notices, sandbox, "the guest runtime", &exit);
                 }

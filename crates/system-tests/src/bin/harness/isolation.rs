@@ -47,10 +47,11 @@ impl Contender {
 pub(crate) async fn run(as_json: bool) {
     let commands = commands().await;
     let starts = starts();
+    let bombs = crate::bombs::measure().await;
     if as_json {
         println!(
             "{}",
-            json!({ "commands": table(&commands), "starts": table(&starts) })
+            json!({ "commands": table(&commands), "starts": table(&starts), "bombs": bombs })
         );
         return;
     }
@@ -63,6 +64,8 @@ pub(crate) async fn run(as_json: bool) {
         "The same guest in fresh walls until it answers for its health, {STARTS} times each, in milliseconds"
     );
     show(&starts);
+    println!();
+    crate::bombs::show(&bombs);
 }
 
 /// A runner's `true`: asked of the supervisor, asked of the hypervisor, and of the peers.

@@ -1,6 +1,7 @@
 //! What `cargo xtask drills`, `bench` and `screens` run: whole installations, measured and
 //! attacked from outside.
 
+mod bombs;
 mod drills;
 mod idle;
 mod isolation;
@@ -77,6 +78,12 @@ enum Command {
         #[arg(long)]
         token: String,
     },
+    /// A neighbour's latency through the proxy under each bomb.
+    Bombs {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Save pictures of every page.
     Screens {
         /// Where the PNG files go.
@@ -103,6 +110,7 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
+        Command::Bombs { json } => bombs::run(json).await,
         Command::Screens { dir } => screens::run(&dir).await,
     }
     ExitCode::SUCCESS

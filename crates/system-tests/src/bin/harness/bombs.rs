@@ -1,0 +1,156 @@
+//! What a neighbour notices of each bomb: its latency through the proxy while nothing else
+//! happens and while another user's sandbox does its worst, in the same run.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use system_tests::{Account, Setup};
+use types::Role;
+
+/// How long each bomb goes on, and how long the quiet before it is measured.
+const FOR: Duration = Duration::from_secs(6);
+
+/// Wall time of a bomb, in milliseconds: longer than it is measured, so that it is there all
+/// the while.
+const WALL_MS: u64 = 8_000;
+
+/// What bounds the bombs. Without limits of processor time, as by default.
+const LIMITS: &str = r#"
+[sandbox.limits]
+processes = 256
+memory = "256 MiB"
+sandbox_disk = "256 MiB"
+"#;
+
+/// Each bomb, by name, as a program that begins again as long as it is let.
+const BOMBS: &[(&str, &[&str])] = &[
+    (
+        "fork bomb",
+        &[
+            "bash",
+            "-c",
+            "b() { b | b & }; while :; do b 2>/dev/null; sleep 0.1; done",
+        ],
+    ),
+    (
+        "memory bomb",
+        &[
+            "sh",
+            "-c",
+            "while :; do python3 -c 'x = bytearray(1 << 30)'; done 2>/dev/null",
+        ],
+    ),
+    (
+        "disk fill",
+        &[
+            "sh",
+            "-c",
+            "while :; do head -c 100M /dev/zero > /workspace/fill; done",
+        ],
+    ),
+    (
+        "descriptors",
+        &[
+            "python3",
+            "-c",
+            "import os\nwhile True:\n    fds = []\n    try:\n        while True: fds.append(os.open('/dev/null', 0))\n    except OSError: pass\n    for fd in fds: os.close(fd)",
+        ],
+    ),
+    ("log flood", &["yes", "a line of a flood"]),
+    (
+        "busy processors",
+        &[
+            "sh",
+            "-c",
+            "for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; wait",
+        ],
+    ),
+];
+
+/// Measures everything and shows it.
+pub(crate) async fn run(as_json: bool) {
+    let rows = measure().await;
+    if as_json {
+        println!("{}", Value::Array(rows));
+    } else {
+        show(&rows);
+    }
+}
+
+/// A row per bomb: the neighbour's latencies and whether the bomb was ended by a limit.
+pub(crate) async fn measure() -> Vec<Value> {
+    let installation = Setup::default().config(LIMITS).start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let bob = Account::invited(&installation, &alice, "bob").await;
+    for account in [&alice, &bob] {
+        account.start(Role::Live).await;
+        account.enter(Role::Live).await;
+    }
+    let mut rows = Vec::new();
+    for (name, argv) in BOMBS {
+        let mut quiet = latencies(&bob).await;
+        let request = json!({ "argv": argv, "limits": { "wall_ms": WALL_MS }, "detach": false });
+        let bomb = alice.control("POST", "/me/sandboxes/live/commands", Some(request));
+        let (mut under, answer) = tokio::join!(latencies(&bob), bomb);
+        let text = answer.text();
+        let last: Value = text
+            .lines()
+            .last()
+            .and_then(|line| serde_json::from_str(line).ok())
+            .unwrap_or_default();
+        rows.push(json!({
+            "bomb": name,
+            "quiet_p50_ms": percentile(&mut quiet, 50),
+            "quiet_p99_ms": percentile(&mut quiet, 99),
+            "under_p50_ms": percentile(&mut under, 50),
+            "under_p99_ms": percentile(&mut under, 99),
+            "requests": under.len(),
+            "limit": last.get("limit").cloned().unwrap_or_default(),
+        }));
+        let remove = json!({ "argv": ["rm", "-f", "/workspace/fill"] });
+        let _ = alice
+            .control("POST", "/me/sandboxes/live/commands", Some(remove))
+            .await;
+    }
+    rows
+}
+
+/// Asks one request after the other, in milliseconds each.
+async fn latencies(neighbour: &Account) -> Vec<f64> {
+    let until = Instant::now() + FOR;
+    let mut seen = Vec::new();
+    while Instant::now() < until {
+        let began = Instant::now();
+        let answer = neighbour.runtime(Role::Live, "GET", "/health", None).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        seen.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    seen
+}
+
+/// A percentile in hundredths of a millisecond.
+fn percentile(seen: &mut [f64], part: usize) -> f64 {
+    seen.sort_by(f64::total_cmp);
+    let at = (seen.len() * part / 100).min(seen.len().saturating_sub(1));
+    (seen[at] * 100.0).round() / 100.0
+}
+
+/// The rows for people.
+pub(crate) fn show(rows: &[Value]) {
+    println!("A neighbour's GET /health through the proxy, in milliseconds\n");
+    println!(
+        "{:<16} {:>9} {:>9} {:>9} {:>9}  limit met",
+        "bomb", "quiet p50", "p99", "under p50", "p99"
+    );
+    for row in rows {
+        let limit = row["limit"]["resource"].as_str().unwrap_or("none");
+        println!(
+            "{:<16} {:>9} {:>9} {:>9} {:>9}  {limit}",
+            row["bomb"].as_str().unwrap_or_default(),
+            row["quiet_p50_ms"],
+            row["quiet_p99_ms"],
+            row["under_p50_ms"],
+            row["under_p99_ms"],
+        );
+    }
+}

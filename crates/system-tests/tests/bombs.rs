@@ -1,0 +1,246 @@
+//! Bombs: what one sandbox does to exhaust the machine stops at its own limits, and its
+//! neighbour goes on answering. Each is bounded by limits of its own, so that a broken wall
+//! fails a test and not the machine.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use system_tests::identity::caller_is_root;
+use system_tests::{Account, Identity, Installation, Setup};
+use types::{CommandEvent, CommandExit, LimitScope, LimitedResource, Role};
+
+/// Small enough that every bomb meets them soon, large enough for what runs inside.
+const LIMITS: &str = r#"
+[sandbox.limits]
+processes = 64
+memory = "96 MiB"
+sandbox_memory = "512 MiB"
+open_files = 256
+output_bytes = 65536
+inotify_instances = 40
+"#;
+
+/// The slowest answer of a neighbour that still counts as one. Far above what is measured
+/// (`cargo xtask bench isolation`), because other tests share the machine.
+const NEIGHBOUR: Duration = Duration::from_secs(5);
+
+/// Runs a command to its end; what it wrote and how it ended.
+async fn run(account: &Account, request: Value) -> (String, CommandExit) {
+    let answer = account
+        .control("POST", "/me/sandboxes/live/commands", Some(request))
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let mut output = String::new();
+    let mut exit = None;
+    for line in answer.text().lines() {
+        match serde_json::from_str(line).expect("an event") {
+            CommandEvent::Output { data, .. } => {
+                use base64::Engine as _;
+                let bytes = base64::engine::general_purpose::STANDARD.decode(data);
+                output.push_str(&String::from_utf8_lossy(&bytes.expect("base64")));
+            }
+            CommandEvent::Exited(how) => exit = Some(how),
+            CommandEvent::Started { .. } => {}
+        }
+    }
+    (output, exit.expect("an end"))
+}
+
+/// Asks the neighbour's sandbox for its health over and over while `bomb` goes on.
+async fn with_neighbour<T>(neighbour: &Account, bomb: impl Future<Output = T>) -> T {
+    let mut bomb = std::pin::pin!(bomb);
+    let mut answers = 0;
+    loop {
+        let began = Instant::now();
+        tokio::select! {
+            done = &mut bomb => {
+                assert!(answers > 0, "the neighbour was never asked");
+                return done;
+            }
+            answer = neighbour.runtime(Role::Live, "GET", "/health", None) => {
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                assert!(began.elapsed() < NEIGHBOUR, "{:?}", began.elapsed());
+                answers += 1;
+            }
+        }
+    }
+}
+
+async fn neighbours(setup: Setup) -> (Installation, Account, Account) {
+    let installation = setup.config(LIMITS).start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let bob = Account::invited(&installation, &alice, "bob").await;
+    for account in [&alice, &bob] {
+        account.start(Role::Live).await;
+        account.enter(Role::Live).await;
+    }
+    (installation, alice, bob)
+}
+
+fn demand_limit(exit: &CommandExit, resource: LimitedResource, limit: u64) {
+    // Where the tests run without root there may be no cgroups, and nobody to tell.
+    if caller_is_root() {
+        let reached = exit.limit.unwrap_or_else(|| panic!("no limit: {exit:?}"));
+        assert_eq!(reached.resource, resource, "{exit:?}");
+        assert_eq!(reached.scope, LimitScope::Command, "{exit:?}");
+        assert_eq!(reached.limit, limit, "{exit:?}");
+    }
+}
+
+async fn demand_notice(account: &Account, words: &str) {
+    if caller_is_root() {
+        let notices = account
+            .control("GET", "/me/sandboxes/live/notices", None)
+            .await;
+        let text = notices.text();
+        assert!(text.contains("\"quota\""), "{text}");
+        assert!(
+            text.contains(words) && text.contains("sandbox.limits."),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fork_bomb_stops_at_its_command_and_is_named() {
+    let (_installation, alice, bob) = neighbours(Setup::default()).await;
+    let bomb = json!({
+        "argv": ["bash", "-c", "bomb() { bomb | bomb & }; bomb 2>/dev/null; sleep 3"],
+        "limits": { "wall_ms": 20_000 },
+    });
+    let (_, exit) = with_neighbour(&bob, run(&alice, bomb)).await;
+    demand_limit(&exit, LimitedResource::Processes, 64);
+    demand_notice(&alice, "64 processes").await;
+    // The whole tree went with it, and there is room again.
+    let (output, exit) = run(
+        &alice,
+        json!({ "argv": ["sh", "-c", "ls /proc | grep -c '^[0-9]'"] }),
+    )
+    .await;
+    assert_eq!(exit.limit, None);
+    assert!(output.trim().parse::<u32>().unwrap() < 10, "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_bomb_stops_at_its_command_and_is_named() {
+    if !caller_is_root() {
+        // Without cgroups nothing bounds memory, and the configuration had to say so.
+        return;
+    }
+    let (_installation, alice, bob) = neighbours(Setup::default()).await;
+    let bombs = [
+        "x = bytearray(300 << 20)",
+        // What lies in /tmp is memory as well.
+        "f = open('/tmp/big', 'wb')\nfor _ in range(300): f.write(bytes(1 << 20)); f.flush()",
+        // Many small ones make a large one.
+        "import os, time\nfor _ in range(12):\n    if os.fork() == 0:\n        x = bytearray(25 << 20); time.sleep(5); os._exit(0)\nos.wait()",
+    ];
+    for bomb in bombs {
+        let request = json!({ "argv": ["python3", "-c", bomb], "limits": { "wall_ms": 20_000 } });
+        let (output, exit) = with_neighbour(&bob, run(&alice, request)).await;
+        demand_limit(&exit, LimitedResource::Memory, 96 << 20);
+        assert!(!exit.timed_out, "{output} {exit:?}");
+        let _ = run(&alice, json!({ "argv": ["rm", "-f", "/tmp/big"] })).await;
+    }
+    demand_notice(&alice, "96 MiB of memory").await;
+    // A command that asks for less is held to less.
+    let small = json!({ "argv": ["python3", "-c", "x = bytearray(60 << 20)"], "limits": { "memory_bytes": 48 << 20 } });
+    let (_, exit) = run(&alice, small).await;
+    demand_limit(&exit, LimitedResource::Memory, 48 << 20);
+    // The guest and the runners beside it were left alone.
+    let (output, exit) = run(&alice, json!({ "argv": ["echo", "well"] })).await;
+    assert_eq!((output.as_str(), exit.code), ("well\n", Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exhausted_descriptors_and_a_flood_of_output_stay_inside() {
+    let (installation, alice, bob) = neighbours(Setup::default()).await;
+    let open = "import os\nn = 0\ntry:\n    while n < 5000: os.open('/dev/null', 0); n += 1\nexcept OSError as e: print(n, e.errno)";
+    let request = json!({ "argv": ["python3", "-c", open] });
+    let (output, _) = with_neighbour(&bob, run(&alice, request)).await;
+    let (opened, errno) = output.trim().split_once(' ').expect("a refusal");
+    assert!(opened.parse::<u32>().unwrap() < 256, "{output}");
+    assert_eq!(errno, "24");
+
+    let flood = json!({ "argv": ["yes", "a line of a flood"], "limits": { "wall_ms": 2000 } });
+    let began = installation.log().len();
+    let (output, exit) = with_neighbour(&bob, run(&alice, flood)).await;
+    assert!(exit.timed_out && exit.dropped_bytes > 0, "{exit:?}");
+    assert!(!output.is_empty());
+    let written = installation.log().len() - began;
+    assert!(written < 64 << 10, "{written} bytes of log");
+    assert!(!installation.log().contains("a line of a flood"));
+}
+
+/// All sandboxes of an ordinary user's hypervisor are one user of the host, whose inotify
+/// instances the kernel counts together.
+#[tokio::test(flavor = "multi_thread")]
+async fn exhausted_inotify_leaves_a_neighbour_its_own() {
+    let (_installation, alice, bob) =
+        neighbours(Setup::default().identity(Identity::Ordinary)).await;
+    let take = "import ctypes, time, sys\nlibc = ctypes.CDLL(None)\nn = 0\nwhile n < 200 and libc.inotify_init() >= 0: n += 1\nprint(n, flush=True)\ntime.sleep(float(sys.argv[1]))";
+    let hold = json!({ "argv": ["python3", "-c", take, "600"], "detach": true });
+    let held = alice
+        .control("POST", "/me/sandboxes/live/commands", Some(hold))
+        .await;
+    assert_eq!(held.status, 201, "{}", held.text());
+    // A second one finds nothing left, which tells that the first one has all it can get.
+    system_tests::wait::until("the instances to be taken", async || {
+        let (output, _) = run(&alice, json!({ "argv": ["python3", "-c", take, "0"] })).await;
+        (output.trim() == "0").then_some(())
+    })
+    .await;
+    let (output, _) = run(&bob, json!({ "argv": ["python3", "-c", take, "0"] })).await;
+    assert_eq!(output.trim(), "40");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_fills_the_disk_is_stopped_and_can_tidy_up() {
+    let small = "[sandbox.limits]\nsandbox_disk = \"48 MiB\"";
+    let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
+    // About 25 MiB a second, far longer than a measurement is late.
+    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.02)";
+    let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
+    let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
+    let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
+    assert_eq!(reached.resource, LimitedResource::DiskBytes);
+    assert_eq!(
+        (reached.scope, reached.limit),
+        (LimitScope::Sandbox, 48 << 20)
+    );
+    assert!(!exit.timed_out, "{exit:?}");
+    let notices = alice
+        .control("GET", "/me/sandboxes/live/notices", None)
+        .await
+        .text();
+    assert!(notices.contains("48 MiB on disk"), "{notices}");
+
+    let refused = system_tests::wait::until("commands to be refused", async || {
+        let request = json!({ "argv": ["true"] });
+        let answer = alice
+            .control("POST", "/me/sandboxes/live/commands", Some(request))
+            .await;
+        (answer.status != 200).then(|| answer.text())
+    })
+    .await;
+    assert!(!refused.contains("internal"), "{refused}");
+    // The owner's files are served by the guest. Where the sandbox grew far over its limit
+    // before it was measured the guest was stopped as well, and can be started to tidy up.
+    system_tests::wait::until("the file to be deleted", async || {
+        let start = "/me/sandboxes/live/start";
+        alice.control("POST", start, Some(json!({}))).await;
+        let deleted = alice
+            .runtime(Role::Live, "DELETE", "/api/files?path=fill", None)
+            .await;
+        matches!(deleted.status, 200 | 204).then_some(())
+    })
+    .await;
+    system_tests::wait::until("commands to run again", async || {
+        let request = json!({ "argv": ["true"] });
+        let answer = alice
+            .control("POST", "/me/sandboxes/live/commands", Some(request))
+            .await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}

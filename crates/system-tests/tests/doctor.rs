@@ -1,0 +1,65 @@
+//! `hypervisor doctor` on machines that lack something: each is this one with a part taken
+//! away, within namespaces of the test's own.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use system_tests::Binaries;
+use system_tests::identity::caller_is_root;
+
+/// What doctor finds when a shell has run `before` first, in the namespaces of `unshare`.
+fn doctor(unshare: &[&str], before: &str) -> Value {
+    let scratch = tempfile::tempdir().unwrap();
+    let script = format!("{before} && exec \"$0\" --data-dir \"$1\" --port 0 doctor --json");
+    let answer = Command::new("unshare")
+        .args(unshare)
+        .args(["--", "sh", "-c", &script])
+        .arg(Binaries::find().program("hypervisor"))
+        .arg(scratch.path())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    serde_json::from_slice(&answer.stdout).unwrap()
+}
+
+/// The check of this name: whether it is well, and what is said to do.
+fn check(findings: &Value, name: &str) -> (bool, String) {
+    let all = findings["checks"].as_array().unwrap();
+    let found = all
+        .iter()
+        .find(|check| check["name"] == name)
+        .unwrap_or_else(|| panic!("no check {name}: {findings}"));
+    (
+        found["ok"] == true,
+        format!("{} {}", found["detail"], found["remedy"]),
+    )
+}
+
+#[test]
+fn a_machine_without_user_namespaces_is_told_which_setting_switches_them_off() {
+    let found = doctor(
+        &["--user", "--map-root-user"],
+        "echo 0 > /proc/sys/user/max_user_namespaces",
+    );
+    assert_eq!(found["ok"], false);
+    let (ok, said) = check(&found, "user namespace");
+    assert!(!ok && said.contains("user.max_user_namespaces=0"), "{said}");
+}
+
+#[test]
+fn a_machine_without_cgroups_is_told_how_to_get_them_or_to_go_without() {
+    if !caller_is_root() {
+        // Hiding a file system takes root; an ordinary user meets the real thing.
+        return;
+    }
+    let hide = "mount -t tmpfs none /sys/fs/cgroup";
+    let found = doctor(&["--mount"], hide);
+    assert_eq!(found["ok"], false, "nothing falls back silently");
+    let (ok, said) = check(&found, "cgroup limits");
+    assert!(!ok && said.contains("cgroup_limits"), "{said}");
+    assert!(said.contains("Delegate"), "{said}");
+
+    let (ok, _) = check(&doctor(&["--mount"], "true"), "cgroup limits");
+    assert!(ok, "it is there when nobody hides it");
+}
