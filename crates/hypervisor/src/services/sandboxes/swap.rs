@@ -192,7 +192,7 @@ impl Sandboxes {
         }
         // What was examined is what will be served.
         match self.fleet.running(target) {
-            Some(now) if now.start_id == instance.start_id => Ok(instance),
+            Some(now) if Arc::ptr_eq(&now, &instance) => Ok(instance),
             Some(_) => Err(Unhealthy::process(Fault::Restarted)),
             None => Err(Unhealthy::process(Fault::NotRunning)),
         }

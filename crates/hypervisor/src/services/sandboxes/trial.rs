@@ -159,10 +159,14 @@ impl Sandboxes {
     }
 
     /// A start that was stopped on purpose is no failure; one that ended by itself is.
-    async fn how_it_ended(&self, instance: &Instance) -> Verdict {
+    async fn how_it_ended(&self, instance: &Arc<Instance>) -> Verdict {
         let log = instance.last_log_line().await;
         let mut state = self.fleet.subscribe(instance.sandbox_id);
-        let moved_on = |state: &State| !matches!(state, State::Running(now) if now.start_id == instance.start_id);
+        // A crashed guest may be started again in the same start.
+        let moved_on = |state: &State| match state {
+            State::Running(now) => !Arc::ptr_eq(now, instance),
+            _ => true,
+        };
         let settled = tokio::time::timeout(SETTLED_WITHIN, state.wait_for(moved_on)).await;
         if let Ok(Ok(state)) = &settled
             && matches!(**state, State::Stopping | State::Stopped)
