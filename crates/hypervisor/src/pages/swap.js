@@ -6,7 +6,7 @@ const recent = (rfc3339) => Date.now() - new Date(rfc3339).getTime() < 24 * 3600
 
 /** A line that shows a swap's trial with the time that is left, and how it ended. */
 export function swapLine(signal) {
-  const element = h('div', { role: 'status', 'aria-live': 'polite' });
+  const element = h('div', { class: 'swap-line', role: 'status', 'aria-live': 'polite' });
   let timer = null;
   let shown = '';
 
