@@ -450,9 +450,15 @@ async fn a_new_live_that_dies_is_taken_back_also_while_the_hypervisor_is_down() 
         ended["reason"].as_str().unwrap().contains("crashed"),
         "{ended:#}"
     );
-    let live = alice.sandbox(Role::Live).await;
-    assert_eq!((&live["id"], &live["generation"]), (&old, &json!(2)));
-    assert_eq!(notices(&alice, "rolled_back").await.len(), 1);
+    until("the old live", async || {
+        let live = alice.sandbox(Role::Live).await;
+        (live["id"] == old && live["generation"] == 2).then_some(())
+    })
+    .await;
+    until("a notice", async || {
+        (notices(&alice, "rolled_back").await.len() == 1).then_some(())
+    })
+    .await;
 
     // Again, with the hypervisor killed while the new live is on trial.
     alice.start(Role::Dev).await;
@@ -476,6 +482,9 @@ async fn a_new_live_that_dies_is_taken_back_also_while_the_hypervisor_is_down() 
     installation.spawn().await;
     let ended = outcome(&alice).await;
     assert_eq!(ended["outcome"], "rolled_back", "{ended:#}");
-    assert_eq!(alice.sandbox(Role::Live).await["id"], old);
+    until("the old live", async || {
+        (alice.sandbox(Role::Live).await["id"] == old).then_some(())
+    })
+    .await;
     installation.end(rustix::process::Signal::TERM);
 }

@@ -61,6 +61,18 @@ async fn settled(installation: &Installation) -> SwapStatus {
         .expect("the trial ends")
 }
 
+/// Waits until this sandbox is served as `live`: the pointer is on the disk a moment before.
+async fn serves(installation: &Installation, live: SandboxId) {
+    let served = async {
+        while installation.sandbox(Role::Live).await != live {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), served)
+        .await
+        .expect("it is served");
+}
+
 /// What the ledger has about rollbacks: action and outcome.
 async fn rollbacks(installation: &Installation) -> Vec<(String, String)> {
     let text = |record: &serde_json::Value, key: &str| record[key].as_str().unwrap().to_owned();
@@ -99,7 +111,7 @@ async fn a_new_live_that_crashes_is_taken_back_once() {
         .unwrap()
         .unwrap();
     assert_eq!((route.live, route.dev, route.generation), (old, new, 2));
-    assert_eq!(installation.sandbox(Role::Live).await, old);
+    serves(&installation, old).await;
     let notices = installation
         .app
         .sandboxes
@@ -139,7 +151,7 @@ async fn a_new_live_that_stops_answering_is_taken_back() {
         reason.contains("GET /health was answered with 500"),
         "{reason}"
     );
-    assert_eq!(installation.sandbox(Role::Live).await, old);
+    serves(&installation, old).await;
 }
 
 #[tokio::test]
@@ -251,7 +263,7 @@ async fn a_trial_goes_on_after_a_restart_of_the_hypervisor() {
     installation.app.sandboxes.resume_trials().await.unwrap();
     let status = settled(&installation).await;
     assert_eq!(status.outcome, SwapOutcome::RolledBack, "{status:?}");
-    assert_eq!(installation.sandbox(Role::Live).await, old);
+    serves(&installation, old).await;
 }
 
 #[tokio::test]
@@ -276,14 +288,7 @@ async fn a_swap_goes_on_when_its_caller_goes_away() {
         }
     }
     drop(asked);
-    let served = async {
-        while installation.sandbox(Role::Live).await != dev {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), served)
-        .await
-        .expect("the swap is published");
+    serves(&installation, dev).await;
 }
 
 #[tokio::test]
