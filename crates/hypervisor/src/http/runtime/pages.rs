@@ -129,7 +129,7 @@ pub(super) fn full(role: Role, error: &Error, next: &str) -> Response {
         escape(next)
     );
     let mut response = page(
-        crate::http::problem::status(error.code()),
+        problem::status(error.code()),
         "cannot start now",
         &main,
         "",
