@@ -128,12 +128,7 @@ pub(super) fn full(role: Role, error: &Error, next: &str) -> Response {
         escape(&error.to_string()),
         escape(next)
     );
-    let mut response = page(
-        problem::status(error.code()),
-        "cannot start now",
-        &main,
-        "",
-    );
+    let mut response = page(problem::status(error.code()), "cannot start now", &main, "");
     response
         .headers_mut()
         .insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
