@@ -50,7 +50,8 @@ const UBUNTU: &[(&str, &str)] = &[
 
 #[test]
 fn each_cause_is_told_from_what_a_machine_says() {
-    let cases: &[(&[(&str, &str)], WallError, &str)] = &[
+    type Recorded = &'static [(&'static str, &'static str)];
+    let cases: &[(Recorded, WallError, &str)] = &[
         (
             UBUNTU,
             no_namespaces(),
