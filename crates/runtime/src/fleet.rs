@@ -147,6 +147,9 @@ struct Entry {
     state: watch::Sender<State>,
     /// Counts calls of `stop`; a start that was begun under a smaller count gives up.
     stops: watch::Sender<u64>,
+    /// Counts how often it came to rest. Whoever waits for that must not miss it because
+    /// somebody else started it again at once.
+    rests: watch::Sender<u64>,
 }
 
 /// All sandboxes of this hypervisor. Cheap to clone.
@@ -280,7 +283,9 @@ impl Fleet {
     /// Stops a sandbox and returns once nothing of it is left. A start under way is given up.
     pub async fn stop(&self, sandbox: SandboxId) {
         let entry = self.entry(sandbox);
-        let mut state = entry.state.subscribe();
+        // Before the state is looked at: a rest that comes in between is then seen.
+        let mut rests = entry.rests.subscribe();
+        let before = *rests.borrow_and_update();
         entry.stops.send_modify(|count| *count += 1);
         entry.state.send_if_modified(|state| {
             let failed = matches!(state, State::Failed(_));
@@ -289,10 +294,11 @@ impl Fleet {
             }
             failed
         });
-        // An error means that the entry is gone, and with it the sandbox.
-        let _ = state
-            .wait_for(|state| matches!(state, State::Stopped | State::Failed(_)))
-            .await;
+        let stopped = matches!(&*entry.state.borrow(), State::Stopped);
+        if !stopped {
+            // An error means that the entry is gone, and with it the sandbox.
+            let _ = rests.wait_for(|count| *count != before).await;
+        }
         self.inner.host.settled(sandbox).await;
     }
 
@@ -426,6 +432,7 @@ impl Fleet {
             Arc::new(Entry {
                 state: watch::Sender::new(State::Stopped),
                 stops: watch::Sender::new(0),
+                rests: watch::Sender::new(0),
             })
         }))
     }
@@ -733,6 +740,7 @@ type Running = (Arc<Instance>, BoxFuture<'static, CommandExit>);
 
 fn settle(entry: &Entry, state: State) {
     entry.state.send_replace(state);
+    entry.rests.send_modify(|count| *count += 1);
 }
 
 /// The output of `future`, or `None` once somebody called `stop` after `stops` was read.

@@ -1,5 +1,7 @@
 //! The state machine against a driver whose facts the test decides.
 
+mod property;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
