@@ -218,6 +218,18 @@ choir sandbox restore \"before the upgrade\" --role dev --yes"
 Examples:\n  choir sandbox clone\n  choir sandbox clone --yes --json"
     )]
     Clone(snapshots::Clone),
+    /// Say in plain words what a sandbox may do, and why something was denied.
+    #[command(
+        after_help = "Examples:\n  choir sandbox explain\n  choir sandbox explain dev --json"
+    )]
+    Explain {
+        /// Which.
+        #[command(flatten)]
+        of: Of,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print what a sandbox's guest runtime logs.
     #[command(after_help = "Examples:\n  choir sandbox logs\n  choir sandbox logs -f dev")]
     Logs {

@@ -11,6 +11,7 @@ mod port;
 mod provider;
 mod run;
 mod sandbox;
+mod sandbox_explain;
 mod service;
 mod snapshots;
 mod swap;

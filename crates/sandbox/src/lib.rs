@@ -8,6 +8,7 @@ pub mod channel;
 pub mod config;
 pub mod desktop;
 pub mod files;
+pub mod home;
 pub mod http;
 pub mod memory;
 pub mod relay;

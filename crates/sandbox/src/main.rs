@@ -11,6 +11,7 @@ use sandbox::app::{App, MAX_WEBSOCKETS};
 use sandbox::channel::{Channel, RENEW_EVERY, keep_token};
 use sandbox::config::{Config, Options, refuse_credentials};
 use sandbox::files::Workspace;
+use sandbox::home;
 use sandbox::relay::Relay;
 use sandbox::serve::{Listener, serve};
 use sandbox::store::{EventStore, NewEvent, system_clock};
@@ -102,6 +103,13 @@ async fn run(config: Config) -> anyhow::Result<()> {
                 config.database.display()
             )
         })?;
+    // Anywhere but inside, HOME is somebody's own.
+    if std::env::var_os("HOME").is_some_and(|home| home == home::INSIDE) {
+        let furnished = tokio::task::spawn_blocking(|| home::furnish(home::INSIDE.as_ref())).await;
+        if let Err(error) = furnished.unwrap_or_else(|error| Err(error.into())) {
+            tracing::warn!(%error, "HOME could not be furnished");
+        }
+    }
     let workspace = Workspace::open(&config.workspace)
         .with_context(|| format!("the workspace {} does not open", config.workspace.display()))?;
     let channel = Channel::new(&config.channel_socket, &config.token, &config.provider_path);

@@ -4,6 +4,7 @@
 //! crate when two processes (hypervisor, guest, CLI, supervisor) have to agree on it.
 
 mod command;
+mod explanation;
 mod id;
 pub mod keyless;
 mod limits;
@@ -22,6 +23,7 @@ pub use command::{
     CommandEvent, CommandExit, CommandLimits, CommandRequest, CommandState, CommandView,
     OutputStream, TerminalControl, TerminalSize,
 };
+pub use explanation::{ExplainedPoint, ExplainedTopic, SandboxExplanation, Verdict};
 pub use id::{
     CommandId, InviteId, NetworkRuleId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId,
     SessionId, SnapshotId, StartId, TokenId, UserId,

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use types::{Role, SandboxView, UserName};
 
+use super::sandbox_explain::explain;
 use super::{Nothing, Sandboxes, Target};
 use crate::Error;
 use crate::args::{One, Sandbox};
@@ -43,6 +44,7 @@ pub(super) async fn run(
         }
         Sandbox::Restore(asked) => return super::snapshots::restore(&client, asked, context).await,
         Sandbox::Clone(asked) => return super::snapshots::clone(&client, asked, context).await,
+        Sandbox::Explain { of, json } => explain(&client, of.role(), json, (context.now)()).await?,
         Sandbox::Logs { of, follow } => return logs(&client, of.role(), follow, context).await,
     };
     context.io.print(&text)?;

@@ -60,6 +60,18 @@ export async function follow(path, body, progress) {
 
 export const text = async (path) => (await request('GET', path)).text();
 
+/** Gives the pieces of an answer without end to `add` as they come, until it ends or is given up. */
+export async function follow(path, add, signal) {
+  const response = await fetch(path, { signal });
+  if (!response.ok) throw new Problem(await response.json().catch(() => ({})), response.status);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    add(value);
+  }
+}
+
 export const passkeysWork = () => Boolean(window.PublicKeyCredential && navigator.credentials);
 
 function bytes(base64url) {

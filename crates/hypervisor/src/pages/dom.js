@@ -113,6 +113,7 @@ export function show(title, ...content) {
   dialog.addEventListener('close', () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
+  return dialog;
 }
 
 export async function copy(text) {

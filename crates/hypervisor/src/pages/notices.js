@@ -24,29 +24,31 @@ export const noticeLine = (notice) =>
     h('span', { class: 'muted' }, time(notice.last_at)),
   );
 
+/** A list of notices, each with what to do. */
+export const noticeList = (notices) =>
+  notices.length > 0
+    ? h(
+        'ul',
+        { class: 'list' },
+        notices.map((notice) =>
+          h(
+            'li',
+            {},
+            h(
+              'div',
+              { class: 'about' },
+              h('span', { class: 'title' }, `${TITLES[notice.kind] ?? notice.kind}${notice.count > 1 ? ` (${notice.count} times)` : ''}`),
+              h('span', {}, notice.message),
+              notice.hint ? h('span', { class: 'small' }, notice.hint) : null,
+              h('span', { class: 'small muted' }, time(notice.last_at)),
+            ),
+          ),
+        ),
+      )
+    : empty('Nothing was denied, and no limit was reached.');
+
 /** Shows the notices of a role in a dialog. */
 export async function showNotices(role) {
   const { notices } = await get(`/me/sandboxes/${role}/notices`);
-  const body =
-    notices.length > 0
-      ? h(
-          'ul',
-          { class: 'list' },
-          notices.map((notice) =>
-            h(
-              'li',
-              {},
-              h(
-                'div',
-                { class: 'about' },
-                h('span', { class: 'title' }, `${TITLES[notice.kind] ?? notice.kind}${notice.count > 1 ? ` (${notice.count} times)` : ''}`),
-                h('span', {}, notice.message),
-                notice.hint ? h('span', { class: 'small' }, notice.hint) : null,
-                h('span', { class: 'small muted' }, time(notice.last_at)),
-              ),
-            ),
-          ),
-        )
-      : empty('Nothing was denied, and no limit was reached.');
-  show(`Notices of ${role}`, body);
+  show(`Notices of ${role}`, noticeList(notices));
 }

@@ -2,10 +2,12 @@
 
 import { get, post, text } from './api.js';
 import { busy, confirm, errorNotice, fill, h, loading, show, time, toast } from './dom.js';
+import { showExplanation } from './explain.js';
 import { follow } from './follow.js';
 import { noticeLine, showNotices } from './notices.js';
 import { swapLine } from './swap.js';
 import { cloneLive, showSnapshots } from './snapshots.js';
+import { showWorkbench } from './workbench.js';
 
 
 const ABOUT = {
@@ -61,7 +63,9 @@ export function sandboxCard(sandbox, act, notice) {
       button('restart', 'Restart', state === 'running'),
       button('logs', 'Log', state === 'running' || state === 'starting', 'btn-quiet'),
       button('snapshots', 'Snapshots', true, 'btn-quiet'),
+      button('services', 'Services', state === 'running', 'btn-quiet'),
       button('notices', 'Notices', true, 'btn-quiet'),
+      button('explain', 'What it may do', true, 'btn-quiet'),
     ),
   );
 }
@@ -121,6 +125,8 @@ export function sandboxesView(view, _me, signal) {
   async function act(name, role, button) {
     if (name === 'logs') return busy(button, message, () => showLog(role));
     if (name === 'snapshots') return showSnapshots(role);
+    if (name === 'services') return busy(button, message, () => showWorkbench(role));
+    if (name === 'explain') return busy(button, message, () => showExplanation(role));
     if (name === 'notices') return busy(button, message, () => showNotices(role));
     if (name !== 'start') {
       const sure = await confirm({

@@ -86,6 +86,16 @@ const ASSETS: &[Asset] = &[
         content: include_str!("../../pages/snapshots.js"),
     },
     Asset {
+        name: "workbench.js",
+        kind: JS,
+        content: include_str!("../../pages/workbench.js"),
+    },
+    Asset {
+        name: "explain.js",
+        kind: JS,
+        content: include_str!("../../pages/explain.js"),
+    },
+    Asset {
         name: "notices.js",
         kind: JS,
         content: include_str!("../../pages/notices.js"),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use policy::Action;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use types::{Role, SandboxView, SwapRequest, SwapView, UserName};
+use types::{Role, SandboxExplanation, SandboxView, SwapRequest, SwapView, UserName};
 
 use super::extract::id;
 use super::route::{Access, Route};
@@ -33,6 +33,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/me/sandboxes/{role}/restart", own, restart),
         Route::get("/me/sandboxes/{role}/logs", own, logs),
         Route::get("/me/sandboxes/{role}/notices", own, notices),
+        Route::get("/me/sandboxes/{role}/explain", own, explain),
         Route::get("/admin/sandboxes", Access::Admin, list_all),
         Route::post("/admin/sandboxes/{user}/swap", Access::Admin, swap_of),
         Route::get("/admin/sandboxes/{user}/swap", Access::Admin, last_swap_of),
@@ -67,6 +68,14 @@ async fn list(State(app): State<Arc<App>>, actor: Actor) -> Result<Json<Value>, 
     Ok(Json(
         json!({ "sandboxes": app.sandboxes.list(&actor).await? }),
     ))
+}
+
+async fn explain(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(of): Path<String>,
+) -> Result<Json<SandboxExplanation>, Error> {
+    app.sandboxes.explain(&actor, role(&of)?).await.map(Json)
 }
 
 async fn notices(

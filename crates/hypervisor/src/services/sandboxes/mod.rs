@@ -3,6 +3,7 @@
 mod capacity;
 mod crashes;
 mod environment;
+mod explain;
 pub(crate) mod follow;
 mod idle;
 pub(crate) mod limits;
