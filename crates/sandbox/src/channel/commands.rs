@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::Method;
 use serde::Deserialize;
 use serde_json::json;
-use types::{CommandId, CommandRequest, CommandView};
+use types::{CommandId, CommandRequest, CommandView, PortsView};
 
 use super::{ANSWER_TIMEOUT, Channel, ChannelError, accepted};
 
@@ -35,12 +35,32 @@ impl Channel {
         Ok(listing.commands)
     }
 
+    /// The ports on which commands listen.
+    ///
+    /// # Errors
+    /// When the channel fails or refuses.
+    pub async fn ports(&self) -> Result<PortsView, ChannelError> {
+        self.json(Method::GET, "/ports", None).await
+    }
+
     /// Kills a command and everything that it started.
     ///
     /// # Errors
     /// When the channel fails or refuses.
     pub async fn kill_command(&self, id: CommandId) -> Result<(), ChannelError> {
-        let body = Bytes::from(json!({"signal": "kill"}).to_string());
+        self.signal(id, "kill").await
+    }
+
+    /// Asks a command, and everything that it started, to end.
+    ///
+    /// # Errors
+    /// When the channel fails or refuses.
+    pub async fn end_command(&self, id: CommandId) -> Result<(), ChannelError> {
+        self.signal(id, "term").await
+    }
+
+    async fn signal(&self, id: CommandId, signal: &str) -> Result<(), ChannelError> {
+        let body = Bytes::from(json!({"signal": signal}).to_string());
         let request = self.request(Method::POST, &format!("/commands/{id}/signal"), Some(body))?;
         accepted(self.send(request, ANSWER_TIMEOUT).await?)
             .await

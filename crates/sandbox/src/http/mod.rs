@@ -10,6 +10,7 @@ pub mod live;
 pub mod memory;
 pub mod openapi;
 mod problem;
+pub mod services;
 pub mod terminals;
 mod upgrade;
 
@@ -67,6 +68,9 @@ pub fn router(app: App) -> Router {
         .route("/api/files/move", post(files::rename))
         .route("/api/terminals", post(terminals::open).get(terminals::list))
         .route("/api/terminals/{id}", delete(terminals::close))
+        .route("/api/services", post(services::start).get(services::list))
+        .route("/api/services/{id}", delete(services::kill))
+        .route("/api/services/{id}/stop", post(services::stop))
         .route("/api/memory", post(memory::remember).get(memory::recall))
         .route("/api/memory/{id}", delete(memory::forget))
         .fallback(asset)
