@@ -203,6 +203,22 @@ test('memories are added, searched and forgotten', async (t) => {
   await page.getByText('Nothing found').waitFor();
 });
 
+test('a service is started, followed and stopped', async (t) => {
+  const { page, mock } = await desktop(t, 'panel=services');
+  await page.getByText('No services').waitFor();
+  await page.getByLabel('Command').fill('python3 -m http.server 3000');
+  await page.getByLabel('Name', { exact: true }).fill('files');
+  await page.keyboard.press('Enter');
+  await page.getByText('serving on port 3000').waitFor();
+  assert.equal(await page.getByRole('link', { name: 'Port 3000' }).getAttribute('href'), 'http://3000--alice.localhost:9090/');
+  await page.getByRole('button', { name: 'Close the output' }).click();
+  await page.getByText('serving on port 3000').waitFor({ state: 'detached' });
+  await page.getByRole('button', { name: 'Stop files' }).click();
+  await page.getByText('ended by signal 15').waitFor();
+  assert.equal([...mock.state.services.values()][0].state, 'exited');
+  await page.getByRole('button', { name: 'Stop files' }).waitFor({ state: 'detached' });
+});
+
 test('the page is worked with the keyboard alone, below /dev/ too', async (t) => {
   const { page, focused } = await desktop(t, 'panel=memory', { path: '/dev/' });
   assert.equal(await page.locator('.badge-dev').count(), 1);
@@ -238,7 +254,7 @@ for (const colorScheme of ['light', 'dark']) {
   for (const [size, viewport] of [['wide', WIDE], ['narrow', NARROW]]) {
     test(`axe finds no fault in any panel, ${size} and ${colorScheme}`, async (t) => {
       const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
-      for (const hash of ['panel=terminal', 'panel=files&file=src/main.rs', 'panel=events', 'panel=memory', 'panel=files&tab=agent']) {
+      for (const hash of ['panel=terminal', 'panel=files&file=src/main.rs', 'panel=events', 'panel=memory', 'panel=services', 'panel=files&tab=agent']) {
         // axe is brought in as an inline script, which the policy of the page refuses.
         const { page } = await desktop(t, hash, { viewport, colorScheme, bypassCSP: true });
         await page.locator('.spinner:visible').first().waitFor({ state: 'detached' });

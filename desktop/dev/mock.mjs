@@ -27,6 +27,7 @@ export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
     runs: new Map(),
     memories: [],
     terminals: new Map(),
+    services: new Map(),
     files: new Map(),
     sockets: new Set(),
     cancelled: new Set(),
@@ -322,6 +323,28 @@ export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
       response.writeHead(204);
       return response.end();
     }
+    if (route === 'GET /api/services') {
+      const ports = [...state.services.values()].filter((service) => service.state === 'running').map(({ id, name, port }) => ({
+        port, address: '127.0.0.1', command_id: id, command: name, url: `http://${port}--alice.localhost:9090/`,
+      }));
+      return json(response, 200, { services: [...state.services.values()], ports, no_preview: null });
+    }
+    if (route === 'POST /api/services') {
+      const { command, name } = JSON.parse(await body(request));
+      const id = randomUUID();
+      state.services.set(id, {
+        id, name: name ?? command.split(' ')[0], argv: ['/bin/bash', '-c', command], state: 'running', exit: null,
+        started_at: new Date().toISOString(), port: 3000 + state.services.size,
+      });
+      return json(response, 201, { id });
+    }
+    if (pathname.startsWith('/api/services/')) {
+      const service = state.services.get(pathname.split('/')[3]);
+      if (!service) return problem(response, 404, 'not_found', 'there is no such service');
+      Object.assign(service, { state: 'exited', exit: { code: null, signal: request.method === 'DELETE' ? 9 : 15, error: null } });
+      response.writeHead(204);
+      return response.end();
+    }
     if (route === 'POST /api/terminals') return json(response, 201, { id: terminal(JSON.parse(await body(request)).cols) });
     if (route === 'GET /api/terminals') {
       return json(response, 200, {
@@ -413,6 +436,9 @@ export function startMock({ port = 0, seeded = true, pace = 1 } = {}) {
         shell.watchers.add(ws);
         ws.on('close', () => shell.watchers.delete(ws));
         ws.on('message', (data, binary) => binary && shell.input(data.toString()));
+      } else if (state.services.has(url.pathname.split('/').at(-1))) {
+        ws.send(JSON.stringify({ type: 'attached', offset: 0 }));
+        ws.send(Buffer.from('serving on port 3000\n'));
       } else if (url.pathname === '/ws') {
         state.sockets.add(ws);
         ws.on('close', () => state.sockets.delete(ws));

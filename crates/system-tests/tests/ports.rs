@@ -549,3 +549,131 @@ async fn in_a_browser_a_port_is_a_world_of_its_own() {
     }
     assert_eq!(seen["after"], 200, "still signed in: {seen:#}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_desktop_lists_starts_and_stops_services_and_links_their_ports() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let services = async || {
+        let answer = alice.runtime(Role::Live, "GET", "/api/services", None);
+        answer.await.expect(200).json()
+    };
+    assert_eq!(services().await["services"], json!([]));
+    let body = json!({ "command": "echo begun; exec python3 -m http.server 3000 --bind 127.0.0.1", "name": "files" });
+    let made = alice
+        .runtime(Role::Live, "POST", "/api/services", Some(body))
+        .await
+        .expect(201)
+        .json();
+    let id = made["id"].as_str().unwrap();
+    let seen = until("a listening service", async || {
+        let seen = services().await;
+        (seen["ports"][0]["port"] == 3000).then_some(seen)
+    })
+    .await;
+    assert_eq!(seen["services"][0]["name"], "files", "{seen:#}");
+    assert_eq!(seen["services"][0]["state"], "running", "{seen:#}");
+    assert_eq!(seen["ports"][0]["command_id"], id, "{seen:#}");
+    assert_eq!(
+        seen["ports"][0]["url"],
+        format!("{}/", origin(&alice, &host("alice", 3000))),
+        "{seen:#}"
+    );
+    let mut socket = alice
+        .client
+        .websocket(
+            &alice.host(Role::Live),
+            &format!("/ws/terminal/{id}"),
+            Some(&alice.origin(Role::Live)),
+        )
+        .await
+        .unwrap();
+    let mut heard = String::new();
+    while !heard.contains("begun") {
+        match within("its output", socket.next()).await.unwrap().unwrap() {
+            Message::Binary(bytes) => heard.push_str(&String::from_utf8_lossy(&bytes)),
+            Message::Text(_) | Message::Ping(_) => {}
+            other => panic!("{other:?} after {heard:?}"),
+        }
+    }
+    alice
+        .runtime(
+            Role::Live,
+            "POST",
+            &format!("/api/services/{id}/stop"),
+            None,
+        )
+        .await
+        .expect(204);
+    until("the end of the service", async || {
+        let seen = services().await;
+        (seen["services"][0]["state"] == "exited" && seen["ports"] == json!([])).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_home_has_a_prompt_and_a_configuration_for_codex() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Dev).await;
+    let show = json!({ "argv": ["sh", "-c", "cat ~/.codex/config.toml; stat -c %a ~/.codex ~/.codex/config.toml"] });
+    let (code, text) = alice.command(Role::Dev, &show).await;
+    assert_eq!(code, Some(0), "{text}");
+    assert!(
+        text.contains("sandbox_mode = \"danger-full-access\""),
+        "{text}"
+    );
+    assert!(
+        text.contains("env_key = \"CHOIR_PROVIDER_GATEWAY_TOKEN\""),
+        "{text}"
+    );
+    assert!(text.ends_with("700\n600\n"), "{text}");
+    // The prompt, as an interactive login shell makes it; without its colours.
+    let prompt = json!({ "argv": ["bash", "-lic", "cd /workspace; printf '%s' \"${PS1@P}\" | sed 's/\\x1b\\[[0-9;]*m//g' | tr -d '\\001\\002'; type -t codex"] });
+    let (_, text) = alice.command(Role::Dev, &prompt).await;
+    assert!(text.contains("alice:dev:/workspace$ function"), "{text}");
+    // What is changed stays changed.
+    let change =
+        json!({ "argv": ["sh", "-c", "echo mine > ~/.bashrc; echo mine > ~/.codex/config.toml"] });
+    alice.command(Role::Dev, &change).await;
+    alice.stop(Role::Dev).await;
+    alice.start(Role::Dev).await;
+    let look = json!({ "argv": ["sh", "-c", "cat ~/.bashrc ~/.codex/config.toml"] });
+    assert_eq!(alice.command(Role::Dev, &look).await.1, "mine\nmine\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sandbox_may_do_is_explained_in_words() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let shell = Shell::of(&installation, &alice).await;
+    // Also of one that does not run.
+    let (code, text) = shell.run(&["sandbox", "explain", "dev"]).await;
+    assert_eq!(code, Some(0), "{text}");
+    for words in [
+        "dev is stopped.",
+        "+ may read and write /workspace",
+        "- may not trace, signal or read the memory",
+        "at the moment it reaches nothing outside",
+        "Codex's own sandbox needs user namespaces",
+        "What was denied lately\n    nothing",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    alice.start(Role::Live).await;
+    let denied = json!({ "argv": ["python3", "-c", "import ctypes; ctypes.CDLL(None).ptrace(16, 1, 0, 0)"] });
+    alice.command(Role::Live, &denied).await;
+    let told = until("a notice of the denial", async || {
+        let (_, text) = shell.run(&["sandbox", "explain", "--json"]).await;
+        let told: Value = serde_json::from_str(&text).unwrap();
+        (!told["denied"].as_array().unwrap().is_empty()).then_some(told)
+    })
+    .await;
+    assert_eq!(told["denied"][0]["kind"], "syscall_denied", "{told:#}");
+    assert_eq!(told["state"], "running");
+    let (_, text) = shell.run(&["sandbox", "explain"]).await;
+    assert!(text.contains("ptrace"), "{text}");
+}

@@ -11,7 +11,7 @@ export const SHORTCUTS: readonly Shortcut[] = [
   { keys: ['Enter'], meaning: 'Start the task that you have written' },
   { keys: ['Shift', 'Enter'], meaning: 'Break the line in a task' },
   { keys: ['/'], meaning: 'Write a new task', single: true },
-  { keys: ['1', '2', '3', '4'], meaning: 'Terminal, files, events, memory', single: true },
+  { keys: ['1', '2', '3', '4', '5'], meaning: 'Terminal, files, events, memory, services', single: true },
   { keys: ['Ctrl', 'S'], meaning: 'Save the open file' },
   { keys: ['←', '→'], meaning: 'Change tabs; open and close folders' },
   { keys: ['F2'], meaning: 'Rename the selected file' },

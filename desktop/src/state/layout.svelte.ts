@@ -1,6 +1,6 @@
 import { store, stored } from './theme.svelte';
 
-export const PANELS = ['terminal', 'files', 'events', 'memory'] as const;
+export const PANELS = ['terminal', 'files', 'events', 'memory', 'services'] as const;
 export type Panel = (typeof PANELS)[number];
 /** On a narrow screen the agent is one more panel. */
 export type Tab = Panel | 'agent';
@@ -11,6 +11,7 @@ export const PANEL_NAMES: Record<Tab, string> = {
   files: 'Files',
   events: 'Events',
   memory: 'Memory',
+  services: 'Services',
 };
 
 /** Below this width one panel is shown at a time. */

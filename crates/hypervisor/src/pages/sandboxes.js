@@ -9,7 +9,6 @@ import { swapLine } from './swap.js';
 import { cloneLive, showSnapshots } from './snapshots.js';
 import { showWorkbench } from './workbench.js';
 
-
 const ABOUT = {
   live: 'Stable: what you and your agents rely on.',
   dev: 'Experimental: try changes here, then swap.',
