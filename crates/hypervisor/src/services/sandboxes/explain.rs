@@ -10,6 +10,7 @@ use types::{
     SandboxExplanation, UserName, Verdict,
 };
 
+use super::limits::{CommandShare, EffectiveLimits, WholeShare};
 use super::{Sandboxes, Whose};
 use crate::actor::Actor;
 use crate::config::{Config, IdleStop, ProviderKind};
@@ -207,7 +208,7 @@ fn commands(config: &Config, running: &[CommandView]) -> ExplainedTopic {
 }
 
 fn limits(config: &Config) -> ExplainedTopic {
-    let limits = &config.sandbox.limits;
+    let limits = EffectiveLimits::of(&config.sandbox);
     let idle = match config.sandbox.idle_stop {
         IdleStop::Never => "it is not stopped when nobody uses it".to_owned(),
         IdleStop::After(after) => format!(
@@ -215,23 +216,70 @@ fn limits(config: &Config) -> ExplainedTopic {
             words(after)
         ),
     };
-    let points = vec![
+    let share = |share: &CommandShare| {
+        format!(
+            "{} of memory, {} processes and threads, {}",
+            size(share.memory_bytes),
+            share.processes,
+            cores(share.cpu_millis)
+        )
+    };
+    let whole = |whole: &WholeShare| {
+        format!(
+            "{} of memory, {} processes and threads, {}, {} on disk in {} files",
+            size(whole.memory_bytes),
+            whole.processes,
+            cores(whole.cpu_millis),
+            size(whole.disk_bytes),
+            number(whole.disk_entries)
+        )
+    };
+    let mut points = vec![
+        fact(format!("each command: {}", share(&limits.command))),
         fact(format!(
-            "{} commands at once, {} processes and threads in each, {} in the runtime itself",
-            limits.commands, limits.processes, limits.guest_processes
+            "each command: {} of output kept, files of at most {}, {} open files per process",
+            size(limits.command.output_bytes),
+            size(limits.command.file_bytes),
+            limits.open_files
+        )),
+        fact(format!("the runtime itself: {}", share(&limits.guest))),
+        fact(format!(
+            "this sandbox as a whole: {}",
+            whole(&limits.sandbox)
         )),
         fact(format!(
-            "{} open files in each process, {} of output kept of each command",
-            limits.open_files,
-            bytes(limits.output_bytes)
+            "your sandboxes together: {}; {} of them may run at the same time",
+            whole(&limits.user),
+            config.sandbox.limits.running_per_user
         )),
         fact(format!(
-            "{} of your sandboxes may run at the same time",
-            limits.running_per_user
+            "{} commands at once, {} inotify instances and {} watches",
+            limits.commands, limits.inotify_instances, limits.inotify_watches
         )),
         fact(idle),
     ];
+    if limits.cgroups_may_be_missing {
+        points.push((
+            Verdict::Warning,
+            "where this host has no cgroups to give, limits of memory and of whole sandboxes and users are not kept (sandbox.accept_missing)".to_owned(),
+        ));
+    }
     topic("limits", "Limits", points)
+}
+
+fn size(number: Option<u64>) -> String {
+    number.map_or_else(|| "any amount".to_owned(), bytes)
+}
+
+fn number(number: Option<u64>) -> String {
+    number.map_or_else(|| "any number of".to_owned(), |number| number.to_string())
+}
+
+fn cores(millis: Option<u32>) -> String {
+    match millis {
+        None => "as much processor time as there is".to_owned(),
+        Some(millis) => format!("{}.{:03} cores", millis / 1000, millis % 1000),
+    }
 }
 
 fn reach(config: &Config, owner: &UserName, role: Role) -> ExplainedTopic {
@@ -316,6 +364,10 @@ fn walls(config: &Config) -> ExplainedTopic {
             OptionalWall::LandlockScopes => {
                 "Landlock's scopes for abstract sockets and signals may be missing: commands could then meet on abstract sockets"
             }
+            OptionalWall::CgroupLimits => {
+                "limits by control groups may be missing: those of memory and of whole sandboxes are then not kept"
+            }
+            OptionalWall::CgroupCpu => "the limit of processor time may be missing",
         };
         points.push((Verdict::Warning, format!("{name} (sandbox.accept_missing)")));
     }
