@@ -9,6 +9,7 @@ mod sandboxes;
 mod server;
 mod snapshot_commands;
 mod usage;
+mod workbench;
 
 use std::ffi::OsString;
 use std::io::{self, Cursor, Write};

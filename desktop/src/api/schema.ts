@@ -129,6 +129,58 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/services": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The sandbox's services and ports. */
+        get: operations["listServices"];
+        put?: never;
+        /** Starts a service. */
+        post: operations["startService"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/services/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Kills a service and everything that it started. */
+        delete: operations["killService"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/services/{id}/stop": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Asks a service to end; one that does not can be killed. */
+        post: operations["stopService"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/terminals": {
         parameters: {
             query?: never;
@@ -495,6 +547,13 @@ export interface components {
             /** @description The text, at most 8 KiB. */
             text: string;
         };
+        /** @description A service to start. */
+        NewService: {
+            /** @description What to run, for the shell; at most 64 KiB. */
+            command: string;
+            /** @description What to call it; the command's first word when absent. */
+            name?: string | null;
+        };
         /** @description A terminal to open. */
         NewTerminal: {
             /**
@@ -659,6 +718,51 @@ export interface components {
             text: string;
             /** @enum {string} */
             type: "output";
+        };
+        /** @description One port. */
+        ServicePort: {
+            /** @description The address that it is bound to. */
+            address: string;
+            /** @description What that command is called. */
+            command?: string | null;
+            /**
+             * Format: uuid
+             * @description The command that listens, where that can be told.
+             */
+            command_id?: string | null;
+            /**
+             * Format: int32
+             * @description Its number.
+             */
+            port: number;
+            /** @description Where a browser opens it. */
+            url?: string | null;
+        };
+        /** @description One service. */
+        ServiceView: {
+            /** @description Program and arguments. */
+            argv: string[];
+            exit?: components["schemas"]["TerminalExit"] | null;
+            /**
+             * Format: uuid
+             * @description Its id; `/ws/terminal/{id}` carries its output.
+             */
+            id: string;
+            /** @description What it is called. */
+            name: string;
+            /** @description When it was started, RFC 3339. */
+            started_at?: string | null;
+            /** @description `running` or `exited`. */
+            state: string;
+        };
+        /** @description The services of a sandbox and its ports. */
+        Services: {
+            /** @description Why ports have no address, where they have none. */
+            no_preview?: string | null;
+            /** @description Lowest first; of terminals and other commands too. */
+            ports: components["schemas"]["ServicePort"][];
+            /** @description Running ones first, then ended ones whose output is kept still. */
+            services: components["schemas"]["ServiceView"][];
         };
         /** @description A run that was started. */
         Started: {
@@ -1060,6 +1164,120 @@ export interface operations {
             header?: never;
             path: {
                 /** @description The memory */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    listServices: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Services"];
+                };
+            };
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    startService: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewService"];
+            };
+        };
+        responses: {
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Opened"];
+                };
+            };
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    killService: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The service */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    stopService: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The service */
                 id: string;
             };
             cookie?: never;
