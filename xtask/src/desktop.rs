@@ -37,6 +37,24 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     process::run(npm(&directory).args(["run", "--silent", "test:browser"]))
 }
 
+/// The syntax of the control plane's own scripts, which no bundler reads.
+pub(crate) fn check_pages(workspace: &Workspace) -> Result<()> {
+    let pages = workspace.root().join("crates/hypervisor/src/pages");
+    let mut scripts: Vec<PathBuf> = fs::read_dir(&pages)
+        .with_context(|| format!("cannot list {}", pages.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "js"))
+        .collect();
+    scripts.sort();
+    for script in scripts {
+        let mut node = Command::new("node");
+        node.args(["--experimental-default-type=module", "--check"])
+            .arg(script);
+        process::run(&mut node)?;
+    }
+    Ok(())
+}
+
 /// `npm ci` in a directory with a lock file, unless what it makes is up to date.
 pub(crate) fn install(workspace: &Workspace, directory: &Path) -> Result<()> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy();

@@ -28,7 +28,8 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
     if !fast {
         step("desktop", || {
             desktop::build(workspace)?;
-            desktop::check(workspace)
+            desktop::check(workspace)?;
+            desktop::check_pages(workspace)
         })?;
         let browser = workspace.root().join("crates/system-tests/browser");
         step("browser driver", || desktop::install(workspace, &browser))?;

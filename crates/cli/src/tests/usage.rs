@@ -64,7 +64,7 @@ async fn a_provider_is_tested_and_what_is_wrong_is_said() {
     assert_snapshot!(ended.show(&plane), @r"
     exit code 0
     --- stdout
-    NAME    KIND    MODELS        UPSTREAMS                                            OPEN
+    NAME    KIND    MODELS        UPSTREAMS                                           OPEN
     openai  openai  gpt-x, gpt-y  https://api.openai.com/v1 (resting after failures)  3
     --- stderr
     ");

@@ -40,7 +40,7 @@ export const post = (path, body = {}) => json('POST', path, body);
 export const patch = (path, body) => json('PATCH', path, body);
 export const remove = (path) => json('DELETE', path);
 /** Posts, and follows an answer of one JSON document a line to its end (`CopyUpdate`). */
-export async function follow(path, body, progress) {
+export async function postAndFollow(path, body, progress) {
   const { body: stream } = await request('POST', path, body);
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
@@ -61,7 +61,7 @@ export async function follow(path, body, progress) {
 export const text = async (path) => (await request('GET', path)).text();
 
 /** Gives the pieces of an answer without end to `add` as they come, until it ends or is given up. */
-export async function follow(path, add, signal) {
+export async function pieces(path, add, signal) {
   const response = await fetch(path, { signal });
   if (!response.ok) throw new Problem(await response.json().catch(() => ({})), response.status);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

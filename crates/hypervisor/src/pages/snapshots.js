@@ -1,6 +1,6 @@
 // A sandbox's snapshots: take, mark, restore, delete; and making dev a copy of live.
 
-import { follow, get, patch, post, remove } from './api.js';
+import { get, patch, post, postAndFollow, remove } from './api.js';
 import { busy, confirm, empty, errorNotice, fill, h, loading, time, toast } from './dom.js';
 
 /** How often the list is asked for while something is copied by somebody else. */
@@ -45,7 +45,7 @@ async function copying(path, body, role, place) {
   cancel.addEventListener('click', () => busy(cancel, null, () => post(`/me/sandboxes/${role}/snapshots/cancel`)));
   fill(place, h('div', { class: 'row', role: 'status' }, bar, text, cancel));
   try {
-    return await follow(path, body, (progress) => {
+    return await postAndFollow(path, body, (progress) => {
       text.textContent = phase(progress);
       cancel.hidden = progress.phase === 'replacing' || progress.phase === 'starting';
       if (progress.total_bytes > 0) bar.value = Math.min(1, progress.bytes / progress.total_bytes);

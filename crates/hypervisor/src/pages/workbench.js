@@ -1,6 +1,6 @@
 // What runs beside a sandbox: services with what they write, and the ports they listen on.
 
-import { follow, get, post } from './api.js';
+import { get, pieces, post } from './api.js';
 import { busy, empty, errorNotice, fill, h, loading, show, time } from './dom.js';
 
 /** How often the list is asked for while it is open. */
@@ -28,7 +28,7 @@ function followLog(role, command) {
     log.textContent = (log.textContent + text).slice(-KEPT);
     if (atEnd) log.scrollTop = log.scrollHeight;
   };
-  follow(`/me/sandboxes/${role}/commands/${command.id}/output?follow=true`, add, closed.signal).then(
+  pieces(`/me/sandboxes/${role}/commands/${command.id}/output?follow=true`, add, closed.signal).then(
     () => fill(state, log.textContent ? 'It has ended.' : 'It has ended and wrote nothing.'),
     (error) => {
       if (!closed.signal.aborted) fill(state, errorNotice(error));
