@@ -59,7 +59,7 @@ function serviceItem(role, command, ports, message, refresh) {
             'span',
             { class: 'small' },
             'Port ',
-            ports.map((port, index) => [index > 0 ? ', ' : '', port.url ? h('a', { href: port.url }, String(port.port)) : String(port.port)]),
+            ports.flatMap((port, index) => [index > 0 ? ', ' : '', port.url ? h('a', { href: port.url }, String(port.port)) : String(port.port)]),
           )
         : null,
     ),
