@@ -145,7 +145,7 @@ test('files are opened, changed, created, renamed and deleted with the keyboard'
   const text = page.getByLabel('Content of src/main.rs');
   await text.fill('saved\n');
   await page.keyboard.press('Control+s');
-  await page.getByText('Not saved').waitFor({ state: 'detached' });
+  await page.getByText('Not saved', { exact: true }).waitFor({ state: 'detached' });
   assert.equal(mock.state.files.get('src/main.rs').toString(), 'saved\n');
 
   await page.getByRole('button', { name: 'New file' }).click();
