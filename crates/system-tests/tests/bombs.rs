@@ -167,9 +167,14 @@ async fn exhausted_descriptors_and_a_flood_of_output_stay_inside() {
     let (output, exit) = with_neighbour(&bob, run(&alice, flood)).await;
     assert!(exit.timed_out && exit.dropped_bytes > 0, "{exit:?}");
     assert!(!output.is_empty());
-    let written = installation.log().len() - began;
-    assert!(written < 64 << 10, "{written} bytes of log");
-    assert!(!installation.log().contains("a line of a flood"));
+    let log = installation.log();
+    assert!(!log.contains("a line of a flood"));
+    // The neighbour's own requests are as many as the machine is quick.
+    let about: Vec<_> = log[began..]
+        .lines()
+        .filter(|line| !line.contains(r#""target":"hypervisor::http""#))
+        .collect();
+    assert!(about.len() < 40, "{about:#?}");
 }
 
 /// All sandboxes of an ordinary user's hypervisor are one user of the host, whose inotify

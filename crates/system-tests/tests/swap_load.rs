@@ -197,14 +197,14 @@ async fn an_open_desktop_comes_back_from_each_of_ten_swaps_without_a_storm() {
             let page = &round[role];
             assert_eq!(page["generation"], number + 1, "{seen:#}");
             assert_eq!(page["served"], number + 1, "{seen:#}");
-            // One load, and the sockets of events and of a terminal; the rest is for a page
-            // that a swap meets while it loads, or that tries before its reload begins.
+            // One load, and the sockets of events and of a terminal. The load before may be
+            // counted late, and its terminal be refused once, if the swap meets it loading.
             assert!(
                 (1..=2).contains(&page["loads"].as_u64().unwrap()),
                 "{seen:#}"
             );
             assert!(
-                (1..=8).contains(&page["sockets"].as_u64().unwrap()),
+                (1..=4).contains(&page["sockets"].as_u64().unwrap()),
                 "{seen:#}"
             );
             // 1.5 s to close, 3 s of jitter, and what loading takes on a busy machine.
@@ -214,12 +214,6 @@ async fn an_open_desktop_comes_back_from_each_of_ten_swaps_without_a_storm() {
             );
         }
     }
-    let sockets: u64 = rounds
-        .iter()
-        .flat_map(|round| [&round["live"], &round["dev"]])
-        .filter_map(|page| page["sockets"].as_u64())
-        .sum();
-    assert!(sockets <= 4 * 20, "more than four for a reload: {seen:#}");
     assert_eq!(seen["failed"], json!([]), "{seen:#}");
     assert_eq!(seen["storms"], json!([]), "{seen:#}");
 }

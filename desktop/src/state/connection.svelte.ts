@@ -85,6 +85,16 @@ class Connection {
     return this.phase === 'swapped';
   }
 
+  /**
+   * Whether this page is still of what answers it: asked of the API before a socket is tried
+   * again, since a socket that is refused for its generation says no more than one that broke.
+   */
+  async isCurrent(): Promise<boolean> {
+    if (this.phase === 'swapped') return false;
+    await send('health').catch(() => undefined);
+    return (this.phase as Phase) !== 'swapped';
+  }
+
   /** Whether this page was loaded because a swap was taken back; true once. */
   tookBack(): boolean {
     const word = sessionStorage.getItem(ROLLED_BACK);
