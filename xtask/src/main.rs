@@ -11,6 +11,7 @@
 
 mod bench;
 mod build;
+mod clients;
 mod dependencies;
 mod desktop;
 mod drills;

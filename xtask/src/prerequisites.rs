@@ -70,6 +70,12 @@ const TEST: &[Prerequisite] = &[
         nix: "python3",
     },
     Prerequisite {
+        what: "pip (for the SDKs that tests run inside sandboxes)",
+        programs: &["pip3", "pip"],
+        debian: &["python3-pip"],
+        nix: "python3Packages.pip",
+    },
+    Prerequisite {
         what: "openssl (test certificates)",
         programs: &["openssl"],
         debian: &["openssl"],

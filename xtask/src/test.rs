@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::prerequisites::{self, Purpose};
 use crate::process::{self, step};
 use crate::workspace::{Profile, Workspace};
-use crate::{build, dependencies, desktop, graph};
+use crate::{build, clients, dependencies, desktop, graph};
 
 /// Runs the checks and tests; stops at the first step that fails.
 pub(crate) fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
@@ -33,6 +33,7 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
         })?;
         let browser = workspace.root().join("crates/system-tests/browser");
         step("browser driver", || desktop::install(workspace, &browser))?;
+        step("stock clients", || clients::install(workspace))?;
     }
     step("lints", || {
         let mut clippy = workspace.cargo();

@@ -20,6 +20,7 @@ mod ports;
 mod requests;
 mod resume;
 mod routes;
+mod sdk;
 mod snapshots;
 mod survival;
 mod swap;

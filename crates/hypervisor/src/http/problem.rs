@@ -75,8 +75,27 @@ pub fn describe(error: &Error, request_id: Option<RequestId>) -> Problem {
 #[must_use]
 pub fn response(error: &Error, request_id: Option<RequestId>) -> Response {
     let problem = describe(error, request_id);
-    let status = status(problem.code);
     let body = serde_json::to_vec(&problem).unwrap_or_default();
+    document(error, &problem, body)
+}
+
+/// The response for an error with one more member, as RFC 9457 §3.2 allows it.
+pub(crate) fn extended(
+    error: &Error,
+    request_id: RequestId,
+    name: &str,
+    member: impl FnOnce(&Problem) -> serde_json::Value,
+) -> Response {
+    let problem = describe(error, Some(request_id));
+    let mut body = serde_json::to_value(&problem).unwrap_or_default();
+    if let Some(members) = body.as_object_mut() {
+        members.insert(name.to_owned(), member(&problem));
+    }
+    document(error, &problem, body.to_string().into_bytes())
+}
+
+fn document(error: &Error, problem: &Problem, body: Vec<u8>) -> Response {
+    let status = status(problem.code);
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -23,6 +23,7 @@ pub(super) async fn handle(
     actor: &Actor,
     request: Request<Body>,
 ) -> Response {
+    let path = request.uri().path().to_owned();
     if let Some(network) = &channel.peer.network
         && route.is_egress()
     {
@@ -33,7 +34,7 @@ pub(super) async fn handle(
     }
     match serve(channel, route, actor, request).await {
         Ok(response) => response,
-        Err(error) => refusal(&error, actor),
+        Err(error) => refusal(&error, actor.request_id, &path),
     }
 }
 
@@ -50,13 +51,11 @@ async fn serve(
     match (route, &method) {
         (Route::Providers, &Method::GET) => Ok(Json(plane.providers.listing()).into_response()),
         (Route::Models, &Method::GET) => {
-            let anthropic = request.headers().contains_key("anthropic-version");
-            let kind = if anthropic {
-                ProviderKind::Anthropic
-            } else {
-                ProviderKind::OpenAi
-            };
-            Ok(Json(plane.providers.models(kind)).into_response())
+            Ok(Json(plane.providers.models(spoken(&request))).into_response())
+        }
+        (Route::Model(model), &Method::GET) => {
+            let model = plane.providers.model(spoken(&request), model)?;
+            Ok(Json(model).into_response())
         }
         (Route::Provider { name, rest }, _) => {
             call(channel, actor, Called::Provider { name, rest }, request).await
@@ -91,6 +90,15 @@ async fn serve(
             Ok(Json(ports).into_response())
         }
         _ => Err(Error::MethodNotAllowed),
+    }
+}
+
+/// Whose format the client of a path that several APIs have reads.
+fn spoken(request: &Request<Body>) -> ProviderKind {
+    if request.headers().contains_key("anthropic-version") {
+        ProviderKind::Anthropic
+    } else {
+        ProviderKind::OpenAi
     }
 }
 

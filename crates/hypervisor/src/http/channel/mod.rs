@@ -6,6 +6,7 @@
 
 mod egress;
 mod handlers;
+mod linger;
 mod paths;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, header};
 use hyper::body::Incoming;
@@ -35,7 +36,7 @@ use crate::error::Error;
 use crate::http::problem;
 use crate::services::audit::Entry;
 use crate::services::egress::{CONNECTIONS_PER_RUNNER, RunnerNetwork};
-use crate::services::provider::Caller;
+use crate::services::provider::{self, Caller};
 use crate::services::sandboxes::Plane;
 use crate::services::sandboxes::tokens::{Misuse, Slot};
 
@@ -60,7 +61,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Where the SDKs of Anthropic and Google send their key.
 const VENDOR_KEYS: [&str; 2] = ["x-api-key", "x-goog-api-key"];
 
-const REQUEST_ID: header::HeaderName = header::HeaderName::from_static("x-request-id");
+/// Our id of a request; it stands in the usage table and in the log.
+const REQUEST_ID: header::HeaderName = header::HeaderName::from_static("x-choir-request-id");
+
+/// Where the SDKs of OpenAI and of Anthropic look for one. A provider's own is left as it is:
+/// it is what the provider's support asks for.
+const VENDOR_REQUEST_IDS: [header::HeaderName; 2] = [
+    header::HeaderName::from_static("x-request-id"),
+    header::HeaderName::from_static("request-id"),
+];
 
 /// Who is at the other end of a channel.
 #[derive(Debug)]
@@ -169,6 +178,9 @@ async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
 async fn answer(channel: &Channel, request: Request<Body>) -> Response {
     let request_id = RequestId::generate();
     let (head, body) = request.into_parts();
+    let (body, rest) = linger::lend(body);
+    // A client that asks before it sends is not to be told to go on.
+    let asks_first = head.headers.contains_key(header::EXPECT);
     // Neither path nor query: the provider part of a path is the sandbox's own text.
     let mut pattern = "-";
     let mut response = match admit(channel, &head, request_id).await {
@@ -176,8 +188,14 @@ async fn answer(channel: &Channel, request: Request<Body>) -> Response {
             pattern = route.pattern();
             handlers::handle(channel, &route, &actor, Request::from_parts(head, body)).await
         }
-        Err(refusal) => refusal,
+        Err(refusal) => {
+            drop(body);
+            refusal
+        }
     };
+    if response.status().as_u16() >= 400 && !asks_first {
+        rest.throw_away().await;
+    }
     tracing::debug!(
         %request_id,
         sandbox = %channel.peer.instance.sandbox_id,
@@ -187,7 +205,16 @@ async fn answer(channel: &Channel, request: Request<Body>) -> Response {
         "channel request"
     );
     if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
-        response.headers_mut().insert(REQUEST_ID, value);
+        let headers = response.headers_mut();
+        if !VENDOR_REQUEST_IDS
+            .iter()
+            .any(|name| headers.contains_key(name))
+        {
+            for name in VENDOR_REQUEST_IDS {
+                headers.insert(name, value.clone());
+            }
+        }
+        headers.insert(REQUEST_ID, value);
     }
     response
 }
@@ -199,7 +226,7 @@ async fn admit(
     head: &Parts,
     request_id: RequestId,
 ) -> Result<(paths::Route, Actor), Response> {
-    let refuse = |error: &Error| problem::response(error, Some(request_id));
+    let refuse = |error: &Error| refusal(error, request_id, head.uri.path());
     let route = paths::route(&head.method, &head.uri).ok_or_else(|| {
         channel.plane.metrics.channel_refusal("path");
         refuse(&Error::NotFound("path on this channel"))
@@ -294,7 +321,17 @@ async fn report(channel: &Channel, actor: &Actor, route: &paths::Route, misuse: 
     }
 }
 
-/// A problem as a response on this channel.
-fn refusal(error: &Error, actor: &Actor) -> Response {
-    problem::response(error, Some(actor.request_id)).into_response()
+/// A problem as a response on this channel. Where stock SDKs call it has the member that they
+/// show their users, too.
+fn refusal(error: &Error, request_id: RequestId, path: &str) -> Response {
+    if !paths::is_for_models(path) {
+        return problem::response(error, Some(request_id));
+    }
+    problem::extended(error, request_id, "error", |problem| {
+        provider::error_member(
+            problem::status(problem.code),
+            problem.code.as_str(),
+            &problem.detail,
+        )
+    })
 }

@@ -15,6 +15,8 @@ pub(crate) enum Route {
     Provider { name: String, rest: String },
     /// `GET /v1/models`
     Models,
+    /// `GET /v1/models/{model}`, still percent-encoded.
+    Model(String),
     /// One of the paths that stock clients use, by the API it belongs to and what it is
     /// below a base URL of that API.
     Stock {
@@ -44,7 +46,11 @@ impl Route {
     pub(crate) fn for_runner(&self) -> bool {
         matches!(
             self,
-            Self::Providers | Self::Provider { .. } | Self::Models | Self::Stock { .. }
+            Self::Providers
+                | Self::Provider { .. }
+                | Self::Models
+                | Self::Model(_)
+                | Self::Stock { .. }
         )
     }
 
@@ -59,6 +65,7 @@ impl Route {
             Self::Providers => "/provider/v1",
             Self::Provider { .. } => "/provider/v1/{provider}",
             Self::Models => "/v1/models",
+            Self::Model(_) => "/v1/models/{model}",
             Self::Stock { .. } => "/v1",
             Self::Renew => "/token/renew",
             Self::Commands => "/commands",
@@ -118,7 +125,11 @@ fn stock(path: &str) -> Option<Route> {
         "/v1/embeddings" => (ProviderKind::OpenAi, "embeddings"),
         "/v1/messages" => (ProviderKind::Anthropic, "v1/messages"),
         "/v1/messages/count_tokens" => (ProviderKind::Anthropic, "v1/messages/count_tokens"),
-        _ => return None,
+        path => {
+            return path
+                .strip_prefix("/v1/models/")
+                .map(|m| Route::Model(m.to_owned()));
+        }
     };
     Some(Route::Stock { kind, rest })
 }
@@ -137,6 +148,12 @@ fn provider(path: &str) -> Option<Route> {
         name: name.to_owned(),
         rest: rest.to_owned(),
     })
+}
+
+/// Whether the clients of model providers call a path, whatever is served there: its refusals
+/// are to be readable for them.
+pub(crate) fn is_for_models(path: &str) -> bool {
+    path.starts_with("/v1/") || path.starts_with("/provider/v1/")
 }
 
 /// No empty or dot segment, no backslash, and no encoding of a character that could make

@@ -125,8 +125,13 @@ impl CallError {
     }
 }
 
-fn document(kind: ProviderKind, status: StatusCode, code: &str, message: &str) -> Value {
-    let class = match status {
+/// The `error` member that the SDKs of OpenAI and of Anthropic both read.
+pub(crate) fn error_member(status: StatusCode, code: &str, message: &str) -> Value {
+    json!({"message": message, "type": class(status), "param": null, "code": code})
+}
+
+fn class(status: StatusCode) -> &'static str {
+    match status {
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
         StatusCode::NOT_FOUND => "not_found_error",
         StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
@@ -134,10 +139,13 @@ fn document(kind: ProviderKind, status: StatusCode, code: &str, message: &str) -
         StatusCode::FORBIDDEN => "permission_error",
         status if status.is_client_error() => "invalid_request_error",
         _ => "api_error",
-    };
+    }
+}
+
+fn document(kind: ProviderKind, status: StatusCode, code: &str, message: &str) -> Value {
     match kind {
         ProviderKind::Anthropic => {
-            json!({"type": "error", "error": {"type": class, "message": message}})
+            json!({"type": "error", "error": {"type": class(status), "message": message}})
         }
         ProviderKind::Gemini => {
             let name = match status {
@@ -151,7 +159,7 @@ fn document(kind: ProviderKind, status: StatusCode, code: &str, message: &str) -
         }
         ProviderKind::Bedrock => json!({"__type": code, "message": message}),
         ProviderKind::OpenAi | ProviderKind::Demo => {
-            json!({"error": {"message": message, "type": class, "param": null, "code": code}})
+            json!({"error": error_member(status, code, message)})
         }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Bill {
     /// Of the sandbox, the user and the provider.
     pub(super) admissions: Vec<Admission>,
     pub(super) slot: Option<Slot>,
+    /// Whether it costs nothing unless the reply says otherwise.
+    pub(super) free: bool,
     /// Whether anything of it went up.
     pub(super) sent: bool,
     pub(super) status: u16,
@@ -89,7 +91,7 @@ impl Bill {
         let (usage, estimated) = match end.usage {
             Some(usage) => (usage, false),
             // A refusal costs nothing; what was answered and not counted is estimated.
-            None if !succeeded || !self.sent => (Usage::default(), false),
+            None if !succeeded || !self.sent || self.free => (Usage::default(), false),
             None => (
                 Usage {
                     input: self.request_bytes / BYTES_PER_TOKEN,

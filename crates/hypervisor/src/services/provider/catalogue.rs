@@ -223,10 +223,10 @@ impl Catalogue {
         json!({"providers": providers, "default": default})
     }
 
-    pub(super) fn models(&self, kind: ProviderKind) -> Value {
+    /// The models and aliases that providers of an API offer, in its format.
+    fn offered(&self, kind: ProviderKind) -> impl Iterator<Item = Value> {
         let epoch = rfc3339(0);
-        let data: Vec<_> = self
-            .of_kind(kind)
+        self.of_kind(kind)
             .flat_map(|entry| {
                 let Provider {
                     name,
@@ -239,13 +239,21 @@ impl Catalogue {
                     .chain(aliases.keys())
                     .map(move |id| (name, id))
             })
-            .map(|(name, id)| match kind {
+            .map(move |(name, id)| match kind {
                 ProviderKind::Anthropic => {
                     json!({"type": "model", "id": id, "display_name": id, "created_at": epoch})
                 }
                 _ => json!({"id": id, "object": "model", "created": 0, "owned_by": name}),
             })
-            .collect();
+    }
+
+    pub(super) fn model(&self, kind: ProviderKind, name: &str) -> Option<Value> {
+        self.offered(kind)
+            .find(|model| model.get("id").and_then(Value::as_str) == Some(name))
+    }
+
+    pub(super) fn models(&self, kind: ProviderKind) -> Value {
+        let data: Vec<Value> = self.offered(kind).collect();
         match kind {
             ProviderKind::Anthropic => {
                 let end = |model: Option<&Value>| model.and_then(|model| model.get("id")).cloned();

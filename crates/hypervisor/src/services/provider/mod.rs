@@ -37,6 +37,7 @@ use crate::error::Error;
 use crate::http::metrics::Metrics;
 use crate::store::Store;
 use answer::CallError;
+pub(crate) use answer::error_member;
 use bill::{Bill, Who};
 use catalogue::{Catalogue, Entry};
 use hold::Room;
@@ -224,6 +225,17 @@ impl Providers {
         self.catalogue().models(kind)
     }
 
+    /// What `GET /v1/models/{model}` answers; `model` is still percent-encoded.
+    ///
+    /// # Errors
+    /// No provider of this API offers it.
+    pub(crate) fn model(&self, kind: ProviderKind, model: &str) -> Result<Value, Error> {
+        let name = paths::decoded(model).ok_or(Error::NotFound("model"))?;
+        self.catalogue()
+            .model(kind, &name)
+            .ok_or(Error::NotFound("model"))
+    }
+
     fn catalogue(&self) -> Arc<Catalogue> {
         current(&self.catalogue)
     }
@@ -370,12 +382,17 @@ impl Providers {
             request_bytes: held.body.len() as u64,
             admissions: Vec::new(),
             slot: Some(self.usage.slot()?),
+            free: paths::is_free(kind, &parts.method, rest),
             sent: false,
             status: 0,
         };
         let now = self.clock.now_ms();
         let first = choices.first().and_then(catalogue::Choice::price);
-        let amount = bill::expected(bill.request_bytes, call.max_output, first);
+        let amount = if bill.free {
+            Amount::default()
+        } else {
+            bill::expected(bill.request_bytes, call.max_output, first)
+        };
         bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
         send::send(
             &choices,

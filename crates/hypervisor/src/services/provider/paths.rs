@@ -76,6 +76,17 @@ pub(super) fn names_model_in_body(kind: ProviderKind) -> bool {
     )
 }
 
+/// Whether what is called is answered by no model: counting and listing cost nothing, and
+/// nothing is taken for them where a reply does not say what it cost.
+pub(super) fn is_free(kind: ProviderKind, method: &Method, rest: &str) -> bool {
+    *method == Method::GET
+        || matches!(
+            rest,
+            "v1/messages/count_tokens" | "responses/input_tokens" | "moderations"
+        )
+        || model_in(kind, rest).is_some_and(|(_, _, call)| call == ":countTokens")
+}
+
 /// The model that a path names, still percent-encoded: what stands before and after it
 /// together with it make the path.
 pub(super) fn model_in(kind: ProviderKind, rest: &str) -> Option<(&str, &str, &str)> {
@@ -185,6 +196,23 @@ mod tests {
         ] {
             assert!(!served(kind, method, rest), "{method} {rest}");
         }
+    }
+
+    #[test]
+    fn what_no_model_answers_is_free() {
+        use ProviderKind::{Anthropic, Gemini, OpenAi};
+        let free = |kind, method: Method, rest| is_free(kind, &method, rest);
+        assert!(free(OpenAi, Method::GET, "models"));
+        assert!(free(OpenAi, Method::POST, "responses/input_tokens"));
+        assert!(free(Anthropic, Method::POST, "v1/messages/count_tokens"));
+        assert!(free(Gemini, Method::POST, "v1beta/models/g:countTokens"));
+        assert!(!free(OpenAi, Method::POST, "responses"));
+        assert!(!free(Anthropic, Method::POST, "v1/messages"));
+        assert!(!free(
+            Gemini,
+            Method::POST,
+            "v1beta/models/g:generateContent"
+        ));
     }
 
     #[test]
