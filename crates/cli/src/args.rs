@@ -114,6 +114,13 @@ choir provider add ollama --kind openai --base-url http://127.0.0.1:11434/v1 \\\
 --model llama3 --private-network --config /etc/choir/choir.toml"
     )]
     Provider(Provider),
+    /// List accounts, disable and enable them; for admins.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  choir user list\n  choir user disable bob --note \"laptop stolen\"\n  \
+choir user enable bob"
+    )]
+    User(User),
     /// Read and verify the audit log.
     #[command(
         subcommand,
@@ -473,6 +480,45 @@ Examples:\n  choir provider add anthropic --kind anthropic --base-url https://ap
 --model claude-sonnet-4-5 --key-file - --config /etc/choir/choir.toml < key.txt"
     )]
     Add(AddProvider),
+}
+
+/// `choir user …`.
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// List the accounts.
+    #[command(after_help = "Examples:\n  choir user list\n  choir user list --json")]
+    List {
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Disable an account: cut off whatever goes on in its name, and let nobody sign in as it.
+    #[command(
+        after_help = "Ends its sessions, API tokens and open invitations and stops its sandboxes; model calls and\n\
+network connections under way are cut at once. Files, passkeys and recovery codes stay.\n\n\
+Example:\n  choir user disable bob --note \"laptop stolen\""
+    )]
+    Disable {
+        /// Whose.
+        #[arg(value_name = "NAME")]
+        name: UserName,
+        /// Why, for other administrators.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        note: String,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Enable an account again: its owner may sign in; nothing is started.
+    #[command(after_help = "Example:\n  choir user enable bob")]
+    Enable {
+        /// Whose.
+        #[arg(value_name = "NAME")]
+        name: UserName,
+        /// Prints JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `choir provider add`.

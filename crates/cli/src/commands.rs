@@ -16,6 +16,7 @@ mod service;
 mod snapshots;
 mod swap;
 mod usage;
+mod user;
 mod whoami;
 
 use std::path::{Path, PathBuf};
@@ -52,6 +53,7 @@ pub(crate) async fn run(arguments: Arguments, context: &mut Context) -> Result<u
         Command::Network(command) => network::run(&target, command, context).await,
         Command::Usage(command) => usage::run(&target, command, context).await,
         Command::Provider(command) => provider::run(&target, command, context).await,
+        Command::User(command) => user::run(&target, command, context).await,
         Command::Audit(command) => audit::run(&target, command, context).await,
         Command::Open { of, print } => open::run(&target, of.role(), print, context).await,
         Command::Doctor { config, json } => doctor::run(config.as_deref(), json, context).await,

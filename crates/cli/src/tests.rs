@@ -9,6 +9,7 @@ mod sandboxes;
 mod server;
 mod snapshot_commands;
 mod usage;
+mod users;
 mod workbench;
 
 use std::ffi::OsString;

@@ -259,6 +259,9 @@ pub enum Reply {
     Attached {
         /// Offset of the next byte that will be sent.
         offset: u64,
+        /// Offset after the last byte that was written so far.
+        #[serde(default)]
+        end: u64,
     },
     /// Last message of an attachment to a runner.
     Exited {

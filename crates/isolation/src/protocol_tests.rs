@@ -84,8 +84,8 @@ fn messages_have_their_documented_shape() {
         format!(r#"{{"op":"signal","command_id":"{id}","signal":"kill"}}"#)
     );
     assert_eq!(
-        text(&Reply::Attached { offset: 3 }),
-        r#"{"ok":"attached","offset":3}"#
+        text(&Reply::Attached { offset: 3, end: 7 }),
+        r#"{"ok":"attached","offset":3,"end":7}"#
     );
     assert_eq!(text(&Reply::Done), r#"{"ok":"done"}"#);
     assert_eq!(

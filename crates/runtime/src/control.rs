@@ -281,7 +281,7 @@ impl Control {
         within(async {
             let mut connection = Connection::open(&self.dir).await?;
             connection.hello(&self.nonce).await?;
-            let Reply::Attached { offset } = connection.request(request).await?.0 else {
+            let Reply::Attached { offset, end } = connection.request(request).await?.0 else {
                 return Err(ControlError::Protocol("expected an attachment"));
             };
             let (read, write) = connection.stream.into_split();
@@ -295,6 +295,7 @@ impl Control {
                 is_log,
             };
             Ok(Attachment {
+                written: end,
                 reader,
                 writer: AttachmentWriter { write },
             })
@@ -503,6 +504,8 @@ impl Watch {
 /// A command's or guest's output being followed, and its input.
 #[derive(Debug)]
 pub struct Attachment {
+    /// Offset after what had been written when this began.
+    written: u64,
     reader: AttachmentReader,
     writer: AttachmentWriter,
 }
@@ -525,8 +528,8 @@ pub struct AttachmentWriter {
 }
 
 impl Attachment {
-    /// Where the output that follows begins; larger than asked for when older bytes
-    /// were dropped.
+    /// Where the next byte of the output stands; at first beyond what was asked for when older
+    /// bytes were dropped.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.reader.offset
@@ -537,6 +540,18 @@ impl Attachment {
     /// # Errors
     /// The supervisor went away or broke the protocol.
     pub async fn next(&mut self) -> Result<Option<Output>, ControlError> {
+        self.reader.next().await
+    }
+
+    /// The next piece of what had been written when this began; `None` after that, whether or
+    /// not more is being written.
+    ///
+    /// # Errors
+    /// As for [`Self::next`].
+    pub async fn next_written(&mut self) -> Result<Option<Output>, ControlError> {
+        if self.reader.offset >= self.written {
+            return Ok(None);
+        }
         self.reader.next().await
     }
 
@@ -564,6 +579,7 @@ impl AttachmentReader {
                         Stream::Stderr => OutputStream::Stderr,
                         Stream::Stdin | Stream::Stdout => OutputStream::Stdout,
                     };
+                    self.offset = offset + bytes.len() as u64;
                     return Ok(Some(Output::Data {
                         stream,
                         offset,

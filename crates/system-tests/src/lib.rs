@@ -16,6 +16,7 @@ pub mod installation;
 pub mod load;
 pub mod passkey;
 pub mod processes;
+pub mod provider;
 pub mod wait;
 pub mod walls;
 
@@ -24,3 +25,4 @@ pub use binaries::Binaries;
 pub use http::{Client, Response};
 pub use identity::Identity;
 pub use installation::{Installation, Setup};
+pub use provider::Provider;

@@ -19,6 +19,7 @@ mod podman;
 mod ports;
 mod requests;
 mod resume;
+mod revocation;
 mod routes;
 mod sdk;
 mod snapshots;

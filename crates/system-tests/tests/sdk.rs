@@ -1,22 +1,18 @@
 //! Stock clients, as their registries have them, behind the gateway: nothing but the
 //! environment tells them where it is.
 
-use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use futures_util::future::join_all;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use system_tests::http::{Ask, Client};
 use system_tests::wait::{until, within};
-use system_tests::{Account, Binaries, Installation, Setup};
+use system_tests::{Account, Binaries, Installation, Provider, Setup};
 use tokio_tungstenite::tungstenite::Message;
 use types::Role;
 
 /// What only the provider and the hypervisor know.
-const KEY: &str = "sk-canary-sdk-9d1f4b7a2c6e";
+const KEY: &str = Provider::KEY;
 
 /// Programs that test clients need, read-only inside.
 const CLIENTS: &str = "/opt/clients";
@@ -38,48 +34,9 @@ fn clients() -> PathBuf {
     dir
 }
 
-/// The double, a process of its own.
-struct Provider {
-    child: Child,
-    port: u16,
-}
-
-impl Provider {
-    fn start(binaries: &Binaries) -> Self {
-        let mut child = Command::new(binaries.program("provider"))
-            .arg(KEY)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the provider starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut line).unwrap();
-        Self {
-            child,
-            port: line.trim().parse().expect("a port"),
-        }
-    }
-
-    /// What it was sent so far.
-    async fn seen(&self) -> Vec<Value> {
-        let answer = Client::new(self.port)
-            .send(Ask::new("GET", "localhost", "/seen"))
-            .await;
-        answer.expect(200).json().as_array().unwrap().clone()
-    }
-}
-
-impl Drop for Provider {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 struct Place {
     provider: Provider,
     alice: Account,
-    _keys: tempfile::TempDir,
     _installation: Installation,
 }
 
@@ -87,26 +44,14 @@ impl Place {
     /// An installation with both providers, and a sandbox that runs.
     async fn new() -> Self {
         let provider = Provider::start(&Binaries::find());
-        let port = provider.port;
-        let keys = tempfile::tempdir().unwrap();
-        let key_file = keys.path().join("provider.key");
-        fs::write(&key_file, KEY).unwrap();
         let installation = Setup::default()
             .config(&format!(
                 "[sandbox]\nsdk_env = true\n\
                  path = \"/usr/bin:/bin:{CLIENTS}/node_modules/.bin\"\n\
-                 mounts = [{{ source = {:?}, target = {CLIENTS:?} }}]\n\
-                 [[providers]]\nname = \"openai\"\nkind = \"openai\"\n\
-                 base_url = \"http://127.0.0.1:{port}/v1\"\nkey_file = {key_file:?}\n\
-                 models = [\"gpt-double\"]\naliases = {{ fast = \"gpt-double\" }}\n\
-                 prices = {{ gpt-double = {{ input = 1.0, output = 2.0 }} }}\n\
-                 addresses = \"private_network_too\"\nretries = 1\n\
-                 [[providers]]\nname = \"anthropic\"\nkind = \"anthropic\"\n\
-                 base_url = \"http://127.0.0.1:{port}/anthropic\"\nkey_file = {key_file:?}\n\
-                 models = [\"claude-double\"]\n\
-                 addresses = \"private_network_too\"\nretries = 1\n",
+                 mounts = [{{ source = {:?}, target = {CLIENTS:?} }}]\n",
                 clients(),
             ))
+            .config(&provider.config())
             .start()
             .await;
         let alice = Account::admin(&installation, "alice").await;
@@ -115,7 +60,6 @@ impl Place {
         Self {
             provider,
             alice,
-            _keys: keys,
             _installation: installation,
         }
     }

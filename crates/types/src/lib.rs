@@ -18,6 +18,7 @@ mod sandbox;
 mod snapshot;
 mod swap;
 mod usage;
+mod user;
 
 pub use command::{
     CommandEvent, CommandExit, CommandLimits, CommandRequest, CommandState, CommandView,
@@ -44,3 +45,4 @@ pub use snapshot::{
 };
 pub use swap::{ParseSwapOutcomeError, SwapOutcome, SwapRequest, SwapStatus, SwapView};
 pub use usage::UsageView;
+pub use user::{DisabledView, UserView};

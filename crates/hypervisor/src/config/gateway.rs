@@ -13,6 +13,9 @@ const MAX_REQUEST: u64 = 32 << 20;
 /// Request bodies held at the same time unless the configuration says otherwise, in bytes.
 const MAX_HELD: u64 = 256 << 20;
 
+/// A guest's token dies this long after its last renewal, or sooner (arch §5).
+const TOKEN_LIFETIME: Duration = Duration::from_secs(15 * 60);
+
 /// Calls of one sandbox that may be open, and that it may make in a minute, by default.
 const SANDBOX_CONCURRENT: u32 = 32;
 const SANDBOX_REQUESTS: u32 = 600;
@@ -28,6 +31,10 @@ pub struct Gateway {
     pub max_request_bytes: u64,
     /// Request bodies held at the same time, in bytes.
     pub max_held_bytes: u64,
+    /// Request bodies of one sandbox held at the same time, in bytes.
+    pub sandbox_held_bytes: u64,
+    /// How long a guest's token lives after its last renewal.
+    pub token_lifetime: Duration,
     /// How long single calls stay in the usage table.
     pub usage_kept: Duration,
     /// Bounds of each sandbox.
@@ -66,6 +73,26 @@ impl Gateway {
             max_request_bytes,
             1 << 36,
         )?;
+        let sandbox_held_bytes = within(
+            "gateway.sandbox_held_bytes",
+            raw.sandbox_held_bytes
+                .unwrap_or((max_held_bytes / 4).max(max_request_bytes)),
+            max_request_bytes,
+            max_held_bytes,
+        )?;
+        let token_lifetime = duration(
+            "gateway.token_lifetime",
+            raw.token_lifetime.as_deref(),
+            TOKEN_LIFETIME,
+        )?;
+        if token_lifetime > TOKEN_LIFETIME {
+            return Err(ConfigError::value(
+                "gateway.token_lifetime",
+                raw.token_lifetime.as_deref().unwrap_or_default(),
+                "a token that nobody renews dies after 15 minutes at the latest",
+                "a length of time up to 15m",
+            ));
+        }
         let mut sandbox = Rates::build("gateway.sandbox", &raw.sandbox)?;
         sandbox.concurrent.get_or_insert(SANDBOX_CONCURRENT);
         if raw.sandbox.requests_per_minute.is_none() {
@@ -74,6 +101,8 @@ impl Gateway {
         Ok(Self {
             max_request_bytes,
             max_held_bytes,
+            sandbox_held_bytes,
+            token_lifetime,
             usage_kept: duration("gateway.usage_kept", raw.usage_kept.as_deref(), 90 * DAY)?,
             sandbox,
             user: Rates::build("gateway.user", &raw.user)?,

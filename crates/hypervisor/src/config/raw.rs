@@ -331,6 +331,10 @@ pub struct RawGateway {
     pub max_request_bytes: Option<u64>,
     /// Request bodies held at the same time, all together.
     pub max_held_bytes: Option<u64>,
+    /// Request bodies of one sandbox held at the same time.
+    pub sandbox_held_bytes: Option<u64>,
+    /// How long a guest's token lives after its last renewal.
+    pub token_lifetime: Option<String>,
     /// How long single calls stay in the usage table.
     pub usage_kept: Option<String>,
     /// Bounds of each sandbox.

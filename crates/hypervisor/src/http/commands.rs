@@ -43,9 +43,6 @@ const MAX_MESSAGE: usize = 64 << 10;
 /// the connection otherwise.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-/// A log that is not followed ends after this much silence.
-const LOG_QUIET: Duration = Duration::from_millis(200);
-
 /// How long a request's body may take.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -165,7 +162,7 @@ pub(crate) async fn output(
     Ok(log(attachment, follow))
 }
 
-/// A log as a response: all that there is, and what is added when it is followed.
+/// A log as a response: all that there is, and with `follow` what is added.
 pub(crate) fn log(attachment: Attachment, follow: bool) -> Response {
     let pieces = futures_util::stream::unfold(attachment, move |log| piece(log, follow));
     let mut response = Body::from_stream(pieces).into_response();
@@ -189,7 +186,7 @@ async fn piece(
     let next = if follow {
         log.next().await
     } else {
-        tokio::time::timeout(LOG_QUIET, log.next()).await.ok()?
+        log.next_written().await
     };
     match next {
         Ok(Some(Output::Data { data, .. })) => Some((Ok(Bytes::from(data)), log)),

@@ -59,7 +59,7 @@ function invites() {
   return h('div', { class: 'stack' }, here.element);
 }
 
-function users() {
+function users(me) {
   const here = section('users', 'Accounts', 'Everybody with an account, and their sandboxes.', null);
 
   const refresh = () =>
@@ -81,7 +81,27 @@ function users() {
         small(sandbox.state === 'running' ? 'Stop' : 'Start', 'btn-quiet', (button) => act(user, sandbox, button)),
       ),
     );
-    return item([user.name, ' ', user.is_admin ? h('span', { class: 'badge badge-accent' }, 'administrator') : ''], ['Since ', time(user.created_at)], ...rows);
+    const badges = [user.is_admin ? h('span', { class: 'badge badge-accent' }, 'administrator') : '', ' ', user.disabled ? h('span', { class: 'badge badge-danger' }, 'disabled') : ''];
+    const about = user.disabled ? ['Disabled ', time(user.disabled.at), user.disabled.note && `: ${user.disabled.note}`] : ['Since ', time(user.created_at)];
+    const toggle = user.disabled ? small('Enable', 'btn-quiet', (button) => enable(user, button)) : small('Disable', 'btn-danger', (button) => disable(user, button));
+    return item([user.name, ' ', ...badges], about, ...(user.disabled ? [] : rows), user.name === me.name ? null : toggle);
+  }
+
+  async function disable(user, button) {
+    const sure = await confirm({
+      title: `Disable ${user.name}?`,
+      text: 'They are signed out everywhere, their API tokens and open invitations are revoked, and their sandboxes stop at once. Files and passkeys stay.',
+      action: 'Disable',
+      danger: true,
+    });
+    if (sure) await enable(user, button, 'disable');
+  }
+
+  function enable(user, button, action = 'enable') {
+    return busy(button, here.message, async () => {
+      await post(`/admin/users/${user.name}/${action}`, {});
+      await refresh();
+    });
   }
 
   async function act(user, sandbox, button) {
@@ -149,6 +169,6 @@ function audit() {
   return here.element;
 }
 
-export function adminView(view) {
-  fill(view, h('div', { class: 'page-sections' }, invites(), users(), network(), audit()));
+export function adminView(view, me) {
+  fill(view, h('div', { class: 'page-sections' }, invites(), users(me), network(), audit()));
 }

@@ -6,6 +6,7 @@ use types::{SandboxId, UserId, UserName};
 use uuid::Uuid;
 use webauthn_rs::prelude::PublicKeyCredential;
 
+use super::accounts::DISABLED;
 use super::audit::Entry;
 use super::ceremonies::{Ceremony, Purpose};
 use super::passkeys::{Challenge, Created, SIGN_IN_REFUSED};
@@ -337,6 +338,12 @@ pub async fn login_finish(
         return Err(SIGN_IN_REFUSED);
     };
     app.rate.account(Attempt::Login, user.name.as_str())?;
+    if user.disabled.is_some() {
+        let entry = Entry::denied("auth.login", "-", "the account is disabled")
+            .about_user(user.id, &user.name);
+        app.audit.record(actor, entry).await?;
+        return Err(DISABLED);
+    }
     let made = sessions::make(app, actor, user.id, SessionKind::Control, user_agent)?;
     let entry = Entry::allowed("auth.login", made.session.id.to_string())
         .about_user(user.id, &user.name)

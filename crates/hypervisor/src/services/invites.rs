@@ -1,8 +1,8 @@
-//! Invitations, and the list of accounts: what admins see of people.
+//! Invitations.
 
 use crypto::{Token, TokenKind};
 use serde::{Deserialize, Serialize};
-use types::{InviteId, UserName};
+use types::InviteId;
 
 use super::audit::Entry;
 use crate::actor::Actor;
@@ -45,17 +45,6 @@ pub struct InviteView {
     pub used_by: Option<String>,
     /// RFC 3339.
     pub used_at: Option<String>,
-}
-
-/// An account, as admins see it.
-#[derive(Debug, Serialize)]
-pub struct UserView {
-    /// Its name.
-    pub name: UserName,
-    /// Whether it may administer the installation.
-    pub is_admin: bool,
-    /// RFC 3339.
-    pub created_at: String,
 }
 
 fn view(row: InviteRow, now: i64) -> InviteView {
@@ -155,21 +144,4 @@ pub async fn withdraw(app: &App, actor: &Actor, id: InviteId) -> Result<(), Erro
     } else {
         Err(Error::NotFound("invitation"))
     }
-}
-
-/// All accounts.
-///
-/// # Errors
-/// Not an admin.
-pub async fn users(app: &App, actor: &Actor) -> Result<Vec<UserView>, Error> {
-    actor.require_admin()?;
-    let rows = app.store.users().await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| UserView {
-            name: row.name,
-            is_admin: row.is_admin,
-            created_at: rfc3339(row.created_at),
-        })
-        .collect())
 }

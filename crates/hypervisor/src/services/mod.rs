@@ -1,5 +1,6 @@
 //! What the control plane does: each operation authorizes, acts and records (style 6).
 
+pub mod accounts;
 mod argon;
 pub mod audit;
 pub mod auth;

@@ -198,7 +198,12 @@ pub async fn poll(app: &App, actor: &Actor, request: &PollRequest) -> Result<Pol
     let (Some(user), Some(scopes)) = (row.approved_by, row.scopes) else {
         return Ok(PollAnswer::Pending);
     };
-    let Some(user) = app.store.user(user).await? else {
+    let Some(user) = app
+        .store
+        .user(user)
+        .await?
+        .filter(|user| user.disabled.is_none())
+    else {
         return Ok(PollAnswer::Expired);
     };
     let lifetime = TOKEN_LIFETIME.min(app.config.auth.token_max_lifetime);

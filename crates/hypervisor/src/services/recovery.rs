@@ -11,6 +11,7 @@ use types::{PasskeyId, UserId, UserName};
 use uuid::Uuid;
 use webauthn_rs::prelude::RegisterPublicKeyCredential;
 
+use super::accounts::DISABLED;
 use super::argon::Scratch;
 use super::audit::Entry;
 use super::ceremonies::{Ceremony, Purpose};
@@ -197,6 +198,12 @@ pub async fn recover(
         app.audit.record(actor, entry).await?;
         return Err(REFUSED);
     };
+    if user.disabled.is_some() {
+        let entry = Entry::denied("auth.recovery", "-", "the account is disabled")
+            .about_user(user.id, &user.name);
+        app.audit.record(actor, entry).await?;
+        return Err(DISABLED);
+    }
     let made = sessions::make(app, actor, user.id, SessionKind::Recovery, user_agent)?;
     let entry = Entry::allowed("auth.recovery", made.session.id.to_string())
         .about_user(user.id, &user.name)

@@ -39,7 +39,7 @@ pub use snapshots::{SnapshotRow, Standing};
 pub use swaps::SwapRow;
 pub use tokens::{NewToken, TokenRow};
 pub use usage::{CallRow, SpentRow, UsageBy, UsageRow};
-pub use users::{NewUser, UserRow};
+pub use users::{Disabled, Disabling, NewUser, UserRow};
 
 /// How long a statement waits for a lock that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -109,7 +109,8 @@ impl SessionRow {
 }
 
 impl Store {
-    /// A session by the hash of its token, whether or not it has ended by time.
+    /// A session by the hash of its token, whether or not it has ended by time. A disabled
+    /// account has none.
     ///
     /// # Errors
     /// The database failed.
@@ -117,7 +118,8 @@ impl Store {
         sqlx::query(
             "SELECT s.id, s.user_id, u.name, u.is_admin, s.kind, s.host, s.user_agent, s.address,
                     s.created_at, s.last_seen_at, s.expires_at
-             FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.token_hash = $1",
+             FROM sessions s JOIN users u ON u.id = s.user_id
+             WHERE s.token_hash = $1 AND u.disabled_at IS NULL",
         )
         .bind(token_hash)
         .fetch_optional(&self.read)
@@ -131,11 +133,14 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub async fn session_lives(&self, id: SessionId, now: i64) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT 1 FROM sessions WHERE id = $1 AND expires_at > $2")
-            .bind(id.to_string())
-            .bind(now)
-            .fetch_optional(&self.read)
-            .await?;
+        let row = sqlx::query(
+            "SELECT 1 FROM sessions s JOIN users u ON u.id = s.user_id
+             WHERE s.id = $1 AND s.expires_at > $2 AND u.disabled_at IS NULL",
+        )
+        .bind(id.to_string())
+        .bind(now)
+        .fetch_optional(&self.read)
+        .await?;
         Ok(row.is_some())
     }
 
@@ -148,7 +153,8 @@ impl Store {
             "SELECT s.id, s.user_id, u.name, u.is_admin, s.kind, s.host, s.user_agent, s.address,
                     s.created_at, s.last_seen_at, s.expires_at
              FROM sessions s JOIN users u ON u.id = s.user_id
-             WHERE s.user_id = $1 AND s.expires_at > $2 ORDER BY s.last_seen_at DESC, s.id",
+             WHERE s.user_id = $1 AND s.expires_at > $2 AND u.disabled_at IS NULL
+             ORDER BY s.last_seen_at DESC, s.id",
         )
         .bind(user.to_string())
         .bind(now)

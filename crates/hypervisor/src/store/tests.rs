@@ -1,6 +1,6 @@
 //! The store's promises.
 
-use types::{InviteId, PasskeyId, SandboxId, SessionId, SwapOutcome, UserId};
+use types::{InviteId, PasskeyId, SandboxId, SessionId, SwapOutcome, TokenId, UserId};
 use uuid::Uuid;
 
 use super::*;
@@ -348,4 +348,65 @@ async fn what_was_written_survives_a_reopening() {
             .unwrap(),
         key
     );
+}
+
+#[tokio::test]
+async fn a_disabled_account_has_nothing_to_get_in_with() {
+    let (store, _dir) = store().await;
+    let setup = |name| Registration {
+        user: NewUser {
+            is_admin: true,
+            ..registration(name, Entitlement::Open).user
+        },
+        ..registration(name, Entitlement::Open)
+    };
+    let mut admins = Vec::new();
+    for name in ["alice", "bob"] {
+        let mut one = setup(name);
+        one.session.user_id = one.user.id;
+        assert!(store.register(&one).await.unwrap());
+        admins.push(one);
+    }
+    let (alice, bob) = (admins[0].user.id, &admins[1]);
+    let token = NewToken {
+        id: TokenId::generate(),
+        user_id: bob.user.id,
+        name: "script".to_owned(),
+        token_hash: "hash".to_owned(),
+        scopes: "account".to_owned(),
+        now: NOW,
+        expires_at: NOW + 1000,
+    };
+    store.add_token(&token).await.unwrap();
+    let done = store.disable_user(bob.user.id, "why", NOW).await.unwrap();
+    assert_eq!(done, Disabling::Done);
+    // Whoever was about to get in when that was decided comes too late.
+    let late = session(bob.user.id, SessionKind::Control, None);
+    store.add_session(&late).await.unwrap();
+    let again = NewToken {
+        id: TokenId::generate(),
+        token_hash: "late".to_owned(),
+        ..token.clone()
+    };
+    store.add_token(&again).await.unwrap();
+    for hash in [&bob.session.token_hash, &late.token_hash] {
+        assert!(store.session(hash).await.unwrap().is_none());
+    }
+    for hash in ["hash", "late"] {
+        assert!(store.token(hash).await.unwrap().is_none());
+    }
+    assert!(!store.session_lives(late.id, NOW).await.unwrap());
+    assert!(!store.token_lives(again.id, NOW).await.unwrap());
+    assert!(store.sessions(bob.user.id, NOW).await.unwrap().is_empty());
+    // Somebody has to be left who can undo it.
+    let last = store.disable_user(alice, "", NOW).await.unwrap();
+    assert_eq!(last, Disabling::LastAdmin);
+    let again = store.disable_user(bob.user.id, "", NOW).await.unwrap();
+    assert_eq!(again, Disabling::Already);
+    let row = store.user(bob.user.id).await.unwrap().unwrap();
+    assert_eq!(row.disabled.unwrap().note, "why");
+    assert!(store.enable_user(bob.user.id).await.unwrap());
+    assert!(!store.enable_user(bob.user.id).await.unwrap());
+    assert!(store.session(&late.token_hash).await.unwrap().is_none());
+    assert!(store.token("late").await.unwrap().is_none());
 }

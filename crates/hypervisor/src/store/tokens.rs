@@ -64,7 +64,7 @@ impl TokenRow {
 }
 
 impl Store {
-    /// A token by its hash, whether or not it has ended by time.
+    /// A token by its hash, whether or not it has ended by time. A disabled account has none.
     ///
     /// # Errors
     /// The database failed.
@@ -72,7 +72,8 @@ impl Store {
         sqlx::query(
             "SELECT t.id, t.user_id, u.name AS user_name, u.is_admin, t.name, t.scopes, t.created_at,
                     t.expires_at, t.last_used_at
-             FROM api_tokens t JOIN users u ON u.id = t.user_id WHERE t.token_hash = $1",
+             FROM api_tokens t JOIN users u ON u.id = t.user_id
+             WHERE t.token_hash = $1 AND u.disabled_at IS NULL",
         )
         .bind(token_hash)
         .fetch_optional(&self.read)
@@ -86,11 +87,14 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub async fn token_lives(&self, id: TokenId, now: i64) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT 1 FROM api_tokens WHERE id = $1 AND expires_at > $2")
-            .bind(id.to_string())
-            .bind(now)
-            .fetch_optional(&self.read)
-            .await?;
+        let row = sqlx::query(
+            "SELECT 1 FROM api_tokens t JOIN users u ON u.id = t.user_id
+             WHERE t.id = $1 AND t.expires_at > $2 AND u.disabled_at IS NULL",
+        )
+        .bind(id.to_string())
+        .bind(now)
+        .fetch_optional(&self.read)
+        .await?;
         Ok(row.is_some())
     }
 
@@ -103,7 +107,7 @@ impl Store {
             "SELECT t.id, t.user_id, u.name AS user_name, u.is_admin, t.name, t.scopes, t.created_at,
                     t.expires_at, t.last_used_at
              FROM api_tokens t JOIN users u ON u.id = t.user_id
-             WHERE t.user_id = $1 ORDER BY t.created_at DESC, t.id",
+             WHERE t.user_id = $1 AND u.disabled_at IS NULL ORDER BY t.created_at DESC, t.id",
         )
         .bind(user.to_string())
         .fetch_all(&self.read)

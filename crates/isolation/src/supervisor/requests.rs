@@ -127,14 +127,16 @@ fn answer(
             find(supervisor, command_id).and_then(|runner| hand_out(connection, runner.channel()))
         }
         Request::Attach { command_id, from } => find(supervisor, command_id).map(|runner| {
-            let offset = next_offset(&runner.task.log, from);
+            let log = &runner.task.log;
+            let (offset, end) = (next_offset(log, from), log.end());
             connection.mode = Mode::Attached(command_id, offset);
-            connection.say(&Reply::Attached { offset }, Vec::new());
+            connection.say(&Reply::Attached { offset, end }, Vec::new());
         }),
         Request::GuestLog { from } => {
-            let offset = next_offset(&supervisor.guest.log, from);
+            let log = &supervisor.guest.log;
+            let (offset, end) = (next_offset(log, from), log.end());
             connection.mode = Mode::GuestLog(offset);
-            connection.say(&Reply::Attached { offset }, Vec::new());
+            connection.say(&Reply::Attached { offset, end }, Vec::new());
             Ok(())
         }
         Request::Signal { command_id, signal } => find(supervisor, command_id).map(|runner| {

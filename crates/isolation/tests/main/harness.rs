@@ -175,7 +175,10 @@ impl Sandbox {
     pub(crate) fn guest_output(&self) -> String {
         let mut client = self.connect();
         let reply = client.ask(&Request::GuestLog { from: 0 });
-        assert_eq!(reply, Message::Reply(Reply::Attached { offset: 0 }));
+        assert!(matches!(
+            reply,
+            Message::Reply(Reply::Attached { offset: 0, .. })
+        ));
         let mut text = Vec::new();
         while let Some(frame) = client.frame() {
             if let Frame::Data { bytes, .. } = frame {
@@ -292,7 +295,7 @@ impl Client {
             command_id: id,
             from,
         }) {
-            Message::Reply(Reply::Attached { offset }) => offset,
+            Message::Reply(Reply::Attached { offset, .. }) => offset,
             other => panic!("{other:?}"),
         }
     }

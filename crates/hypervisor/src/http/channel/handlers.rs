@@ -15,7 +15,6 @@ use crate::http::commands as http_commands;
 use crate::services::commands::Commands;
 use crate::services::ports::Ports;
 use crate::services::provider::Called;
-use crate::services::sandboxes::tokens::GUEST_LIFETIME;
 
 pub(super) async fn handle(
     channel: &Channel,
@@ -65,8 +64,9 @@ async fn serve(
             call(channel, actor, called, request).await
         }
         (Route::Renew, &Method::POST) => {
-            channel.peer.slot.renew(plane.clock.now_ms());
-            Ok(Json(json!({"expires_in_seconds": GUEST_LIFETIME.as_secs()})).into_response())
+            let slot = &channel.peer.slot;
+            slot.renew(plane.clock.now_ms());
+            Ok(Json(json!({"expires_in_seconds": slot.lifetime().as_secs()})).into_response())
         }
         (Route::Commands, &Method::POST) => http_commands::start(&commands, actor, request).await,
         (Route::Commands, &Method::GET) => http_commands::list(&commands, actor).await,
@@ -115,12 +115,6 @@ async fn call(
         providers.caller(sandbox, user, channel.peer.command)
     });
     Ok(providers
-        .call(
-            caller,
-            called,
-            request,
-            actor.request_id,
-            &channel.peer.ended,
-        )
+        .call(caller, called, request, actor.request_id, &channel.right)
         .await)
 }

@@ -93,6 +93,8 @@ struct Channel {
     plane: Arc<Plane>,
     peer: Peer,
     misuses: AtomicU32,
+    /// The right to call models: ends with the channel, or when its token lapses.
+    right: CancellationToken,
     /// Known from the first model call on.
     caller: OnceLock<Caller>,
 }
@@ -101,6 +103,7 @@ struct Channel {
 pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
     let channel = Arc::new(Channel {
         plane,
+        right: peer.ended.child_token(),
         peer,
         misuses: AtomicU32::new(0),
         caller: OnceLock::new(),
@@ -129,6 +132,8 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
     let slots = Arc::new(Semaphore::new(most));
     // Dropped at the end of the channel, which ends every connection at once.
     let mut connections = JoinSet::new();
+    let lapse = channel.peer.slot.lapsed(&channel.plane.clock);
+    tokio::pin!(lapse);
     loop {
         while connections.try_join_next().is_some() {}
         let next = async {
@@ -138,6 +143,18 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
         let accepted = tokio::select! {
             biased;
             () = channel.peer.ended.cancelled() => return,
+            () = &mut lapse, if !channel.right.is_cancelled() => {
+                // What was begun with the token goes with it. The channel itself stays, to
+                // say so to whoever still shows it.
+                tracing::warn!(
+                    sandbox = %channel.peer.instance.sandbox_id,
+                    start = %channel.peer.instance.start_id,
+                    "the gateway token of a sandbox lapsed unrenewed; everything on its channel is cut"
+                );
+                channel.right.cancel();
+                connections = JoinSet::new();
+                continue;
+            }
             accepted = next => accepted,
         };
         match accepted {

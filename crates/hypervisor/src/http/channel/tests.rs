@@ -1,16 +1,18 @@
 //! A channel over a real socket: what it serves, to whom, and for how long.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, UnixStream};
 use types::Role;
 
-use crate::clock::millis;
 use crate::services::sandboxes::Whose;
 use crate::services::sandboxes::testing::Installation;
-use crate::services::sandboxes::tokens::GUEST_LIFETIME;
+
+/// How long a token lives by default.
+const LIFETIME: Duration = Duration::from_secs(900);
 
 /// One HTTP/1.1 connection, spoken by hand so that nothing corrects what is sent.
 struct Wire(UnixStream);
@@ -141,7 +143,7 @@ async fn every_request_of_a_connection_has_to_show_the_token() {
     }
     // The connection still serves whoever shows it.
     assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 200);
-    installation.app.clock.advance(GUEST_LIFETIME);
+    installation.app.clock.advance(LIFETIME);
     assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 401);
     assert_eq!(
         wire.ask("POST /token/renew", Some(&token), "").await.0,
@@ -156,10 +158,71 @@ async fn renewal_keeps_the_token_alive() {
     let (channel, token) = started(&installation, Role::Live).await;
     let mut wire = Wire::open(&channel).await;
     for _ in 0..3 {
-        installation.app.clock.advance(GUEST_LIFETIME * 2 / 3);
+        installation.app.clock.advance(LIFETIME * 2 / 3);
         assert_eq!(wire.ask("POST /token/renew", Some(&token), "").await.0, 200);
     }
-    assert!(millis(GUEST_LIFETIME) > 0);
+}
+
+#[tokio::test]
+async fn a_token_that_lapses_takes_with_it_what_it_began() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/v1", listener.local_addr().unwrap());
+    let installation = Installation::new(&format!(
+        "[gateway]\ntoken_lifetime = \"1s\"\n\
+         [[providers]]\nname = \"p\"\nkind = \"openai\"\nbase_url = {base:?}\nmodels = [\"m\"]\n\
+         addresses = \"private_network_too\"\n"
+    ))
+    .await;
+    let (channel, token) = started(&installation, Role::Live).await;
+    let mut idle = Wire::open(&channel).await;
+    assert_eq!(idle.ask("GET /provider/v1", Some(&token), "").await.0, 200);
+    let mut upload = Wire::open(&channel).await;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 9\r\n\r\n{{"
+    );
+    upload.0.write_all(head.as_bytes()).await.unwrap();
+    let mut streaming = Wire::open(&channel).await;
+    let body = r#"{"model":"m","stream":true,"messages":[]}"#;
+    let request = head.replace("Content-Length: 9\r\n\r\n{", "");
+    let request = format!("{request}Content-Length: {}\r\n\r\n{body}", body.len());
+    streaming.0.write_all(request.as_bytes()).await.unwrap();
+    let (mut upstream, _) = listener.accept().await.unwrap();
+    let mut seen = vec![0; 4096];
+    assert!(upstream.read(&mut seen).await.unwrap() > 0);
+    let reply = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n";
+    upstream.write_all(reply.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"data: 1\n\r\n") {
+        seen.push(streaming.0.read_u8().await.unwrap());
+    }
+
+    installation.app.clock.advance(Duration::from_secs(1));
+    for (what, wire) in [
+        ("idle", &mut idle),
+        ("upload", &mut upload),
+        ("stream", &mut streaming),
+    ] {
+        let left = wire.0.read(&mut [0; 64]).await.unwrap_or(0);
+        assert_eq!(
+            left, 0,
+            "{what}: it breaks off, and nothing looks like its end"
+        );
+    }
+    let hung_up = async {
+        while upstream
+            .read(&mut [0; 4096])
+            .await
+            .is_ok_and(|read| read > 0)
+        {}
+    };
+    tokio::time::timeout(Duration::from_secs(20), hung_up)
+        .await
+        .expect("the provider is left");
+    // The channel itself is there, and says why.
+    let mut wire = Wire::open(&channel).await;
+    let (status, said) = wire.ask("GET /provider/v1", Some(&token), "").await;
+    assert_eq!(status, 401);
+    assert!(said.contains("has expired"), "{said}");
 }
 
 #[tokio::test]

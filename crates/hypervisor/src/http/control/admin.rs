@@ -11,12 +11,15 @@ use futures_util::stream;
 use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use types::UserView;
 
 use super::extract::{Json, id};
 use super::route::{Access, Route};
+use super::sandboxes::user;
 use crate::actor::{Actor, Via};
 use crate::app::App;
 use crate::error::Error;
+use crate::services::accounts::{self, DisableRequest};
 use crate::services::invites::{self, InviteRequest};
 
 /// Records that a page of the audit log has when it asks for no number.
@@ -35,6 +38,8 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post("/admin/invites", Access::Admin, create_invite),
         Route::delete("/admin/invites/{id}", Access::Admin, withdraw_invite),
         Route::get("/admin/users", Access::Admin, list_users),
+        Route::post("/admin/users/{user}/disable", Access::Admin, disable_user),
+        Route::post("/admin/users/{user}/enable", Access::Admin, enable_user),
         Route::get("/admin/audit", Access::Admin, tail_audit),
         Route::get("/admin/audit/verify", Access::Admin, verify_audit),
     ]
@@ -73,8 +78,34 @@ async fn withdraw_invite(
 
 async fn list_users(State(app): State<Arc<App>>, actor: Actor) -> Result<axum::Json<Value>, Error> {
     Ok(axum::Json(
-        json!({ "users": invites::users(&app, &actor).await? }),
+        json!({ "users": accounts::list(&app, &actor).await? }),
     ))
+}
+
+async fn disable_user(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<axum::Json<UserView>, Error> {
+    let request = if body.is_empty() {
+        DisableRequest::default()
+    } else {
+        serde_json::from_slice(&body).map_err(|error| Error::bad_request(error.to_string()))?
+    };
+    accounts::disable(&app, &actor, &user(&name)?, &request)
+        .await
+        .map(axum::Json)
+}
+
+async fn enable_user(
+    State(app): State<Arc<App>>,
+    actor: Actor,
+    Path(name): Path<String>,
+) -> Result<axum::Json<UserView>, Error> {
+    accounts::enable(&app, &actor, &user(&name)?)
+        .await
+        .map(axum::Json)
 }
 
 #[derive(Debug, Deserialize)]

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +67,9 @@ impl Told {
 pub struct RuntimeSessions {
     /// Held for one look-up, never across an await.
     seen: Mutex<HashMap<TokenHash, Arc<RuntimeSession>>>,
+    /// How often sessions were forgotten: what was read from the database before is not
+    /// believed after it.
+    forgotten: AtomicU64,
 }
 
 impl fmt::Debug for RuntimeSessions {
@@ -96,8 +100,14 @@ impl RuntimeSessions {
         {
             return Ok(Some(known));
         }
-        let found = sessions::find(app, &token, host).await?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (found, mut seen) = loop {
+            let before = self.forgotten.load(Ordering::Acquire);
+            let found = sessions::find(app, &token, host).await?;
+            let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.forgotten.load(Ordering::Acquire) == before {
+                break (found, seen);
+            }
+        };
         let Some(row) = found else {
             if let Some(gone) = seen.remove(&hash) {
                 gone.ended.cancel();
@@ -127,6 +137,7 @@ impl RuntimeSessions {
     /// Forgets a user's sessions that have ended, and cuts what goes on in their names.
     pub(crate) fn forget(&self, user: UserId, ended: &dyn Fn(SessionId) -> bool) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         seen.retain(|_, session| {
             let gone = session.user.id == user && ended(session.id);
             if gone {

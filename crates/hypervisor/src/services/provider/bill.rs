@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use gateway::provider::{Outcome, ReplyEnd, Usage};
+use tokio_util::sync::CancellationToken;
 use types::{CommandId, RequestId, SandboxId, UserId};
 
 use super::limits::{Admission, Amount};
@@ -49,6 +50,8 @@ pub(super) struct Bill {
     /// Whether anything of it went up.
     pub(super) sent: bool,
     pub(super) status: u16,
+    /// The caller's right to call.
+    pub(super) right: CancellationToken,
 }
 
 /// What a call is expected to take.
@@ -85,8 +88,12 @@ impl Bill {
         self.close(end);
     }
 
-    fn close(&mut self, end: ReplyEnd) {
+    fn close(&mut self, mut end: ReplyEnd) {
         let Some(slot) = self.slot.take() else { return };
+        // A connection that went with the caller's right did not leave by itself.
+        if end.outcome == Outcome::ClientGone && self.right.is_cancelled() {
+            end.outcome = Outcome::Cut;
+        }
         let succeeded = self.status < 400;
         let (usage, estimated) = match end.usage {
             Some(usage) => (usage, false),

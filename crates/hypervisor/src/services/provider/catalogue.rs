@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::answer::CallError;
 use super::limits::{Account, Scope, Spent};
 use super::place::Place;
+use super::retries::RetryBudget;
 use super::{Called, ProvidersError};
 use crate::clock::rfc3339;
 use crate::config::{Config, Price, Provider, ProviderKind};
@@ -32,6 +33,8 @@ pub(super) struct Entry {
     /// Empty: the demo, which is answered in this process.
     pub(super) places: Vec<Place>,
     pub(super) account: Arc<Account>,
+    /// What may be sent again.
+    pub(super) retries: RetryBudget,
     /// Counts calls, to share them out by weight.
     turn: AtomicU32,
 }
@@ -103,6 +106,7 @@ impl Catalogue {
                         spent,
                         now_ms,
                     )),
+                    retries: RetryBudget::default(),
                     turn: AtomicU32::new(0),
                 })
             })

@@ -1,9 +1,11 @@
 //! Holding a request until it is whole: aliases, limits and retries need it that way.
 //!
-//! What all sandboxes hold together is bounded, and what does not get room within a short
-//! wait is refused, so that large bodies cost the process no more than the configured memory.
+//! What all sandboxes hold together is bounded, and what each of them holds, and what does not
+//! get room within a short wait is refused, so that large bodies cost the process no more than
+//! the configured memory, and nobody more than their share of it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,7 +13,10 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use types::SandboxId;
 
+use super::answer::CallError;
+use super::limits::{Limited, Scope};
 use crate::error::Error;
 
 /// The unit in which memory is counted, in bytes.
@@ -28,26 +33,58 @@ const BODY_IDLE: Duration = Duration::from_secs(30);
 pub(super) struct Room {
     free: Arc<Semaphore>,
     largest: u64,
+    /// Of one sandbox, in units.
+    share: usize,
+    /// The shares that are in use. Held for one look-up.
+    shares: Mutex<HashMap<SandboxId, Weak<Semaphore>>>,
 }
+
+/// What one sandbox may hold.
+pub(super) type Share = Arc<Semaphore>;
 
 /// A whole request body; gives its room back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) body: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    _taken: Taken,
+}
+
+/// Room that was taken.
+#[derive(Debug, Default)]
+struct Taken {
+    of_share: Option<OwnedSemaphorePermit>,
+    of_all: Option<OwnedSemaphorePermit>,
 }
 
 impl Room {
-    /// Room for `most` bytes in all, and for `largest` in one body.
-    pub(super) fn new(most: u64, largest: u64) -> Self {
-        let units = usize::try_from(most / UNIT).unwrap_or(Semaphore::MAX_PERMITS);
+    /// Room for `most` bytes in all, for `share` of them of one sandbox, and for `largest` in
+    /// one body.
+    pub(super) fn new(most: u64, share: u64, largest: u64) -> Self {
+        let units = |bytes: u64| {
+            let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(Semaphore::MAX_PERMITS);
+            units.min(Semaphore::MAX_PERMITS)
+        };
         Self {
-            free: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            free: Arc::new(Semaphore::new(units(most))),
             largest,
+            share: units(share),
+            shares: Mutex::default(),
         }
     }
 
-    /// Reads a body to its end. `announced` is its `Content-Length`.
+    /// The share of a sandbox, the same one for all its channels.
+    pub(super) fn share(&self, sandbox: SandboxId) -> Share {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get(&sandbox).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(self.share));
+        shares.insert(sandbox, Arc::downgrade(&share));
+        share
+    }
+
+    /// Reads a body of a sandbox to its end. `announced` is its `Content-Length`.
     ///
     /// # Errors
     /// It is too large, there is no room for it, it stalls or breaks off, or the caller's
@@ -56,21 +93,27 @@ impl Room {
         &self,
         body: Body,
         announced: Option<u64>,
+        share: &Share,
         cancel: &CancellationToken,
-    ) -> Result<Held, Error> {
+    ) -> Result<Held, CallError> {
         tokio::select! {
-            () = cancel.cancelled() => Err(Error::SandboxNotRunning),
-            held = self.read(body, announced) => held,
+            () = cancel.cancelled() => Err(Error::SandboxNotRunning.into()),
+            held = self.read(body, announced, share) => held,
         }
     }
 
-    async fn read(&self, mut body: Body, announced: Option<u64>) -> Result<Held, Error> {
+    async fn read(
+        &self,
+        mut body: Body,
+        announced: Option<u64>,
+        share: &Share,
+    ) -> Result<Held, CallError> {
         let announced = announced.unwrap_or(0);
         if announced > self.largest {
-            return Err(self.too_large());
+            return Err(self.too_large().into());
         }
-        let mut room = None;
-        self.widen(&mut room, announced).await?;
+        let mut taken = Taken::default();
+        self.widen(&mut taken, share, announced).await?;
         let mut bytes = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
         loop {
             let frame = tokio::time::timeout(BODY_IDLE, body.frame())
@@ -80,47 +123,36 @@ impl Room {
                 None => break,
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
                 Some(Err(_)) => {
-                    return Err(Error::bad_request("the request body broke off"));
+                    return Err(Error::bad_request("the request body broke off").into());
                 }
             };
             let length = bytes.len() as u64 + data.len() as u64;
             if length > self.largest {
-                return Err(self.too_large());
+                return Err(self.too_large().into());
             }
-            self.widen(&mut room, length).await?;
+            self.widen(&mut taken, share, length).await?;
             bytes.extend_from_slice(&data);
         }
         Ok(Held {
             body: bytes.freeze(),
-            _room: room,
+            _taken: taken,
         })
     }
 
     /// Takes room until there is enough for `bytes`.
-    async fn widen(
-        &self,
-        room: &mut Option<OwnedSemaphorePermit>,
-        bytes: u64,
-    ) -> Result<(), Error> {
-        let wanted = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let have = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = wanted.saturating_sub(u32::try_from(have).unwrap_or(u32::MAX));
-        if more == 0 {
-            return Ok(());
+    async fn widen(&self, taken: &mut Taken, share: &Share, bytes: u64) -> Result<(), CallError> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        // First of its own: whoever waits for that keeps nobody else waiting.
+        if !take(share, &mut taken.of_share, units).await {
+            return Err(CallError::Limited(Limited {
+                scope: Scope::Sandbox,
+                bound: "held_bytes",
+                retry_after: Duration::from_secs(1),
+            }));
         }
-        let taken = Arc::clone(&self.free).acquire_many_owned(more);
-        let taken = tokio::time::timeout(ROOM_WITHIN, taken)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| {
-                Error::Unavailable(
-                    "too many large requests are on their way; try again shortly".to_owned(),
-                )
-            })?;
-        match room {
-            Some(room) => room.merge(taken),
-            none => *none = Some(taken),
+        if !take(&self.free, &mut taken.of_all, units).await {
+            let busy = "too many large requests are on their way; try again shortly";
+            return Err(Error::Unavailable(busy.to_owned()).into());
         }
         Ok(())
     }
@@ -133,26 +165,54 @@ impl Room {
     }
 }
 
+/// Takes what is missing to `wanted` units. `false`: it was not to be had in time.
+async fn take(
+    free: &Arc<Semaphore>,
+    taken: &mut Option<OwnedSemaphorePermit>,
+    wanted: u32,
+) -> bool {
+    let have = taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+    let more = wanted.saturating_sub(u32::try_from(have).unwrap_or(u32::MAX));
+    if more == 0 {
+        return true;
+    }
+    let permits = Arc::clone(free).acquire_many_owned(more);
+    match tokio::time::timeout(ROOM_WITHIN, permits).await {
+        Ok(Ok(permits)) => {
+            match taken {
+                Some(taken) => taken.merge(permits),
+                none => *none = Some(permits),
+            }
+            true
+        }
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn a_body_is_held_up_to_its_bound_and_gives_its_room_back() {
-        let room = Room::new(8192, 4096);
+        let room = Room::new(8192, 8192, 4096);
         let right = CancellationToken::new();
+        let share = room.share(SandboxId::generate());
         let held = room
-            .hold(Body::from(vec![1; 4096]), Some(4096), &right)
+            .hold(Body::from(vec![1; 4096]), Some(4096), &share, &right)
             .await
             .unwrap();
         assert_eq!(held.body.len(), 4096);
         assert_eq!(room.free.available_permits(), 4);
         for announced in [Some(4097), None] {
             let refused = room
-                .hold(Body::from(vec![1; 4097]), announced, &right)
+                .hold(Body::from(vec![1; 4097]), announced, &share, &right)
                 .await
                 .unwrap_err();
-            assert!(matches!(refused, Error::TooLarge(_)), "{refused:?}");
+            assert!(
+                matches!(refused, CallError::Ours(Error::TooLarge(_))),
+                "{refused:?}"
+            );
         }
         assert_eq!(room.free.available_permits(), 4);
         drop(held);
@@ -161,36 +221,66 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_room_a_caller_is_told_to_come_back() {
-        let room = Room::new(4096, 4096);
+        let room = Room::new(8192, 4096, 4096);
         let right = CancellationToken::new();
-        let first = room
-            .hold(Body::from(vec![1; 3000]), None, &right)
-            .await
-            .unwrap();
-        let refused = room
-            .hold(Body::from(vec![1; 3000]), None, &right)
-            .await
-            .unwrap_err();
-        assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+        let shares: Vec<_> = (0..3).map(|_| room.share(SandboxId::generate())).collect();
+        let hold = async |share| {
+            let body = Body::from(vec![1; 3000]);
+            room.hold(body, None, share, &right).await
+        };
+        let first = hold(&shares[0]).await.unwrap();
+        // Its own share is full, whatever the others have left.
+        let refused = hold(&shares[0]).await.unwrap_err();
+        assert_eq!(refused.code(), "held_bytes");
+        let second = hold(&shares[1]).await.unwrap();
+        let refused = hold(&shares[2]).await.unwrap_err();
+        assert!(
+            matches!(refused, CallError::Ours(Error::Unavailable(_))),
+            "{refused:?}"
+        );
+        drop(second);
+        hold(&shares[2]).await.unwrap();
         drop(first);
-        room.hold(Body::from(vec![1; 3000]), None, &right)
-            .await
-            .unwrap();
+        hold(&shares[0]).await.unwrap();
+    }
+
+    #[test]
+    fn the_channels_of_a_sandbox_have_one_share_and_none_stays_behind() {
+        let room = Room::new(8192, 4096, 4096);
+        let sandbox = SandboxId::generate();
+        let share = room.share(sandbox);
+        assert!(Arc::ptr_eq(&share, &room.share(sandbox)));
+        drop(share);
+        room.share(SandboxId::generate());
+        assert_eq!(room.shares.lock().unwrap().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stalls_or_whose_right_ends_is_given_up() {
-        let room = Room::new(4096, 4096);
+        let room = Room::new(4096, 4096, 4096);
         let right = CancellationToken::new();
+        let share = room.share(SandboxId::generate());
         let stalled = || {
             Body::from_stream(futures_util::stream::pending::<
                 Result<Bytes, std::convert::Infallible>,
             >())
         };
-        let refused = room.hold(stalled(), None, &right).await.unwrap_err();
-        assert!(matches!(refused, Error::BadRequest(_)), "{refused:?}");
+        let refused = room
+            .hold(stalled(), None, &share, &right)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, CallError::Ours(Error::BadRequest(_))),
+            "{refused:?}"
+        );
         right.cancel();
-        let refused = room.hold(stalled(), None, &right).await.unwrap_err();
-        assert!(matches!(refused, Error::SandboxNotRunning), "{refused:?}");
+        let refused = room
+            .hold(stalled(), None, &share, &right)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(refused, CallError::Ours(Error::SandboxNotRunning)),
+            "{refused:?}"
+        );
     }
 }

@@ -11,6 +11,7 @@ mod hold;
 pub(crate) mod limits;
 mod paths;
 mod place;
+mod retries;
 mod send;
 #[cfg(test)]
 mod tests;
@@ -40,7 +41,7 @@ use answer::CallError;
 pub(crate) use answer::error_member;
 use bill::{Bill, Who};
 use catalogue::{Catalogue, Entry};
-use hold::Room;
+use hold::{Room, Share};
 use limits::{Account, Admission, Amount, Limited, Scope, Spent};
 use usage::UsageLog;
 
@@ -90,6 +91,7 @@ pub(crate) struct Caller {
     pub(crate) user: UserId,
     pub(crate) command: Option<CommandId>,
     accounts: Accounts,
+    share: Share,
 }
 
 /// The accounts of one channel's calls, looked up once for it.
@@ -173,7 +175,11 @@ impl Providers {
             spent,
             sandbox_rates: gateway.sandbox,
             user_rates: gateway.user,
-            room: Room::new(gateway.max_held_bytes, gateway.max_request_bytes),
+            room: Room::new(
+                gateway.max_held_bytes,
+                gateway.sandbox_held_bytes,
+                gateway.max_request_bytes,
+            ),
             usage: UsageLog::begin(store.clone(), clock.clone(), gateway.usage_kept),
             clock,
             metrics,
@@ -259,6 +265,7 @@ impl Providers {
             sandbox,
             user,
             command,
+            share: self.room.share(sandbox),
             accounts: Accounts {
                 sandbox: account(Scope::Sandbox, sandbox.to_string(), self.sandbox_rates),
                 user: account(Scope::User, user.to_string(), self.user_rates),
@@ -363,7 +370,10 @@ impl Providers {
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.parse().ok());
-        let held = self.room.hold(body, announced, cancel).await?;
+        let held = self
+            .room
+            .hold(body, announced, &caller.share, cancel)
+            .await?;
         let call = read(kind, &parts.method, rest, &held.body)?;
         let choices = catalogue.choose(named, kind, call.model.as_deref())?;
         let mut bill = Bill {
@@ -385,6 +395,7 @@ impl Providers {
             free: paths::is_free(kind, &parts.method, rest),
             sent: false,
             status: 0,
+            right: cancel.clone(),
         };
         let now = self.clock.now_ms();
         let first = choices.first().and_then(catalogue::Choice::price);

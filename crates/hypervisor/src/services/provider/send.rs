@@ -109,6 +109,7 @@ pub(super) async fn send(
             return Ok(answer_demo(parts, rest, body, bill, clock).await);
         }
         let (target, body) = rename(choice, call, rest, body);
+        choice.entry.retries.earn();
         let places = choice.entry.places_in_turn(clock.now_ms());
         let attempts = places.len().max(1) + usize::try_from(config.retries).unwrap_or(0);
         let mut pause = PAUSE;
@@ -116,7 +117,9 @@ pub(super) async fn send(
             let asked = last
                 .as_ref()
                 .and_then(|(attempt, _)| attempt.asks_to_wait());
-            if attempt > 0 && !wait(&mut pause, asked, cancel).await {
+            if attempt > 0
+                && !(choice.entry.retries.take() && wait(&mut pause, asked, cancel).await)
+            {
                 break;
             }
             let request = request(parts, body.clone());

@@ -113,7 +113,7 @@ impl Sandboxes {
             metrics: Arc::clone(metrics),
             providers,
             routes: table::RouteTable::default(),
-            tokens: tokens::Tokens::default(),
+            tokens: tokens::Tokens::new(config.gateway.token_lifetime),
             notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
             networks: crate::services::egress::Networks::new(config),
             upstreams: gateway::Upstreams::new(),
@@ -255,6 +255,24 @@ impl Sandboxes {
         Ok(self.view(&route, &owner.name, role))
     }
 
+    /// Stops both sandboxes of a user, because the account was disabled. What goes on through
+    /// them is cut at once.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(crate) async fn stop_of(&self, user: UserId) -> Result<(), Error> {
+        let route = self.plane.route(user).await?;
+        self.end_trial(&route, Role::Live, "the account was disabled")
+            .await;
+        let stop = async |role| {
+            let sandbox = route.sandbox(role);
+            self.idle.forget(sandbox);
+            self.fleet.stop(sandbox).await;
+        };
+        tokio::join!(stop(Role::Live), stop(Role::Dev));
+        Ok(())
+    }
+
     /// Closes the WebSockets of a user's sessions that have ended; their others stay open.
     pub(crate) fn cut_off(&self, user: UserId, ended: &dyn Fn(u128) -> bool) {
         if let Some(route) = self.plane.routes.of_user(user) {
@@ -368,6 +386,10 @@ impl Sandboxes {
                     .user_by_name(name)
                     .await?
                     .ok_or(Error::NotFound("user"))?;
+                let begins = matches!(action, Action::StartSandbox | Action::RestartSandbox);
+                if begins && row.disabled.is_some() {
+                    return Err(plane::disabled(&row.name));
+                }
                 User {
                     id: row.id,
                     name: row.name,
@@ -482,6 +504,12 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
                 plane.upstream(&instance)?;
                 crate::services::commands::take_over(plane, &instance).await;
             }
+        }
+    }
+    // Of one that was killed between disabling an account and stopping its sandboxes.
+    for user in app.store.users().await? {
+        if user.disabled.is_some() {
+            app.sandboxes.stop_of(user.id).await?;
         }
     }
     idle::watch(app);

@@ -12,7 +12,7 @@ use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, SandboxSpec, 
 use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
-use types::{Role, SandboxId, StartId, UserId};
+use types::{Role, SandboxId, StartId, UserId, UserName};
 
 use super::environment::{self, Identity};
 use super::limits::EffectiveLimits;
@@ -157,7 +157,7 @@ impl Plane {
     /// Who acts through a channel of this sandbox: its owner, and the role it has now.
     ///
     /// # Errors
-    /// The database failed, or the owner is gone.
+    /// The database failed, or the owner is gone or disabled.
     pub(crate) async fn owner(&self, sandbox: SandboxId) -> Result<(User, Role), Error> {
         let route = match self.routes.of_sandbox(sandbox) {
             Some(route) => route,
@@ -175,6 +175,9 @@ impl Plane {
             .user(route.user_id)
             .await?
             .ok_or(Error::NotFound("user"))?;
+        if user.disabled.is_some() {
+            return Err(disabled(&user.name));
+        }
         let role = route.role_of(sandbox).ok_or(Error::NotFound("sandbox"))?;
         Ok((
             User {
@@ -279,6 +282,13 @@ impl Plane {
             bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
         ))
     }
+}
+
+/// Nothing runs for a disabled account.
+pub(super) fn disabled(owner: &UserName) -> Error {
+    Error::Conflict(format!(
+        "the account {owner} is disabled; an administrator has to enable it first"
+    ))
 }
 
 /// The socket of a start's app, under a name that the sandbox controls.

@@ -12,10 +12,7 @@ use std::time::Duration;
 use crypto::{Random, RandomError, Token, TokenHash, TokenKind};
 use types::SandboxId;
 
-use crate::clock::millis;
-
-/// A guest's token dies this long after its last renewal (arch §5).
-pub(crate) const GUEST_LIFETIME: Duration = Duration::from_secs(15 * 60);
+use crate::clock::{Clock, millis};
 
 /// Longest text that is looked at as a token; a real one has 56 characters.
 const MAX_TEXT: usize = 128;
@@ -72,6 +69,8 @@ impl Misuse {
 /// The token that one channel asks for.
 pub(crate) struct Slot {
     hash: TokenHash,
+    /// From a renewal to the end.
+    lifetime: Duration,
     /// Unix milliseconds; `i64::MAX` for a runner's, which ends with its runner.
     expires_at: AtomicI64,
 }
@@ -85,16 +84,34 @@ impl fmt::Debug for Slot {
 impl Slot {
     /// Extends the life of a guest's token, which the caller has just shown.
     pub(crate) fn renew(&self, now: i64) {
-        self.expires_at.fetch_max(
-            now.saturating_add(millis(GUEST_LIFETIME)),
-            Ordering::Relaxed,
-        );
+        self.expires_at
+            .fetch_max(now.saturating_add(millis(self.lifetime)), Ordering::Relaxed);
+    }
+
+    /// How long the token is good for after a renewal.
+    pub(crate) const fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// Waits until the token has lapsed; a runner's never does.
+    pub(crate) async fn lapsed(&self, clock: &Clock) {
+        loop {
+            let left = self
+                .expires_at
+                .load(Ordering::Relaxed)
+                .saturating_sub(clock.now_ms());
+            let Ok(left @ 1..) = u64::try_from(left) else {
+                return;
+            };
+            tokio::time::sleep(Duration::from_millis(left).min(self.lifetime)).await;
+        }
     }
 }
 
 /// The tokens of all channels, to tell a foreign token from an invented one.
-#[derive(Default)]
 pub(crate) struct Tokens {
+    /// Of a guest's token, after its last renewal.
+    lifetime: Duration,
     /// Held for one look-up, never across an await. As many entries as channels.
     live: RwLock<HashMap<TokenHash, SandboxId>>,
 }
@@ -106,6 +123,14 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
+    /// Tokens of guests that die `lifetime` after their last renewal.
+    pub(crate) fn new(lifetime: Duration) -> Self {
+        Self {
+            lifetime,
+            live: RwLock::default(),
+        }
+    }
+
     /// A fresh token.
     pub(crate) fn mint(random: &dyn Random) -> Result<Token, RandomError> {
         Token::generate(TokenKind::Gateway, random)
@@ -114,7 +139,7 @@ impl Tokens {
     /// The slot of a guest's channel, valid from `now`. Also for a start that is taken over
     /// from an earlier hypervisor, of which only the hash is known.
     pub(crate) fn guest(&self, sandbox: SandboxId, hash: TokenHash, now: i64) -> Arc<Slot> {
-        self.admit(sandbox, hash, now.saturating_add(millis(GUEST_LIFETIME)))
+        self.admit(sandbox, hash, now.saturating_add(millis(self.lifetime)))
     }
 
     /// The slot of a runner's channel.
@@ -129,6 +154,7 @@ impl Tokens {
             .insert(hash, sandbox);
         Arc::new(Slot {
             hash,
+            lifetime: self.lifetime,
             expires_at: AtomicI64::new(expires_at),
         })
     }
@@ -164,14 +190,19 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
-    use super::{GUEST_LIFETIME, Misuse, Tokens};
+    use std::time::Duration;
+
+    use super::{Misuse, Tokens};
+
     use crate::clock::millis;
     use crypto::{OsRandom, Token, TokenKind};
     use types::SandboxId;
 
+    const LIFETIME: Duration = Duration::from_secs(900);
+
     #[test]
     fn a_token_is_good_on_its_own_channel_until_it_lapses() {
-        let tokens = Tokens::default();
+        let tokens = Tokens::new(LIFETIME);
         let random = OsRandom::new();
         let (a, b) = (SandboxId::generate(), SandboxId::generate());
         let (token_a, token_b) = (
@@ -196,7 +227,7 @@ mod tests {
             Err(Misuse::Foreign(a))
         );
 
-        let end = millis(GUEST_LIFETIME);
+        let end = millis(LIFETIME);
         assert_eq!(check(&slot_a, &header(&token_a), end), Err(Misuse::Expired));
         slot_a.renew(end - 1);
         assert_eq!(check(&slot_a, &header(&token_a), end), Ok(()));
@@ -208,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_no_gateway_token_is_told_apart() {
-        let tokens = Tokens::default();
+        let tokens = Tokens::new(LIFETIME);
         let random = OsRandom::new();
         let token = Tokens::mint(&random).unwrap();
         let slot = tokens.guest(SandboxId::generate(), token.hash(), 0);
