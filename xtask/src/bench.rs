@@ -25,6 +25,8 @@ pub(crate) enum Name {
     Lifecycle,
     /// A runner's `true` and the start of a sandbox, next to bubblewrap and crun.
     Isolation,
+    /// Model calls through the gateway, next to nginx and what else is installed.
+    Gateway,
 }
 
 impl Name {
@@ -35,6 +37,7 @@ impl Name {
             Self::Memory => "memory",
             Self::Lifecycle => "lifecycle",
             Self::Isolation => "isolation",
+            Self::Gateway => "gateway",
         }
     }
 }
@@ -43,7 +46,10 @@ impl Name {
 pub(crate) fn run(workspace: &Workspace, name: Option<Name>, json: bool) -> Result<ExitCode> {
     let names = name.map_or_else(|| Name::value_variants().to_vec(), |one| vec![one]);
     prerequisites::ensure(
-        if names.contains(&Name::Proxy) || names.contains(&Name::Isolation) {
+        if names
+            .iter()
+            .any(|name| matches!(name, Name::Proxy | Name::Isolation | Name::Gateway))
+        {
             Purpose::Bench
         } else {
             Purpose::Build

@@ -83,7 +83,10 @@ pub async fn raw(socket: &Path, bytes: &[u8]) -> String {
 }
 
 /// Connects through a directory descriptor: the name may be longer than a socket address.
-async fn connect(socket: &Path) -> UnixStream {
+///
+/// # Panics
+/// Nobody listens.
+pub async fn connect(socket: &Path) -> UnixStream {
     let dir =
         std::fs::File::open(socket.parent().expect("a directory")).expect("the socket's directory");
     let name = socket.file_name().expect("a name").to_string_lossy();

@@ -38,7 +38,7 @@ struct Seen {
 }
 
 /// A program that ends with the measurement.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

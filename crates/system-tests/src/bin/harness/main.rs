@@ -3,12 +3,14 @@
 
 mod bombs;
 mod drills;
+mod gateway;
 mod idle;
 mod isolation;
 mod lifecycle;
 mod load;
 mod screens;
 mod smoke;
+mod upstream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,6 +80,15 @@ enum Command {
         #[arg(long)]
         token: String,
     },
+    /// Model calls through the gateway, next to nginx and others on the same upstream.
+    Gateway {
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The upstream of `gateway`, which is a process of its own.
+    #[command(hide = true)]
+    Upstream,
     /// A neighbour's latency through the proxy under each bomb.
     Bombs {
         /// One JSON document.
@@ -110,6 +121,8 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
+        Command::Gateway { json } => gateway::run(json).await,
+        Command::Upstream => upstream::run().await,
         Command::Bombs { json } => bombs::run(json).await,
         Command::Screens { dir } => screens::run(&dir).await,
     }

@@ -1,0 +1,147 @@
+//! The load: connections that make one call after the other and keep alive.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+
+use super::places::Place;
+use crate::upstream::find;
+
+/// How many connections make which calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    pub(super) connections: usize,
+    pub(super) streamed: bool,
+}
+
+/// What was seen, in seconds.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    whole: Vec<f64>,
+    first: Vec<f64>,
+    pub(super) errors: u64,
+}
+
+impl Seen {
+    pub(super) fn count(&self) -> usize {
+        self.whole.len()
+    }
+
+    pub(super) fn per_second(&self, within: Duration) -> f64 {
+        self.count() as f64 / within.as_secs_f64()
+    }
+
+    pub(super) fn p50(&self) -> f64 {
+        percentile(&self.whole, 50)
+    }
+
+    pub(super) fn p99(&self) -> f64 {
+        percentile(&self.whole, 99)
+    }
+
+    pub(super) fn first_p50(&self) -> f64 {
+        percentile(&self.first, 50)
+    }
+
+    fn add(&mut self, other: Self) {
+        self.whole.extend(other.whole);
+        self.first.extend(other.first);
+        self.errors += other.errors;
+    }
+}
+
+fn percentile(sorted: &[f64], part: usize) -> f64 {
+    let at = (sorted.len() * part / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+/// Puts a load on a place.
+pub(super) async fn load(place: &Place, what: Load, within: Duration) -> Seen {
+    let until = Instant::now() + within;
+    let request = place.request(what.streamed);
+    let mut all = JoinSet::new();
+    for _ in 0..what.connections {
+        let stream = place.connect().await;
+        let request = request.clone();
+        all.spawn(calls(stream, request, until));
+    }
+    let mut seen = Seen::default();
+    while let Some(one) = all.join_next().await {
+        seen.add(one.expect("no panic"));
+    }
+    seen.whole.sort_by(f64::total_cmp);
+    seen.first.sort_by(f64::total_cmp);
+    seen
+}
+
+/// A connection of either kind.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn calls(mut stream: Box<dyn Stream>, request: Vec<u8>, until: Instant) -> Seen {
+    let mut seen = Seen::default();
+    let mut bytes = Vec::with_capacity(64 << 10);
+    while Instant::now() < until {
+        let began = Instant::now();
+        bytes.clear();
+        match call(&mut stream, &request, &mut bytes).await {
+            Some((200, first)) => {
+                seen.first.push((first - began).as_secs_f64());
+                seen.whole.push(began.elapsed().as_secs_f64());
+            }
+            Some(_) => seen.errors += 1,
+            None => {
+                // Without a connection there is nothing left to measure here.
+                seen.errors += 1;
+                break;
+            }
+        }
+    }
+    seen
+}
+
+/// One call: its status, and when its body began. `None` when the connection broke.
+async fn call(
+    stream: &mut Box<dyn Stream>,
+    request: &[u8],
+    bytes: &mut Vec<u8>,
+) -> Option<(u16, Instant)> {
+    stream.write_all(request).await.ok()?;
+    let head = loop {
+        if let Some(at) = find(bytes, b"\r\n\r\n") {
+            break at + 4;
+        }
+        read(stream, bytes).await?;
+    };
+    let text = std::str::from_utf8(bytes.get(..head)?).ok()?;
+    let status = text.get(9..12)?.parse().ok()?;
+    let length = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        let found = name.eq_ignore_ascii_case("content-length");
+        found.then(|| value.trim().parse::<usize>().ok())?
+    });
+    while bytes.len() == head && length != Some(0) {
+        read(stream, bytes).await?;
+    }
+    let first = Instant::now();
+    match length {
+        Some(length) => {
+            while bytes.len() < head + length {
+                read(stream, bytes).await?;
+            }
+        }
+        None => {
+            while !bytes.ends_with(b"\r\n0\r\n\r\n") {
+                read(stream, bytes).await?;
+            }
+        }
+    }
+    Some((status, first))
+}
+
+async fn read(stream: &mut Box<dyn Stream>, bytes: &mut Vec<u8>) -> Option<()> {
+    let read = stream.read_buf(bytes).await.ok()?;
+    (read > 0).then_some(())
+}
