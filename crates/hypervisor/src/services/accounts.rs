@@ -76,11 +76,12 @@ pub async fn disable(
         .about_user(user.id, &user.name)
         .with("note", note);
     app.audit.record(actor, entry).await?;
-    match app
+    let disabled = app
         .store
         .disable_user(user.id, note, app.clock.now_ms())
-        .await?
-    {
+        .await;
+    app.sandboxes.owner_changed(user.id);
+    match disabled? {
         Disabling::Done => {}
         Disabling::Already => {
             return Err(Error::conflict(format!("{name} is disabled already")));

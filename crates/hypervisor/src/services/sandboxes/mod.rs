@@ -8,6 +8,7 @@ pub(crate) mod follow;
 mod idle;
 pub(crate) mod limits;
 pub(crate) mod notices;
+mod owners;
 mod plane;
 pub(crate) mod snapshots;
 mod swap;
@@ -113,6 +114,7 @@ impl Sandboxes {
             metrics: Arc::clone(metrics),
             providers,
             routes: table::RouteTable::default(),
+            owners: owners::Owners::default(),
             tokens: tokens::Tokens::new(config.gateway.token_lifetime),
             notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
             networks: crate::services::egress::Networks::new(config),
@@ -253,6 +255,11 @@ impl Sandboxes {
         self.fleet.stop(sandbox).await;
         self.begin(sandbox).await?;
         Ok(self.view(&route, &owner.name, role))
+    }
+
+    /// An account has changed in the database: nothing goes on by what it was before.
+    pub(crate) fn owner_changed(&self, user: UserId) {
+        self.plane.owners.changed(user);
     }
 
     /// Stops both sandboxes of a user, because the account was disabled. What goes on through

@@ -17,6 +17,7 @@ use types::{Role, SandboxId, StartId, UserId, UserName};
 use super::environment::{self, Identity};
 use super::limits::EffectiveLimits;
 use super::notices::Notices;
+use super::owners::Owners;
 use super::snapshots::copies::Copies;
 use super::symptoms::Symptoms;
 use super::table::RouteTable;
@@ -52,6 +53,7 @@ pub(crate) struct Plane {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) providers: Providers,
     pub(crate) routes: RouteTable,
+    pub(crate) owners: Owners,
     pub(crate) tokens: Tokens,
     pub(crate) notices: Notices,
     pub(crate) networks: Networks,
@@ -170,23 +172,9 @@ impl Plane {
                 self.route(row.user_id).await?
             }
         };
-        let user = self
-            .store
-            .user(route.user_id)
-            .await?
-            .ok_or(Error::NotFound("user"))?;
-        if user.disabled.is_some() {
-            return Err(disabled(&user.name));
-        }
+        let user = self.owners.get(&self.store, route.user_id).await?;
         let role = route.role_of(sandbox).ok_or(Error::NotFound("sandbox"))?;
-        Ok((
-            User {
-                id: user.id,
-                name: user.name,
-                is_admin: user.is_admin,
-            },
-            role,
-        ))
+        Ok((user, role))
     }
 
     async fn prepare(&self, sandbox: SandboxId, start: StartId) -> Result<StartRequest, Error> {
