@@ -40,6 +40,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
+use crate::http::channel::lanes::Lanes;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
 use crate::services::authorize;
@@ -115,6 +116,7 @@ impl Sandboxes {
             providers,
             routes: table::RouteTable::default(),
             owners: owners::Owners::default(),
+            lanes: Lanes::default(),
             tokens: tokens::Tokens::new(config.gateway.token_lifetime),
             notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
             networks: crate::services::egress::Networks::new(config),

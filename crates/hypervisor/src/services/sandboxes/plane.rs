@@ -28,6 +28,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::http::channel;
+use crate::http::channel::lanes::Lanes;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
 use crate::services::egress::Networks;
@@ -55,6 +56,8 @@ pub(crate) struct Plane {
     pub(crate) routes: RouteTable,
     pub(crate) owners: Owners,
     pub(crate) tokens: Tokens,
+    /// Where the connections of channels are worked on.
+    pub(crate) lanes: Lanes,
     pub(crate) notices: Notices,
     pub(crate) networks: Networks,
     pub(crate) upstreams: Upstreams,
