@@ -155,9 +155,15 @@ fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyho
     let _log = telemetry::begin(&config.log).context("cannot log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // What the kernel has for a quiet sandbox is looked at also while a loud one keeps
+        // every thread at work.
+        .event_interval(DRIVER_EVERY)
         .build()?;
     runtime.block_on(run(config, file, socket, stop_on_exit))
 }
+
+/// Pieces of work between two looks at what the kernel has to tell.
+const DRIVER_EVERY: u32 = 4;
 
 async fn run(
     config: Config,
