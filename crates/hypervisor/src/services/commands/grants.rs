@@ -60,7 +60,8 @@ pub(super) fn serve(
     kept: Kept,
     listener: UnixListener,
 ) {
-    let ended = instance.ended().child_token();
+    // Not with the guest: one that crashes is started again next to its runners.
+    let ended = instance.start_ended().child_token();
     let Kept {
         token_hash,
         mut grant,

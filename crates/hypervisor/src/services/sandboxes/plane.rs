@@ -29,6 +29,7 @@ use crate::error::Error;
 use crate::http::channel;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
+use crate::services::commands;
 use crate::services::egress::Networks;
 use crate::services::health;
 use crate::services::ports::Tunnels;
@@ -345,6 +346,10 @@ impl Host for Asked {
             ended,
         };
         channel::serve(Arc::clone(&self.0), peer, listener);
+    }
+
+    fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()> {
+        Box::pin(async move { commands::take_over(&self.0, &instance).await })
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
