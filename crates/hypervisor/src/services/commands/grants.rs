@@ -85,6 +85,8 @@ pub(super) fn serve(
     tokio::spawn(async move {
         tokio::select! {
             () = ended.cancelled() => {}
+            // A later hypervisor serves it again.
+            () = plane.closing.cancelled() => ended.cancel(),
             // The runner's channel and token end with it.
             () = wait_for_exit(&instance, id) => {
                 ended.cancel();

@@ -126,6 +126,7 @@ impl Sandboxes {
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
             places: capacity::places(config.sandbox.limits.running_per_host),
             copies: Arc::default(),
+            closing: CancellationToken::new(),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
         let fleet = Fleet::new(driver, host, FleetOptions::default());
@@ -141,6 +142,13 @@ impl Sandboxes {
     /// The providers of model calls.
     pub fn providers(&self) -> &Providers {
         &self.plane.providers
+    }
+
+    /// Cuts what is still being called through channels, and waits until every call is in the
+    /// usage table. Nothing is called any more afterwards.
+    pub async fn close_calls(&self) {
+        self.plane.closing.cancel();
+        self.plane.providers.settle().await;
     }
 
     pub(crate) fn plane(&self) -> &Arc<Plane> {
