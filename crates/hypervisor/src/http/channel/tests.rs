@@ -1,5 +1,7 @@
 //! A channel over a real socket: what it serves, to whom, and for how long.
 
+mod cuts;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,7 +13,8 @@ use types::Role;
 
 use crate::actor::{Actor, User};
 use crate::services::sandboxes::Whose;
-use crate::services::sandboxes::testing::Installation;
+use crate::services::sandboxes::testing::{Installation, add_user};
+use cuts::runner;
 
 /// How long a token lives by default.
 const LIFETIME: Duration = Duration::from_secs(900);
@@ -154,15 +157,30 @@ async fn every_request_of_a_connection_has_to_show_the_token() {
     );
 }
 
+/// Somebody who administers the installation.
+async fn admin(installation: &Installation) -> Actor {
+    let name = "root".parse().unwrap();
+    let known = installation.app.store.user_by_name(&name).await;
+    let user = match known.unwrap() {
+        Some(row) => User {
+            id: row.id,
+            name: row.name,
+            is_admin: true,
+        },
+        None => User {
+            is_admin: true,
+            ..add_user(&installation.app, "root").await
+        },
+    };
+    Actor {
+        user: Some(user),
+        ..installation.actor()
+    }
+}
+
 /// What the ledger has of misused tokens, oldest first.
 async fn misuses(installation: &Installation) -> Vec<ledger::Entry> {
-    let admin = Actor {
-        user: Some(User {
-            is_admin: true,
-            ..installation.user.clone()
-        }),
-        ..installation.actor()
-    };
+    let admin = admin(installation).await;
     let entries = installation.app.audit.tail(&admin, 10_000).await.unwrap();
     let misuse = |entry: &ledger::Entry| entry.record.action == "token.misuse";
     entries.into_iter().filter(misuse).collect()
@@ -218,7 +236,11 @@ async fn a_misused_token_is_refused_with_advice_counted_and_recorded() {
         assert_eq!(details["start"], start.to_string());
         assert_eq!(details["route"], "/provider/v1");
         let of = (reason == "foreign").then_some(&dev);
-        assert_eq!(details.get("token_of"), of, "whose it is, when it is somebody's");
+        assert_eq!(
+            details.get("token_of"),
+            of,
+            "whose it is, when it is somebody's"
+        );
         let text = format!("{record:?}{body}");
         for secret in &secrets {
             assert!(!text.contains(&secret[..16]), "{reason}: {text}");
@@ -255,58 +277,25 @@ async fn renewal_keeps_the_token_alive() {
 }
 
 #[tokio::test]
-async fn a_token_that_lapses_takes_with_it_what_it_began() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}/v1", listener.local_addr().unwrap());
-    let installation = Installation::new(&format!(
-        "[gateway]\ntoken_lifetime = \"1s\"\n\
-         [[providers]]\nname = \"p\"\nkind = \"openai\"\nbase_url = {base:?}\nmodels = [\"m\"]\n\
-         addresses = \"private_network_too\"\n"
-    ))
-    .await;
-    let (channel, token) = started(&installation, Role::Live).await;
-    let mut idle = Wire::open(&channel).await;
-    assert_eq!(idle.ask("GET /provider/v1", Some(&token), "").await.0, 200);
-    let mut upload = Wire::open(&channel).await;
-    let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 9\r\n\r\n{{"
-    );
-    upload.0.write_all(head.as_bytes()).await.unwrap();
-    let mut streaming = Wire::open(&channel).await;
-    let body = r#"{"model":"m","stream":true,"messages":[]}"#;
-    let request = head.replace("Content-Length: 9\r\n\r\n{", "");
-    let request = format!("{request}Content-Length: {}\r\n\r\n{body}", body.len());
-    streaming.0.write_all(request.as_bytes()).await.unwrap();
-    let (mut upstream, _) = listener.accept().await.unwrap();
-    let mut seen = vec![0; 4096];
-    assert!(upstream.read(&mut seen).await.unwrap() > 0);
-    let reply = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n";
-    upstream.write_all(reply.as_bytes()).await.unwrap();
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"data: 1\n\r\n") {
-        seen.push(streaming.0.read_u8().await.unwrap());
+async fn a_token_is_refused_on_every_channel_but_its_own() {
+    let installation = Installation::new("").await;
+    let (guests, guests_token) = started(&installation, Role::Live).await;
+    let (one, other) = (runner(&installation).await, runner(&installation).await);
+    let parties = [
+        ("guest", &guests, &guests_token),
+        ("one runner", &one.channel, &one.token),
+        ("another runner", &other.channel, &other.token),
+    ];
+    for (whose, channel, own) in parties {
+        let mut wire = Wire::open(channel).await;
+        for (of, _, token) in parties {
+            let (status, said) = wire.ask("GET /provider/v1", Some(token), "").await;
+            let expected = if token == own { 200 } else { 401 };
+            assert_eq!(status, expected, "{of}'s on the channel of {whose}");
+            assert_eq!(said.contains("belongs to another channel"), token != own);
+        }
     }
-
-    installation.app.clock.advance(Duration::from_secs(1));
-    for (what, wire) in [
-        ("idle", &mut idle),
-        ("upload", &mut upload),
-        ("stream", &mut streaming),
-    ] {
-        let left = wire.0.read(&mut [0; 64]).await.unwrap_or(0);
-        assert_eq!(
-            left, 0,
-            "{what}: it breaks off, and nothing looks like its end"
-        );
-    }
-    tokio::time::timeout(Duration::from_secs(20), hung_up(&mut upstream))
-        .await
-        .expect("the provider is left");
-    // The channel itself is there, and says why.
-    let mut wire = Wire::open(&channel).await;
-    let (status, said) = wire.ask("GET /provider/v1", Some(&token), "").await;
-    assert_eq!(status, 401);
-    assert!(said.contains("has expired"), "{said}");
+    assert_eq!(counted(&installation, "foreign").as_deref(), Some("6"));
 }
 
 /// Reads until the other side hangs up.
