@@ -155,24 +155,32 @@ async fn disabling_an_account_cuts_whatever_goes_on_in_its_name() {
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_end_with_the_runner_or_the_start_that_made_them() {
     let (provider, _installation, alice) = with_models(false).await;
-    enter(&alice).await;
-    let command = call_without_end(&alice, &provider, "slow one").await;
-    let signal = format!("/me/sandboxes/live/commands/{command}/signal");
-    let kill = json!({ "signal": "kill" });
-    alice.control("POST", &signal, Some(kill)).await.expect(204);
-    provider.wait("slow one", Some("cut")).await;
-    call_without_end(&alice, &provider, "slow two").await;
-    alice
-        .control("POST", "/me/sandboxes/live/restart", None)
-        .await
-        .expect(200);
-    provider.wait("slow two", Some("cut")).await;
-    call_without_end(&alice, &provider, "slow three").await;
-    alice
-        .control("POST", "/admin/sandboxes/alice/live/stop", None)
-        .await
-        .expect(200);
-    provider.wait("slow three", Some("cut")).await;
+    for (by, target) in [
+        ("signal", ""),
+        ("restart", "/me/sandboxes/live/restart"),
+        ("stop", "/me/sandboxes/live/stop"),
+        ("admin-restart", "/admin/sandboxes/alice/live/restart"),
+        ("admin-stop", "/admin/sandboxes/alice/live/stop"),
+    ] {
+        enter(&alice).await;
+        let texts = ["slow", "silent"].map(|kind| format!("{kind} {by}"));
+        let mut commands = Vec::new();
+        for text in &texts {
+            commands.push(call_without_end(&alice, &provider, text).await);
+        }
+        if target.is_empty() {
+            for command in commands {
+                let signal = format!("/me/sandboxes/live/commands/{command}/signal");
+                let kill = json!({ "signal": "kill" });
+                alice.control("POST", &signal, Some(kill)).await.expect(204);
+            }
+        } else {
+            alice.control("POST", target, None).await.expect(200);
+        }
+        for text in &texts {
+            provider.wait(text, Some("cut")).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
