@@ -102,8 +102,8 @@ struct Channel {
 /// Serves a channel in the background until its start (or its runner) ends.
 pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
     let channel = Arc::new(Channel {
+        right: plane.right(&peer.ended),
         plane,
-        right: peer.ended.child_token(),
         peer,
         misuses: AtomicU32::new(0),
         caller: OnceLock::new(),

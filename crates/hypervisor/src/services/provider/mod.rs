@@ -286,6 +286,12 @@ impl Providers {
         self.usage.flush().await;
     }
 
+    /// Waits until every call that was begun has ended and is in the usage table; none may be
+    /// begun any more.
+    pub(crate) async fn settle(&self) {
+        self.usage.settle().await;
+    }
+
     /// Makes one call. `cancel` ends with the caller's right to call and cuts it at once.
     pub(crate) async fn call(
         &self,

@@ -91,6 +91,15 @@ impl UsageLog {
         room.map(Slot).map_err(|_| refused())
     }
 
+    /// Waits until every call that has a slot has ended, and is in the database.
+    pub(super) async fn settle(&self) {
+        // All room there is: nobody holds any of it, and nothing waits in it. An error means
+        // that the writer is gone.
+        if self.sender.reserve_many(BACKLOG).await.is_ok() {
+            self.flush().await;
+        }
+    }
+
     /// Waits until everything handed over so far is in the database.
     pub(super) async fn flush(&self) {
         let (done, flushed) = oneshot::channel();

@@ -130,6 +130,7 @@ impl Sandboxes {
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
             places: capacity::places(config.sandbox.limits.running_per_host),
             copies: Arc::default(),
+            closing: CancellationToken::new(),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
         let fleet = Fleet::new(driver, host, FleetOptions::default());
@@ -145,6 +146,13 @@ impl Sandboxes {
     /// The providers of model calls.
     pub fn providers(&self) -> &Providers {
         &self.plane.providers
+    }
+
+    /// Cuts what is still being called through channels, and waits until every call is in the
+    /// usage table. Nothing is called any more afterwards.
+    pub async fn close_calls(&self) {
+        self.plane.closing.cancel();
+        self.plane.providers.settle().await;
     }
 
     pub(crate) fn plane(&self) -> &Arc<Plane> {
@@ -511,7 +519,6 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
             if let Some(instance) = app.sandboxes.fleet.running(sandbox) {
                 // From here on its idleness is counted.
                 plane.upstream(&instance)?;
-                crate::services::commands::take_over(plane, &instance).await;
             }
         }
     }

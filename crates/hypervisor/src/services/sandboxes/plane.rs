@@ -12,6 +12,7 @@ use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, SandboxSpec, 
 use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 use types::{Role, SandboxId, StartId, UserId, UserName};
 
 use super::environment::{self, Identity};
@@ -31,6 +32,7 @@ use crate::http::channel;
 use crate::http::channel::lanes::Lanes;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
+use crate::services::commands;
 use crate::services::egress::Networks;
 use crate::services::health;
 use crate::services::ports::Tunnels;
@@ -75,6 +77,8 @@ pub(crate) struct Plane {
     pub(crate) places: usize,
     /// Copying that is under way.
     pub(crate) copies: Arc<Copies>,
+    /// Cancelled when no model is called any more, because the process is about to end.
+    pub(crate) closing: CancellationToken,
 }
 
 /// The programs that belong to this one.
@@ -157,6 +161,20 @@ impl Plane {
         Ok(self
             .upstreams
             .get_or_insert(start, || Upstream::app(start, socket, ended, Limits::app())))
+    }
+
+    /// The right of a channel to call models: it ends with the channel, and before the process
+    /// does, so that what was used until then is written down.
+    pub(crate) fn right(&self, channel: &CancellationToken) -> CancellationToken {
+        let right = channel.child_token();
+        let (ends, closing) = (right.clone(), self.closing.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => ends.cancel(),
+                () = ends.cancelled() => {}
+            }
+        });
+        right
     }
 
     /// Who acts through a channel of this sandbox: its owner, and the role it has now.
@@ -336,6 +354,10 @@ impl Host for Asked {
             ended,
         };
         channel::serve(Arc::clone(&self.0), peer, listener);
+    }
+
+    fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()> {
+        Box::pin(async move { commands::take_over(&self.0, &instance).await })
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
