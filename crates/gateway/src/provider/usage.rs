@@ -286,9 +286,9 @@ impl Lines {
                 *events += 1;
                 rest = left;
                 // Its last byte is the end of a line, and may be the first half of that.
-                self.after_cr = bytes.get(..bytes.len() - left.len()).is_some_and(|passed| {
-                    passed.last() == Some(&b'\r')
-                });
+                self.after_cr = bytes
+                    .get(..bytes.len() - left.len())
+                    .is_some_and(|passed| passed.last() == Some(&b'\r'));
                 continue;
             }
             self.line_has_bytes = true;

@@ -77,9 +77,13 @@ fn frames_of_bedrock_are_read_however_they_are_cut() {
         r#"{"metrics":{"latencyMs":5},"p":"ab","usage":{"inputTokens":30,"outputTokens":7,"totalTokens":37}}"#,
     ]);
     let invoke = frames(&[
-        &chunk(r#"{"type":"message_start","message":{"usage":{"input_tokens":10,"cache_read_input_tokens":5,"output_tokens":1}}}"#),
+        &chunk(
+            r#"{"type":"message_start","message":{"usage":{"input_tokens":10,"cache_read_input_tokens":5,"output_tokens":1}}}"#,
+        ),
         &chunk(r#"{"type":"content_block_delta","delta":{"text":"hi"}}"#),
-        &chunk(r#"{"type":"message_stop","amazon-bedrock-invocationMetrics":{"inputTokenCount":10,"outputTokenCount":12,"invocationLatency":9}}"#),
+        &chunk(
+            r#"{"type":"message_stop","amazon-bedrock-invocationMetrics":{"inputTokenCount":10,"outputTokenCount":12,"invocationLatency":9}}"#,
+        ),
     ]);
     for size in 1..60 {
         let usage = |input, output, cached| {
@@ -118,7 +122,11 @@ fn a_usage_object_without_a_known_count_is_none() {
 
 #[test]
 fn what_a_cache_gave_is_part_of_what_was_read_in_every_dialect() {
-    let usage = |object: &str| read(&format!(r#"{{"usage":{object}}}"#), false, 9).0.unwrap();
+    let usage = |object: &str| {
+        read(&format!(r#"{{"usage":{object}}}"#), false, 9)
+            .0
+            .unwrap()
+    };
     // OpenAI's total holds it already, whatever stands beside.
     let one = usage(r#"{"prompt_tokens":10,"completion_tokens":1,"cache_read_input_tokens":4}"#);
     assert_eq!((one.input, one.cached), (10, 4));
@@ -184,7 +192,12 @@ fn reference(text: &str) -> (Option<Usage>, u64) {
             let Ok(value) = serde_json::from_str::<serde_json::Value>(&event) else {
                 continue;
             };
-            for pointer in ["/usage", "/usageMetadata", "/response/usage", "/message/usage"] {
+            for pointer in [
+                "/usage",
+                "/usageMetadata",
+                "/response/usage",
+                "/message/usage",
+            ] {
                 if let Some(usage) = value.pointer(pointer).filter(|usage| usage.is_object()) {
                     take(&mut seen, usage.to_string().as_bytes());
                 }
@@ -216,7 +229,14 @@ fn streams() -> impl Strategy<Value = String> {
         )),
     ];
     let end = || prop_oneof![Just("\n"), Just("\n"), Just("\r\n"), Just("\r")];
-    let event = (other, end(), prop_oneof![Just("data:"), Just("data: ")], data, end(), end());
+    let event = (
+        other,
+        end(),
+        prop_oneof![Just("data:"), Just("data: ")],
+        data,
+        end(),
+        end(),
+    );
     proptest::collection::vec(event, 0..12).prop_map(|events| {
         let mut text = String::new();
         for (other, first, field, data, second, third) in events {

@@ -101,9 +101,7 @@ fn take<'a>(rest: &mut &'a [u8], most: usize) -> &'a [u8] {
 
 /// The event in a chunk, if it is one.
 fn chunk(text: &[u8]) -> Option<Vec<u8>> {
-    if memchr::memmem::find(text, b"\"bytes\"").is_none() {
-        return None;
-    }
+    memchr::memmem::find(text, b"\"bytes\"")?;
     let chunk: Chunk = serde_json::from_slice(text).ok()?;
     STANDARD.decode(chunk.bytes).ok()
 }

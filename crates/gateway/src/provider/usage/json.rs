@@ -63,6 +63,7 @@ impl Json {
             }
             rest = after;
             self.capture(std::slice::from_ref(byte));
+            let mut is_whole = false;
             match byte {
                 b'"' => {
                     self.in_string = true;
@@ -76,14 +77,13 @@ impl Json {
                 }
                 b'{' => self.open(true),
                 b'[' => self.open(false),
-                b'}' | b']' => {
-                    if self.close() {
-                        found(&self.captured);
-                    }
-                }
+                b'}' | b']' => is_whole = self.close(),
                 b',' => self.next_item(),
                 b':' => self.expect_key(self.depth, false),
                 _ => {}
+            }
+            if is_whole {
+                found(&self.captured);
             }
         }
     }

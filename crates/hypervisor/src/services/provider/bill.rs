@@ -195,7 +195,10 @@ impl Bill {
 
 /// The usage line: one for each call, with these fields and no others; `cost` in US dollars.
 fn log(call: &CallRow) {
-    #[expect(clippy::cast_precision_loss, reason = "exact up to nine million dollars")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "exact up to nine million dollars"
+    )]
     let cost = call.cost as f64 / NANO_DOLLARS;
     tracing::info!(
         sandbox_id = %call.sandbox_id,

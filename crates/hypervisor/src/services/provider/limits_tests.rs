@@ -81,7 +81,10 @@ fn a_budget_is_reserved_settled_and_begins_anew() {
         Duration::from_secs(6 * 86_400 + 43_200)
     );
     // The refusal has taken nothing of the day's.
-    account.admit(money(50), after).unwrap().settle(money(50), after);
+    account
+        .admit(money(50), after)
+        .unwrap()
+        .settle(money(50), after);
     let december = NOON + 9 * DAY_MS;
     assert!(account.admit(money(100), december).is_ok());
 }
@@ -163,7 +166,10 @@ fn a_bound_of_a_reply_that_is_no_bound_locks_nobody_out() {
     };
     for _ in 0..10 {
         let open = account.admit(huge, NOON).unwrap();
-        assert!(account.admit(tokens(1), NOON).is_err(), "it takes the minute");
+        assert!(
+            account.admit(tokens(1), NOON).is_err(),
+            "it takes the minute"
+        );
         let later = NOON + MINUTE_MS;
         assert!(account.admit(tokens(1), later).is_ok(), "and no more");
         drop(open);

@@ -429,9 +429,11 @@ struct Call {
 
 fn read(kind: ProviderKind, method: &Method, rest: &str, body: &[u8]) -> Result<Call, CallError> {
     if let Some((_, model, _)) = paths::model_in(kind, rest) {
+        let shape = Shape::read(body).map_err(CallError::Shape)?;
         return Ok(Call {
             model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
-            ..Call::default()
+            max_output: shape.max_output_tokens,
+            shape: None,
         });
     }
     if *method != Method::POST || !paths::names_model_in_body(kind) {

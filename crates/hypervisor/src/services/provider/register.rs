@@ -227,7 +227,11 @@ mod tests {
             of(format!("later {n}"), NOON + DAY_MS);
         }
         let accounts = register.accounts.lock().unwrap();
-        let left = |id: &str| accounts.by_id.contains_key(&(Scope::Sandbox, id.to_owned()));
+        let left = |id: &str| {
+            accounts
+                .by_id
+                .contains_key(&(Scope::Sandbox, id.to_owned()))
+        };
         assert!(!left("spender 3") && !left("kept"));
     }
 }
