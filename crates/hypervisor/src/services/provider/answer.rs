@@ -65,6 +65,11 @@ impl CallError {
         }
     }
 
+    /// Whether the call was made, and so stands in the usage log.
+    pub(super) fn was_sent(&self) -> bool {
+        matches!(self, Self::Upstream { source, .. } if !matches!(source, ForwardError::Refused(_)))
+    }
+
     /// Stable, for programs and logs.
     pub(super) fn code(&self) -> &'static str {
         match self {

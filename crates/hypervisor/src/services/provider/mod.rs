@@ -11,16 +11,17 @@ mod hold;
 pub(crate) mod limits;
 mod paths;
 mod place;
+mod register;
 mod retries;
 mod send;
+mod spending;
 #[cfg(test)]
 mod tests;
 mod usage;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -42,7 +43,8 @@ pub(crate) use answer::error_member;
 use bill::{Bill, Who};
 use catalogue::{Catalogue, Entry};
 use hold::{Room, Share};
-use limits::{Account, Admission, Amount, Limited, Scope, Spent};
+use limits::{Account, Admission, Amount, Limited, Scope};
+use register::Register;
 use usage::UsageLog;
 
 /// How often key files are looked at.
@@ -104,11 +106,12 @@ pub(crate) struct Accounts {
 impl Caller {
     /// Admits a call that is expected to take `amount`, to the bounds of sandbox and user.
     pub(crate) fn admit(&self, amount: Amount, now_ms: i64) -> Result<Vec<Admission>, Limited> {
-        let accounts = [&self.accounts.sandbox, &self.accounts.user];
-        accounts
-            .into_iter()
-            .map(|account| account.admit(amount, now_ms))
-            .collect()
+        // And room for the provider's.
+        let mut admissions = Vec::with_capacity(3);
+        for account in [&self.accounts.sandbox, &self.accounts.user] {
+            admissions.push(account.admit(amount, now_ms)?);
+        }
+        Ok(admissions)
     }
 }
 
@@ -134,9 +137,7 @@ pub(crate) enum Called<'a> {
 /// The configured providers.
 pub struct Providers {
     catalogue: Arc<RwLock<Arc<Catalogue>>>,
-    /// By scope and id; looked up when a channel begins, not by calls.
-    accounts: Mutex<HashMap<(Scope, String), Arc<Account>>>,
-    spent: HashMap<(Scope, String), Spent>,
+    register: Register,
     sandbox_rates: Rates,
     user_rates: Rates,
     room: Room,
@@ -165,14 +166,13 @@ impl Providers {
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let now = clock.now_ms();
-        let spent = catalogue::spent(store, now).await?;
-        let catalogue = Catalogue::new(config, &spent, now).map_err(Error::internal)?;
+        let register = Register::read(store, now).await?;
+        let catalogue = Catalogue::new(config, &register, now).map_err(Error::internal)?;
         let ended = CancellationToken::new();
         let gateway = &config.gateway;
         let providers = Self {
             catalogue: Arc::new(RwLock::new(Arc::new(catalogue))),
-            accounts: Mutex::default(),
-            spent,
+            register,
             sandbox_rates: gateway.sandbox,
             user_rates: gateway.user,
             room: Room::new(
@@ -212,8 +212,7 @@ impl Providers {
     /// # Errors
     /// A key file or a section that cannot be used; nothing has changed then.
     pub fn reload(&self, config: &Config) -> Result<(), ProvidersError> {
-        let before = self.catalogue();
-        let next = Catalogue::new(config, &self.spent, self.clock.now_ms())?.with_accounts(&before);
+        let next = Catalogue::new(config, &self.register, self.clock.now_ms())?;
         *self
             .catalogue
             .write()
@@ -253,14 +252,8 @@ impl Providers {
         user: UserId,
         command: Option<CommandId>,
     ) -> Caller {
-        let account = |scope, id: String, rates| {
-            let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-            let account = accounts.entry((scope, id)).or_insert_with_key(|key| {
-                let spent = self.spent.get(key).copied().unwrap_or_default();
-                Arc::new(Account::new(scope, rates, spent, self.clock.now_ms()))
-            });
-            Arc::clone(account)
-        };
+        let now = self.clock.now_ms();
+        let account = |scope, id: String, rates| self.register.account(scope, id, rates, now);
         Caller {
             sandbox,
             user,
@@ -275,10 +268,8 @@ impl Providers {
 
     /// Calls that a sandbox, its runners included, has open.
     pub(crate) fn open_calls(&self, sandbox: SandboxId) -> u32 {
-        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts
-            .get(&(Scope::Sandbox, sandbox.to_string()))
-            .map_or(0, |account| account.open())
+        self.register
+            .open_calls(Scope::Sandbox, sandbox.to_string())
     }
 
     /// Writes everything to the usage table that has ended so far.
@@ -333,13 +324,17 @@ impl Providers {
             ),
         };
         let response = answered.unwrap_or_else(|error| {
-            tracing::info!(
-                %request_id,
-                sandbox_id = %caller.sandbox,
-                user_id = %caller.user,
-                reason = error.code(),
-                "model call refused"
-            );
+            // A call that was made has its line already.
+            if !error.was_sent() {
+                tracing::info!(
+                    %request_id,
+                    sandbox_id = %caller.sandbox,
+                    user_id = %caller.user,
+                    command_id = caller.command.map(|id| id.to_string()),
+                    reason = error.code(),
+                    "model call refused"
+                );
+            }
             error.into_response(kind)
         });
         self.metrics
@@ -386,7 +381,6 @@ impl Providers {
             who: Who {
                 sandbox: caller.sandbox,
                 user: caller.user,
-                command: caller.command,
                 request: request_id,
             },
             clock: self.clock.clone(),
@@ -396,6 +390,7 @@ impl Providers {
             model: "-".to_owned(),
             price: None,
             request_bytes: held.body.len() as u64,
+            max_output: call.max_output,
             admissions: Vec::new(),
             slot: Some(self.usage.slot()?),
             free: paths::is_free(kind, &parts.method, rest),
@@ -404,12 +399,12 @@ impl Providers {
             right: cancel.clone(),
         };
         let now = self.clock.now_ms();
-        let first = choices.first().and_then(catalogue::Choice::price);
-        let amount = if bill.free {
-            Amount::default()
-        } else {
-            bill::expected(bill.request_bytes, call.max_output, first)
-        };
+        // What the dearest of those that may take it asks for.
+        let expected = choices
+            .iter()
+            .map(|choice| bill::expected(bill.request_bytes, call.max_output, choice.price()))
+            .max_by_key(|amount| amount.money);
+        let amount = expected.filter(|_| !bill.free).unwrap_or_default();
         bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
         send::send(
             &choices,
@@ -440,9 +435,11 @@ struct Call {
 
 fn read(kind: ProviderKind, method: &Method, rest: &str, body: &[u8]) -> Result<Call, CallError> {
     if let Some((_, model, _)) = paths::model_in(kind, rest) {
+        let shape = Shape::read(body).map_err(CallError::Shape)?;
         return Ok(Call {
             model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
-            ..Call::default()
+            max_output: shape.max_output_tokens,
+            shape: None,
         });
     }
     if *method != Method::POST || !paths::names_model_in_body(kind) {

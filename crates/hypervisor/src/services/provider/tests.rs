@@ -1,5 +1,7 @@
 //! Calls against providers on loopback that misbehave in every way.
 
+mod billing;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
