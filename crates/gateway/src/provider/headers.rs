@@ -118,6 +118,9 @@ fn comes_down(name: &str) -> bool {
             | "openai-model"
             | "openai-processing-ms"
             | "openai-version"
+            // What AWS's SDKs tell errors apart by.
+            | "x-amzn-errortype"
+            | "x-amzn-requestid"
     ) || name.starts_with("x-ratelimit-")
         || name.starts_with("anthropic-ratelimit-")
 }
