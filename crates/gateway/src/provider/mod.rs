@@ -257,7 +257,8 @@ impl Provider {
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let body = lease.into_body(&parts.headers, incoming).await;
-        let body = ReplyBody::new(body, event_stream, key, inner.whole_reply);
+        let idle = inner.upstream.limits().response_idle;
+        let body = ReplyBody::new(body, event_stream, key, idle, inner.whole_reply);
         Ok(Response::from_parts(parts, body))
     }
 

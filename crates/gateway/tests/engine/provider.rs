@@ -477,6 +477,79 @@ async fn a_reply_tells_its_usage_and_how_it_ended() {
     assert_eq!(end.outcome, Outcome::TooLong);
 }
 
+/// Sends two pieces of a reply and tells when the gateway closes the connection.
+fn endless(closed: Arc<Notify>) -> Remote {
+    remote(move |mut stream, _| {
+        let closed = Arc::clone(&closed);
+        async move {
+            read_head(&mut stream).await;
+            read_until(&mut stream, "{}").await;
+            say(
+                &mut stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+            )
+            .await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            closed.notify_one();
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_reply_that_its_client_does_not_take_is_ended() {
+    let short = std::time::Duration::from_millis(50);
+    for (idle, whole, outcome) in [
+        (Some(short), None, Outcome::ClientGone),
+        (None, Some(short), Outcome::TooLong),
+    ] {
+        let closed = Arc::new(Notify::new());
+        let remote = endless(Arc::clone(&closed));
+        let mut config = config(&remote.base);
+        config.whole_reply = whole;
+        config.limits.response_idle = idle.unwrap_or(config.limits.response_idle);
+        let provider = Provider::new(config).unwrap();
+        let (told, ended) = tokio::sync::oneshot::channel();
+        let right = CancellationToken::new();
+        let reply = within(provider.send(&post("{}"), "x", &right))
+            .await
+            .unwrap();
+        let mut body = reply.into_body().on_end(move |end| {
+            let _ = told.send(end);
+        });
+        within(body.frame()).await.unwrap().unwrap();
+        // Nothing is asked for from here on, as when the client does not read.
+        let end = within(ended).await.unwrap();
+        assert_eq!((end.outcome, end.events), (outcome, 1));
+        within(closed.notified()).await;
+        assert!(!http_body::Body::is_end_stream(&body));
+        let error = within(body.frame()).await.unwrap().unwrap_err();
+        match outcome {
+            Outcome::TooLong => assert!(matches!(error, BodyError::TooLong(_)), "{error:?}"),
+            _ => assert!(matches!(error, BodyError::NotTaken(_)), "{error:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reply_with_trailers_is_whole_and_they_stay_behind() {
+    let remote = answering(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Key\r\n\r\n\
+         5\r\nab sk\r\n0\r\nX-Key: sk-canary\r\n\r\n",
+    );
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    for _ in 0..2 {
+        let end = end_of(&provider, async |body| {
+            let whole = body.collect().await.unwrap();
+            assert_eq!(whole.trailers(), None);
+            // What may have been the beginning of a key was none.
+            assert_eq!(whole.to_bytes(), "ab sk");
+        })
+        .await;
+        assert_eq!((end.outcome, end.bytes), (Outcome::Complete, 5));
+    }
+    assert_eq!(remote.accepted.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test]
 async fn a_reply_that_is_compressed_unasked_is_refused() {
     let remote =
