@@ -215,6 +215,8 @@ mod tests {
             ("anthropic-organization-id", "x"),
             ("location", "https://evil.example"),
             ("x-request-id", "used key sk-real"),
+            ("openai-model", "used key sk%2Dreal"),
+            ("openai-version", "{\"key\":\"sk-re\\u0061l\"}"),
             ("request-id", "req_1"),
             ("x-ratelimit-remaining-tokens", "7"),
         ]);

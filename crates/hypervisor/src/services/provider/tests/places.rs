@@ -152,6 +152,18 @@ async fn a_short_pause_is_made_and_the_same_place_asked_again() {
 }
 
 #[tokio::test]
+async fn an_outage_of_all_places_does_not_multiply_their_load() {
+    let (one, two) = (upstream(&[BUSY]).await, upstream(&[BUSY]).await);
+    let bed = Bed::new(&places(&[(&one, 1), (&two, 1)], "retries = 0")).await;
+    for _ in 0..100 {
+        bed.answered(503).await;
+    }
+    let sent = calls(&one) + calls(&two);
+    // Twenty that were saved up, and a tenth of the calls.
+    assert!((110..=131).contains(&sent), "{sent}");
+}
+
+#[tokio::test]
 async fn when_every_provider_is_at_its_own_limit_the_soonest_one_is_named() {
     let (one, two) = (upstream(&[OK]).await, upstream(&[OK]).await);
     let toml = provider(
