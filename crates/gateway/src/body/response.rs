@@ -27,6 +27,9 @@ pub enum BodyError {
     /// It went on for longer than any reply may.
     #[error("the reply was not complete after {0:?}")]
     TooLong(Duration),
+    /// The client took nothing of what is there for too long.
+    #[error("the client took nothing for {0:?}")]
+    NotTaken(Duration),
     /// The sandbox start (or the caller's right) ended.
     #[error("the sandbox start ended")]
     Ended,

@@ -118,6 +118,9 @@ fn comes_down(name: &str) -> bool {
             | "openai-model"
             | "openai-processing-ms"
             | "openai-version"
+            // What AWS's SDKs tell errors apart by.
+            | "x-amzn-errortype"
+            | "x-amzn-requestid"
     ) || name.starts_with("x-ratelimit-")
         || name.starts_with("anthropic-ratelimit-")
 }
@@ -212,6 +215,8 @@ mod tests {
             ("anthropic-organization-id", "x"),
             ("location", "https://evil.example"),
             ("x-request-id", "used key sk-real"),
+            ("openai-model", "used key sk%2Dreal"),
+            ("openai-version", "{\"key\":\"sk-re\\u0061l\"}"),
             ("request-id", "req_1"),
             ("x-ratelimit-remaining-tokens", "7"),
         ]);

@@ -1,14 +1,21 @@
 //! A provider's key.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 use http::HeaderValue;
+use memchr::memmem::Finder;
 
-/// A provider's key. It has no `Display` and no revealing `Debug`.
+/// A provider's key. It has no `Display` and no revealing `Debug`. Cheap to clone.
 #[derive(Clone)]
-pub struct ProviderKey {
+pub struct ProviderKey(Arc<Inner>);
+
+struct Inner {
     bare: HeaderValue,
     bearer: HeaderValue,
+    /// Made once, because every piece of every reply is searched.
+    finder: Finder<'static>,
 }
 
 /// A key that cannot stand in a header.
@@ -31,26 +38,111 @@ impl ProviderKey {
             value.set_sensitive(true);
             Ok(value)
         };
-        Ok(Self {
+        Ok(Self(Arc::new(Inner {
             bare: sensitive(key)?,
             bearer: sensitive(&format!("Bearer {key}"))?,
-        })
+            finder: Finder::new(key).into_owned(),
+        })))
     }
 
     /// For `x-api-key`.
-    pub(super) const fn bare(&self) -> &HeaderValue {
-        &self.bare
+    pub(super) fn bare(&self) -> &HeaderValue {
+        &self.0.bare
     }
 
     /// For `Authorization`.
-    pub(super) const fn bearer(&self) -> &HeaderValue {
-        &self.bearer
+    pub(super) fn bearer(&self) -> &HeaderValue {
+        &self.0.bearer
     }
 
-    /// Whether the key stands in `text`.
+    /// Whether the key stands in `text`, however it is spelled.
     pub(super) fn occurs_in(&self, text: &[u8]) -> bool {
-        let key = self.bare.as_bytes();
-        text.windows(key.len()).any(|window| window == key)
+        matches!(self.find(text), Some(Found::Whole(_)))
+    }
+
+    /// The first place of `text` where the key stands, or where its beginning stands at the
+    /// end of it. A key of base64 has characters that JSON and URLs spell in several ways:
+    /// `/` is `\/`, `\u002f` and `%2F` as well. Each character may be spelled in each way.
+    pub(super) fn find(&self, text: &[u8]) -> Option<Found> {
+        let key = self.0.bare.as_bytes();
+        let first = *key.first()?;
+        if memchr::memchr2(b'\\', b'%', text).is_none() {
+            return match self.0.finder.find(text) {
+                Some(at) => Some(Found::Whole(at..at + key.len())),
+                None => beginning(text, key).map(Found::Beginning),
+            };
+        }
+        memchr::memchr3_iter(first, b'\\', b'%', text).find_map(|at| {
+            match spelled(text.get(at..)?, key) {
+                Spelled::Whole(length) => Some(Found::Whole(at..at + length)),
+                Spelled::Beginning => Some(Found::Beginning(at)),
+                Spelled::Not => None,
+            }
+        })
+    }
+}
+
+/// Where a key was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The whole of it.
+    Whole(Range<usize>),
+    /// What may be the beginning of it, from here to the end.
+    Beginning(usize),
+}
+
+/// Where at the end of a text the beginning of the key stands as it is.
+fn beginning(text: &[u8], key: &[u8]) -> Option<usize> {
+    let from = text.len().saturating_sub(key.len() - 1);
+    (from..text.len()).find(|at| text.get(*at..).is_some_and(|end| key.starts_with(end)))
+}
+
+enum Spelled {
+    Whole(usize),
+    Beginning,
+    Not,
+}
+
+/// How much of the beginning of a text spells the key.
+fn spelled(text: &[u8], key: &[u8]) -> Spelled {
+    let mut at = 0;
+    for character in key {
+        let rest = text.get(at..).unwrap_or_default();
+        match character_in(rest, *character) {
+            Spelled::Whole(length) => at += length,
+            other => return other,
+        }
+    }
+    Spelled::Whole(at)
+}
+
+/// How much of the beginning of a text spells one character.
+fn character_in(text: &[u8], character: u8) -> Spelled {
+    let escaped = match text {
+        [] => Spelled::Beginning,
+        [b'\\', b'u', digits @ ..] => hexadecimal(digits, u32::from(character), 4, 2),
+        [b'%', digits @ ..] => hexadecimal(digits, u32::from(character), 2, 1),
+        [b'\\'] => Spelled::Beginning,
+        [b'\\', next, ..] if *next == character => Spelled::Whole(2),
+        _ => Spelled::Not,
+    };
+    match (escaped, text.first()) {
+        (Spelled::Not, Some(first)) if *first == character => Spelled::Whole(1),
+        (escaped, _) => escaped,
+    }
+}
+
+/// A number in `count` hexadecimal digits after a mark of `mark` bytes.
+fn hexadecimal(digits: &[u8], number: u32, count: usize, mark: usize) -> Spelled {
+    let there = digits.get(..count.min(digits.len())).unwrap_or_default();
+    let same = there.iter().enumerate().all(|(at, digit)| {
+        let shift = 4 * (count - 1 - at);
+        char::from(*digit).to_digit(16) == Some((number >> shift) & 15)
+    });
+    match same {
+        true if there.len() == count => Spelled::Whole(mark + count),
+        true => Spelled::Beginning,
+        false => Spelled::Not,
     }
 }
 
@@ -69,10 +161,41 @@ mod tests {
         let key = ProviderKey::new(" sk-canary-1 \n").unwrap();
         assert_eq!(key.bearer(), "Bearer sk-canary-1");
         assert!(key.occurs_in(b"invalid key sk-canary-1 given"));
+        assert!(!key.occurs_in(b"invalid key sk-canary- given"));
         let shown = format!("{key:?} {:?} {:?}", key.bare(), key.bearer());
         assert!(!shown.contains("canary"), "{shown}");
         for bad in ["", " \n", "a b", "a\nb", "é"] {
             assert!(ProviderKey::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_key_is_found_however_its_characters_are_spelled() {
+        let key = ProviderKey::new("ab/c+d==").unwrap();
+        for text in [
+            "ab/c+d==",
+            "ab\\/c+d==",
+            "ab\\u002fc\\u002Bd\\u003d=",
+            "ab%2Fc%2bd%3D%3D",
+            "\\u0061b/c+d==",
+        ] {
+            let framed = format!("x\\n{text}%");
+            let found = key.find(framed.as_bytes());
+            assert_eq!(found, Some(Found::Whole(3..3 + text.len())), "{text}");
+            for length in 1..text.len() {
+                let part = text.get(..length).unwrap();
+                assert_eq!(
+                    key.find(format!("x{part}").as_bytes()),
+                    Some(Found::Beginning(1)),
+                    "{part}"
+                );
+            }
+        }
+        for text in ["ab/c+d=", "ab//c+d==", "ab\\u012fc+d==", "ab%2", "\\n\\n"] {
+            let framed = format!("{text} ");
+            assert_eq!(key.find(framed.as_bytes()), None, "{text}");
+        }
+        let odd = ProviderKey::new("%\\%41").unwrap();
+        assert!(odd.occurs_in(b"%\\%41") && odd.occurs_in(b"%25\\\\%2541"));
     }
 }

@@ -198,28 +198,26 @@ impl Provider {
     /// [`ForwardError`]; a path that would leave the base URL is refused.
     pub async fn send(
         &self,
-        request: Request<Bytes>,
+        request: &Request<Bytes>,
         rest: &str,
         cancel: &CancellationToken,
     ) -> Result<Response<ReplyBody>, ForwardError> {
         let inner = &*self.inner;
-        let (mut parts, body) = request.into_parts();
-        if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+        let (method, body) = (request.method(), request.body());
+        if method == Method::CONNECT || method == Method::TRACE {
             return Err(ForwardError::Refused(Refusal::Method));
         }
         let limit = inner.upstream.limits().max_request_body;
         if body.len() as u64 > limit {
             return Err(ForwardError::TooLarge { limit });
         }
-        parts.uri = inner
+        let uri = inner
             .base
-            .join(rest, parts.uri.query())
+            .join(rest, request.uri().query())
             .map_err(ForwardError::Refused)?;
-        parts.version = Version::HTTP_11;
-        parts.extensions.clear();
         let key = self.key();
-        parts.headers = headers::request(
-            &parts.headers,
+        let headers = headers::request(
+            request.headers(),
             inner.kind,
             &inner.host,
             key.as_ref(),
@@ -227,15 +225,14 @@ impl Provider {
             &inner.headers_up,
         )
         .map_err(ForwardError::Refused)?;
-        let body = UpstreamBody::new(RequestBody::new(Full::new(body)), limit);
+        let body = UpstreamBody::new(RequestBody::new(Full::new(body.clone())), limit);
+        let mut up = Request::new(body);
+        *up.method_mut() = method.clone();
+        *up.uri_mut() = uri;
+        *up.headers_mut() = headers;
         let Answer { response, lease } = inner
             .upstream
-            .exchange(
-                Request::from_parts(parts, body),
-                Some(cancel.clone()),
-                true,
-                false,
-            )
+            .exchange(up, Some(cancel.clone()), true, false)
             .await?;
 
         let (mut parts, incoming) = response.into_parts();
@@ -260,7 +257,8 @@ impl Provider {
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let body = lease.into_body(&parts.headers, incoming).await;
-        let body = ReplyBody::new(body, event_stream, key, inner.whole_reply);
+        let idle = inner.upstream.limits().response_idle;
+        let body = ReplyBody::new(body, event_stream, key, idle, inner.whole_reply);
         Ok(Response::from_parts(parts, body))
     }
 

@@ -1,14 +1,20 @@
 //! A provider's reply on its way down: the key is kept out of it, its usage is read from it,
 //! and its end is told, whichever it is.
+//!
+//! A body is asked for its next piece only while its client takes them. What has to end a reply
+//! that nobody takes therefore stands outside it: a watch, once a reply turns out to be of more
+//! than one piece.
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::task::AbortHandle;
+use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::ProviderKey;
 use super::scrub::Scrubber;
@@ -20,7 +26,7 @@ use crate::{BodyError, ResponseBody};
 pub enum Outcome {
     /// Whole.
     Complete,
-    /// The client left before its end.
+    /// The client left before its end, or took nothing more of it.
     ClientGone,
     /// The provider broke off.
     Broken,
@@ -66,14 +72,35 @@ type Told = Box<dyn FnOnce(ReplyEnd) + Send>;
 
 /// The body of a provider's reply. Dropping it before its end cuts the upstream call.
 pub struct ReplyBody {
+    reply: Arc<Mutex<Reply>>,
+    bounds: Bounds,
+    whole: Option<Pin<Box<Sleep>>>,
+    watch: Option<AbortHandle>,
+}
+
+/// What a reply may take.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Longest time in which a client takes nothing.
+    idle: Duration,
+    /// Longest whole reply, and when that is over.
+    whole: Option<(Duration, Instant)>,
+}
+
+/// The reply itself. Locked by whoever takes a piece, and once in a while by the watch.
+struct Reply {
     inner: ResponseBody,
     scrubber: Scrubber,
     meter: UsageMeter,
     bytes: u64,
     first_byte: Option<Instant>,
-    whole: Option<Pin<Box<Sleep>>>,
-    bound: Duration,
     told: Option<Told>,
+    over: bool,
+    /// What the watch has ended it with.
+    given_up: Option<Outcome>,
+    /// Whether the client waits for a piece, rather than the other way round.
+    awaited: bool,
+    taken_at: Instant,
 }
 
 impl ReplyBody {
@@ -81,28 +108,56 @@ impl ReplyBody {
         inner: ResponseBody,
         event_stream: bool,
         key: Option<ProviderKey>,
+        idle: Duration,
         whole: Option<Duration>,
     ) -> Self {
+        let now = Instant::now();
         Self {
-            inner,
-            scrubber: Scrubber::new(key),
-            meter: UsageMeter::new(event_stream),
-            bytes: 0,
-            first_byte: None,
+            reply: Arc::new(Mutex::new(Reply {
+                inner,
+                scrubber: Scrubber::new(key),
+                meter: UsageMeter::new(event_stream),
+                bytes: 0,
+                first_byte: None,
+                told: None,
+                over: false,
+                given_up: None,
+                awaited: true,
+                taken_at: now,
+            })),
+            bounds: Bounds {
+                idle,
+                whole: whole.map(|bound| (bound, now + bound)),
+            },
             whole: whole.map(|bound| Box::pin(sleep(bound))),
-            bound: whole.unwrap_or_default(),
-            told: None,
+            watch: None,
         }
     }
 
     /// Tells `told` how the reply ended, once: also when it is dropped before its end.
     #[must_use]
-    pub fn on_end(mut self, told: impl FnOnce(ReplyEnd) + Send + 'static) -> Self {
-        self.told = Some(Box::new(told));
+    pub fn on_end(self, told: impl FnOnce(ReplyEnd) + Send + 'static) -> Self {
+        lock(&self.reply).told = Some(Box::new(told));
         self
     }
+}
 
+fn lock(reply: &Mutex<Reply>) -> MutexGuard<'_, Reply> {
+    reply.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Bounds {
+    fn error(&self, outcome: Outcome) -> BodyError {
+        match (outcome, self.whole) {
+            (Outcome::TooLong, Some((bound, _))) => BodyError::TooLong(bound),
+            _ => BodyError::NotTaken(self.idle),
+        }
+    }
+}
+
+impl Reply {
     fn end(&mut self, outcome: Outcome) {
+        self.over = true;
         if let Some(told) = self.told.take() {
             told(ReplyEnd {
                 outcome,
@@ -112,6 +167,13 @@ impl ReplyBody {
                 first_byte: self.first_byte,
             });
         }
+    }
+
+    /// Cuts the upstream call, whoever waits for what.
+    fn give_up(&mut self, outcome: Outcome) {
+        self.inner = ResponseBody::empty();
+        self.given_up = Some(outcome);
+        self.end(outcome);
     }
 
     /// Takes a piece that arrived; gives what of it may be passed on by now.
@@ -134,6 +196,78 @@ impl ReplyBody {
         both.extend_from_slice(&rest);
         both.freeze()
     }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            let polled = match Pin::new(&mut self.inner).poll_frame(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(polled) => polled,
+            };
+            match polled {
+                Some(Ok(frame)) => {
+                    // No API has trailers, and nobody has looked at what is in them: the end
+                    // that follows is the reply's.
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
+                    let ready = self.piece(data);
+                    if ready.is_empty() {
+                        continue;
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(ready))));
+                }
+                Some(Err(error)) => {
+                    self.end(match &error {
+                        BodyError::Upstream(_) => Outcome::Broken,
+                        BodyError::Idle(_) => Outcome::Idle,
+                        BodyError::TooLong(_) => Outcome::TooLong,
+                        BodyError::NotTaken(_) => Outcome::ClientGone,
+                        BodyError::Ended => Outcome::Cut,
+                    });
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    let rest = self.scrubber.finish();
+                    self.bytes += rest.len() as u64;
+                    self.end(Outcome::Complete);
+                    if rest.is_empty() {
+                        return Poll::Ready(None);
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(rest))));
+                }
+            }
+        }
+    }
+
+    /// When the watch has to look again; `None` when there is nothing left to watch.
+    fn look(&mut self, bounds: &Bounds, now: Instant) -> Option<Instant> {
+        if self.over {
+            return None;
+        }
+        let whole = bounds.whole.map(|(_, end)| end);
+        if whole.is_some_and(|end| end <= now) {
+            self.give_up(Outcome::TooLong);
+            return None;
+        }
+        // Silence of the upstream has its own bound, which is looked at by whoever waits.
+        let since = if self.awaited { now } else { self.taken_at };
+        let idle = since + bounds.idle;
+        if idle <= now {
+            self.give_up(Outcome::ClientGone);
+            return None;
+        }
+        Some(whole.map_or(idle, |end| end.min(idle)))
+    }
+}
+
+/// Ends a reply that its client does not take, or not in time. Keeps nothing alive.
+async fn watch(reply: Weak<Mutex<Reply>>, bounds: Bounds) {
+    while let Some(until) = reply
+        .upgrade()
+        .and_then(|reply| lock(&reply).look(&bounds, Instant::now()))
+    {
+        sleep_until(until.into()).await;
+    }
 }
 
 impl Body for ReplyBody {
@@ -145,58 +279,37 @@ impl Body for ReplyBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        loop {
-            if let Some(whole) = &mut this.whole
-                && whole.as_mut().poll(cx).is_ready()
-            {
-                this.inner = ResponseBody::empty();
-                this.end(Outcome::TooLong);
-                return Poll::Ready(Some(Err(BodyError::TooLong(this.bound))));
-            }
-            let polled = match Pin::new(&mut this.inner).poll_frame(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(polled) => polled,
-            };
-            match polled {
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => {
-                        let ready = this.piece(data);
-                        if ready.is_empty() {
-                            continue;
-                        }
-                        return Poll::Ready(Some(Ok(Frame::data(ready))));
-                    }
-                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
-                },
-                Some(Err(error)) => {
-                    this.end(match &error {
-                        BodyError::Upstream(_) => Outcome::Broken,
-                        BodyError::Idle(_) => Outcome::Idle,
-                        BodyError::TooLong(_) => Outcome::TooLong,
-                        BodyError::Ended => Outcome::Cut,
-                    });
-                    return Poll::Ready(Some(Err(error)));
-                }
-                None => {
-                    let rest = this.scrubber.finish();
-                    this.bytes += rest.len() as u64;
-                    this.end(Outcome::Complete);
-                    if rest.is_empty() {
-                        return Poll::Ready(None);
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(rest))));
-                }
+        let mut reply = lock(&this.reply);
+        if let Some(whole) = &mut this.whole
+            && !reply.over
+            && whole.as_mut().poll(cx).is_ready()
+        {
+            reply.give_up(Outcome::TooLong);
+        }
+        if let Some(outcome) = reply.given_up {
+            return Poll::Ready(Some(Err(this.bounds.error(outcome))));
+        }
+        let polled = reply.poll(cx);
+        reply.awaited = polled.is_pending();
+        if polled.is_ready() && !reply.over {
+            reply.taken_at = Instant::now();
+            if this.watch.is_none() {
+                let watch = watch(Arc::downgrade(&this.reply), this.bounds);
+                this.watch = Some(tokio::spawn(watch).abort_handle());
             }
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream() && self.scrubber.held() == 0
+        let reply = lock(&self.reply);
+        reply.given_up.is_none() && reply.inner.is_end_stream() && reply.scrubber.held() == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        let held = self.scrubber.held() as u64;
-        let inner = self.inner.size_hint();
+        let reply = lock(&self.reply);
+        let held = reply.scrubber.held() as u64;
+        let inner = reply.inner.size_hint();
         let mut hint = SizeHint::new();
         if let Some(upper) = inner.upper() {
             hint.set_upper(upper.saturating_add(held));
@@ -208,7 +321,10 @@ impl Body for ReplyBody {
 
 impl Drop for ReplyBody {
     fn drop(&mut self) {
-        self.end(Outcome::ClientGone);
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+        lock(&self.reply).end(Outcome::ClientGone);
     }
 }
 

@@ -1,11 +1,12 @@
 //! Keeps a provider's key out of what the provider sends (threats, Information disclosure).
 //!
-//! Every occurrence is overwritten by as many asterisks, so that lengths stay true. A piece
+//! Every occurrence, however it is spelled, is overwritten by as many asterisks, so that lengths stay true. A piece
 //! that may be the beginning of the key is held back until the next bytes decide.
 
 use bytes::{Bytes, BytesMut};
 
 use super::ProviderKey;
+use super::key::Found;
 
 const MASK: u8 = b'*';
 
@@ -30,18 +31,29 @@ impl Scrubber {
         let Some(key) = &self.key else {
             return bytes;
         };
-        let key = key.bare().as_bytes();
-        if self.held.is_empty() && clean(&bytes, key) {
+        if self.held.is_empty() && key.find(&bytes).is_none() {
             return bytes;
         }
         self.held.extend_from_slice(&bytes);
-        while let Some(at) = find(&self.held, key) {
-            if let Some(found) = self.held.get_mut(at..at + key.len()) {
-                found.fill(MASK);
+        let mut ready = 0;
+        while let Some(rest) = self.held.get_mut(ready..) {
+            match key.find(rest) {
+                Some(Found::Whole(at)) => {
+                    ready += at.end;
+                    if let Some(found) = rest.get_mut(at) {
+                        found.fill(MASK);
+                    }
+                }
+                Some(Found::Beginning(at)) => {
+                    ready += at;
+                    break;
+                }
+                None => {
+                    ready = self.held.len();
+                    break;
+                }
             }
         }
-        let keep = partial(&self.held, key);
-        let ready = self.held.len() - keep;
         self.held.split_to(ready).freeze()
     }
 
@@ -54,23 +66,6 @@ impl Scrubber {
     pub(crate) fn finish(&mut self) -> Bytes {
         self.held.split().freeze()
     }
-}
-
-/// Neither the key nor the beginning of one at the end.
-fn clean(bytes: &[u8], key: &[u8]) -> bool {
-    find(bytes, key).is_none() && partial(bytes, key) == 0
-}
-
-fn find(bytes: &[u8], key: &[u8]) -> Option<usize> {
-    memchr::memmem::find(bytes, key)
-}
-
-/// How many bytes at the end are the beginning of the key.
-fn partial(bytes: &[u8], key: &[u8]) -> usize {
-    (1..key.len().min(bytes.len() + 1))
-        .rev()
-        .find(|length| bytes.ends_with(key.get(..*length).unwrap_or_default()))
-        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -98,9 +93,19 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_masked_however_it_is_spelled_and_cut() {
+        let text = b"{\"a\\n\":\"sk-sk-c\\u0061n%61ry \\u0073k-sk-canar\\u0079\"}";
+        let expected = b"{\"a\\n\":\"******************* **********************\"}";
+        for chunk in 1..text.len() + 1 {
+            let out = scrub(text, chunk);
+            assert_eq!(out, expected, "{chunk}: {}", String::from_utf8_lossy(&out));
+        }
+    }
+
+    #[test]
     fn an_ordinary_piece_is_not_copied() {
         let mut scrubber = Scrubber::new(Some(ProviderKey::new("sk-canary").unwrap()));
-        let piece = Bytes::from_static(b"data: {}\n\n");
+        let piece = Bytes::from_static(b"data: {\"a\":\"s\\n%\"}\n\n");
         assert_eq!(scrubber.feed(piece.clone()).as_ptr(), piece.as_ptr());
     }
 

@@ -14,6 +14,22 @@ const MAX_KEYS: usize = 512;
 /// Longest model name, in bytes.
 pub const MAX_MODEL: usize = 256;
 
+/// Keys by which a caller lets a router, LiteLLM or OpenRouter for instance, choose another
+/// model, another place or another account than those that are configured.
+const ROUTING: &[&str] = &[
+    "api_base",
+    "api_key",
+    "base_url",
+    "content_policy_fallbacks",
+    "context_window_fallbacks",
+    "fallbacks",
+    "model_list",
+    "models",
+    "preset",
+    "route",
+    "user_config",
+];
+
 /// Why a request cannot be read the one way that matters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
@@ -26,6 +42,9 @@ pub enum ShapeError {
     /// A key stands twice, so that two readers could see two requests (threats, Tampering).
     #[error("the key {0:?} stands twice in the request body")]
     DuplicateKey(String),
+    /// A key that servers which do not look at case read as `model`.
+    #[error("some servers read the key {0:?} as `model`; write it in small letters")]
+    Spelling(String),
     /// There are too many keys.
     #[error("the request body has more than {MAX_KEYS} keys")]
     TooManyKeys,
@@ -43,6 +62,8 @@ pub struct Shape {
     pub stream: bool,
     /// The most tokens it may be answered with.
     pub max_output_tokens: Option<u64>,
+    /// The first key in it that lets a router choose.
+    pub routing: Option<&'static str>,
     /// Where the model stands in the body, quotation marks included.
     model_at: Option<Range<usize>>,
 }
@@ -86,7 +107,14 @@ impl Shape {
                     Ok(())
                 })?;
             }
-            key => self.take_bound(key, value),
+            key if key.eq_ignore_ascii_case("model") => {
+                return Err(ShapeError::Spelling(key.to_owned()));
+            }
+            key => {
+                let same = |name: &&&str| name.eq_ignore_ascii_case(key);
+                self.routing = self.routing.or(ROUTING.iter().find(same).copied());
+                self.take_bound(key, value);
+            }
         }
         Ok(())
     }
@@ -295,6 +323,10 @@ mod tests {
             model(r#"{"model":"a","mod\u0065l":"b"}"#),
             Err(ShapeError::DuplicateKey("model".into()))
         );
+        assert_eq!(
+            model(r#"{"model":"a","MODEL":"b"}"#),
+            Err(ShapeError::Spelling("MODEL".into()))
+        );
         assert_eq!(model("[1]"), Err(ShapeError::NotAnObject));
         for bad in [
             r#"{"model":{}}"#,
@@ -358,6 +390,17 @@ mod tests {
             bound(r#"{"inferenceConfig":{"maxTokens":9,"max\u0054okens":8}}"#),
             Err(ShapeError::DuplicateKey("maxTokens".into()))
         );
+    }
+
+    #[test]
+    fn keys_that_let_a_router_choose_are_told() {
+        let routing = |text: &[u8]| Shape::read(text).unwrap().routing;
+        assert_eq!(routing(br#"{"model":"a","models":["b"]}"#), Some("models"));
+        assert_eq!(
+            routing(br#"{"model":"a","Fallbacks":[]}"#),
+            Some("fallbacks")
+        );
+        assert_eq!(routing(br#"{"model":"a","metadata":{"models":1}}"#), None);
     }
 
     #[test]

@@ -94,7 +94,7 @@ async fn a_call_goes_up_with_our_key_only_and_comes_down_clean() {
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
     for _ in 0..3 {
-        let reply = within(provider.send(post(r#"{"model":"m-1"}"#), "chat/completions", &right))
+        let reply = within(provider.send(&post(r#"{"model":"m-1"}"#), "chat/completions", &right))
             .await
             .unwrap();
         assert_eq!(reply.status(), StatusCode::UNAUTHORIZED);
@@ -133,7 +133,7 @@ async fn paths_that_leave_the_base_never_leave_the_gateway() {
         "a%2f..%2fb",
         "http://evil.example/",
     ] {
-        match provider.send(post(""), rest, &right).await {
+        match provider.send(&post(""), rest, &right).await {
             Err(ForwardError::Refused(Refusal::Path)) => {}
             other => panic!("{rest}: {other:?}"),
         }
@@ -153,7 +153,7 @@ async fn redirects_are_not_followed() {
         let _ = stream.read(&mut [0; 1]).await;
     });
     let provider = Provider::new(config(&remote.base)).unwrap();
-    let error = within(provider.send(post("{}"), "x", &CancellationToken::new()))
+    let error = within(provider.send(&post("{}"), "x", &CancellationToken::new()))
         .await
         .unwrap_err();
     assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
@@ -180,7 +180,9 @@ async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
     let (one, two) = (CancellationToken::new(), CancellationToken::new());
     let mut bodies = Vec::new();
     for right in [&one, &two] {
-        let reply = within(provider.send(post("{}"), "x", right)).await.unwrap();
+        let reply = within(provider.send(&post("{}"), "x", right))
+            .await
+            .unwrap();
         let mut body = reply.into_body();
         let event = within(body.frame()).await.unwrap().unwrap();
         assert_eq!(event.into_data().unwrap(), "data: 1\n\n");
@@ -195,7 +197,7 @@ async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
     assert!(ended.try_recv().is_err());
     bodies.clear();
     assert_eq!(within(ended.recv()).await, Some(1));
-    let error = provider.send(post("{}"), "x", &one).await.unwrap_err();
+    let error = provider.send(&post("{}"), "x", &one).await.unwrap_err();
     assert!(matches!(error, ForwardError::Ended), "{error:?}");
 }
 
@@ -221,7 +223,7 @@ async fn bytes_that_nobody_asked_for_end_a_connection() {
     let right = CancellationToken::new();
     for expected in ["0", "1", "1"] {
         let request = Request::get("/").body(Bytes::new()).unwrap();
-        let reply = within(provider.send(request, "models", &right))
+        let reply = within(provider.send(&request, "models", &right))
             .await
             .unwrap();
         assert_eq!(reply.collect().await.unwrap().to_bytes(), expected);
@@ -237,7 +239,7 @@ async fn a_body_over_the_limit_and_a_host_that_is_not_there_are_told_apart() {
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
     let error = provider
-        .send(post(vec![b'x'; (4 << 20) + 1]), "x", &right)
+        .send(&post(vec![b'x'; (4 << 20) + 1]), "x", &right)
         .await
         .unwrap_err();
     assert!(matches!(error, ForwardError::TooLarge { .. }), "{error:?}");
@@ -246,7 +248,7 @@ async fn a_body_over_the_limit_and_a_host_that_is_not_there_are_told_apart() {
     let base = format!("http://{}", nobody.local_addr().unwrap());
     drop(nobody);
     let provider = Provider::new(config(&base)).unwrap();
-    let error = provider.send(post("{}"), "x", &right).await.unwrap_err();
+    let error = provider.send(&post("{}"), "x", &right).await.unwrap_err();
     assert!(matches!(error, ForwardError::Unreachable(_)), "{error:?}");
     assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
 }
@@ -320,13 +322,13 @@ async fn tls_is_verified_against_the_configured_roots() {
         };
         let provider = Provider::new(trusted).unwrap();
         for _ in 0..2 {
-            let reply = within(provider.send(get(), "models", &right))
+            let reply = within(provider.send(&get(), "models", &right))
                 .await
                 .unwrap();
             assert_eq!(reply.collect().await.unwrap().to_bytes(), "ok");
         }
         let provider = Provider::new(config(&base)).unwrap();
-        let error = provider.send(get(), "models", &right).await.unwrap_err();
+        let error = provider.send(&get(), "models", &right).await.unwrap_err();
         assert!(
             matches!(&error, ForwardError::Unreachable(ConnectError::Tls { .. })),
             "{error:?}"
@@ -362,7 +364,7 @@ async fn a_request_in_the_middle_of_its_upload_is_cut_with_its_right() {
         reached.recv().await.unwrap();
     };
     let (outcome, ()) =
-        within(async { tokio::join!(provider.send(request, "x", &right), cut) }).await;
+        within(async { tokio::join!(provider.send(&request, "x", &right), cut) }).await;
     assert!(matches!(outcome, Err(ForwardError::Ended)), "{outcome:?}");
 }
 
@@ -372,7 +374,7 @@ async fn end_of(
     read: impl AsyncFnOnce(gateway::provider::ReplyBody),
 ) -> gateway::provider::ReplyEnd {
     let (told, ended) = tokio::sync::oneshot::channel();
-    let reply = within(provider.send(post("{}"), "x", &CancellationToken::new()))
+    let reply = within(provider.send(&post("{}"), "x", &CancellationToken::new()))
         .await
         .unwrap();
     let body = reply.into_body().on_end(move |end| {
@@ -475,12 +477,85 @@ async fn a_reply_tells_its_usage_and_how_it_ended() {
     assert_eq!(end.outcome, Outcome::TooLong);
 }
 
+/// Sends two pieces of a reply and tells when the gateway closes the connection.
+fn endless(closed: Arc<Notify>) -> Remote {
+    remote(move |mut stream, _| {
+        let closed = Arc::clone(&closed);
+        async move {
+            read_head(&mut stream).await;
+            read_until(&mut stream, "{}").await;
+            say(
+                &mut stream,
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
+            )
+            .await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+            closed.notify_one();
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_reply_that_its_client_does_not_take_is_ended() {
+    let short = std::time::Duration::from_millis(50);
+    for (idle, whole, outcome) in [
+        (Some(short), None, Outcome::ClientGone),
+        (None, Some(short), Outcome::TooLong),
+    ] {
+        let closed = Arc::new(Notify::new());
+        let remote = endless(Arc::clone(&closed));
+        let mut config = config(&remote.base);
+        config.whole_reply = whole;
+        config.limits.response_idle = idle.unwrap_or(config.limits.response_idle);
+        let provider = Provider::new(config).unwrap();
+        let (told, ended) = tokio::sync::oneshot::channel();
+        let right = CancellationToken::new();
+        let reply = within(provider.send(&post("{}"), "x", &right))
+            .await
+            .unwrap();
+        let mut body = reply.into_body().on_end(move |end| {
+            let _ = told.send(end);
+        });
+        within(body.frame()).await.unwrap().unwrap();
+        // Nothing is asked for from here on, as when the client does not read.
+        let end = within(ended).await.unwrap();
+        assert_eq!((end.outcome, end.events), (outcome, 1));
+        within(closed.notified()).await;
+        assert!(!http_body::Body::is_end_stream(&body));
+        let error = within(body.frame()).await.unwrap().unwrap_err();
+        match outcome {
+            Outcome::TooLong => assert!(matches!(error, BodyError::TooLong(_)), "{error:?}"),
+            _ => assert!(matches!(error, BodyError::NotTaken(_)), "{error:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reply_with_trailers_is_whole_and_they_stay_behind() {
+    let remote = answering(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Key\r\n\r\n\
+         5\r\nab sk\r\n0\r\nX-Key: sk-canary\r\n\r\n",
+    );
+    let provider = Provider::new(config(&remote.base)).unwrap();
+    for _ in 0..2 {
+        let end = end_of(&provider, async |body| {
+            let whole = body.collect().await.unwrap();
+            assert_eq!(whole.trailers(), None);
+            // What may have been the beginning of a key was none.
+            assert_eq!(whole.to_bytes(), "ab sk");
+        })
+        .await;
+        assert_eq!((end.outcome, end.bytes), (Outcome::Complete, 5));
+    }
+    assert_eq!(remote.accepted.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test]
 async fn a_reply_that_is_compressed_unasked_is_refused() {
     let remote =
         answering("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx");
     let provider = Provider::new(config(&remote.base)).unwrap();
-    let error = within(provider.send(post("{}"), "x", &CancellationToken::new()))
+    let error = within(provider.send(&post("{}"), "x", &CancellationToken::new()))
         .await
         .unwrap_err();
     assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
@@ -512,7 +587,7 @@ async fn another_key_is_used_from_the_next_call_on() {
         if let Some(key) = key {
             provider.set_key(Some(ProviderKey::new(key).unwrap()));
         }
-        let reply = within(provider.send(post("{}"), "x", &right))
+        let reply = within(provider.send(&post("{}"), "x", &right))
             .await
             .unwrap();
         reply.collect().await.unwrap();
@@ -546,7 +621,7 @@ async fn a_name_that_stands_for_a_private_address_is_not_connected_to() {
             }
         };
         let error = provider
-            .send(post("{}"), "x", &CancellationToken::new())
+            .send(&post("{}"), "x", &CancellationToken::new())
             .await
             .unwrap_err();
         let ForwardError::Unreachable(ConnectError::Tcp { source, .. }) = error else {

@@ -25,7 +25,10 @@ pub use limits::{Limits, Share};
 pub use network::Network;
 pub use origins::{HostMatch, Origin, OriginTemplate, Origins, RuntimeOrigins};
 pub use preview::PreviewTemplate;
-pub use providers::{Addresses, Price, Provider, ProviderKind, ProviderUpstream, Timeouts};
+pub use providers::{
+    Addresses, ModelCheck, Price, Provider, ProviderKind, ProviderPath, ProviderUpstream, Routing,
+    Timeouts,
+};
 pub use raw::RawConfig;
 pub use sandbox::{IdleStop, Mount, Places, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
@@ -87,6 +90,9 @@ impl Config {
                 "the path of a directory",
             )
         })?;
+        let gateway = Gateway::build(&raw.gateway)?;
+        let providers = providers::build_providers(&raw.providers)?;
+        providers::check_budgets(&providers, &gateway)?;
         Ok(Self {
             data_dir,
             drain: values::duration("drain", raw.drain.as_deref(), DRAIN)?,
@@ -95,8 +101,8 @@ impl Config {
             auth: Auth::build(&raw.auth)?,
             sandbox: Sandbox::build(&raw.sandbox)?,
             network: Egress::build(&raw.network)?,
-            providers: providers::build_providers(&raw.providers)?,
-            gateway: Gateway::build(&raw.gateway)?,
+            providers,
+            gateway,
             log: Log::build(&raw.log)?,
         })
     }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::{HeaderName, Method};
 use url::Url;
 
 use super::ConfigError;
-use super::gateway::{Rates, nano_dollars};
-use super::raw::{RawProvider, RawUpstream};
+use super::gateway::{Gateway, Rates, nano_dollars};
+use super::raw::{RawPath, RawProvider, RawUpstream};
 use super::values::{duration, existing_file, within};
 
 /// The name and model of the offline demo provider.
@@ -19,9 +19,14 @@ const DEMO_MODEL: &str = "choir-demo";
 /// Most places or keys of one provider.
 const MAX_UPSTREAMS: usize = 32;
 
+/// Calls that may be open at one place, unless the configuration says otherwise.
+const CONNECTIONS: usize = 256;
+
 /// Headers that no configuration lets through: whose account is charged, where a reply is
 /// sent, and how a message is framed are not the caller's to say.
-const NEVER: [&str; 16] = [
+const NEVER: [&str; 25] = [
+    "accept-encoding",
+    "api-key",
     "authorization",
     "connection",
     "content-encoding",
@@ -29,16 +34,46 @@ const NEVER: [&str; 16] = [
     "cookie",
     "forwarded",
     "host",
-    "proxy-authorization",
+    "keep-alive",
+    "openai-organization",
+    "openai-project",
+    "origin",
+    "referer",
     "set-cookie",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "user-agent",
+    "via",
     "x-api-key",
     "x-goog-api-key",
-    "x-forwarded-for",
+    "x-goog-user-project",
+    "x-real-ip",
 ];
+
+/// The same, for every header that begins so.
+const NEVER_FROM: [&str; 5] = ["proxy-", "x-amz-", "x-auth-", "x-choir-", "x-forwarded-"];
+
+/// Query parameters that no configuration lets through, and what such names begin with: a
+/// caller could be somebody else at the provider, or show it the gateway's own token.
+const NEVER_ASKED: [&str; 14] = [
+    "access_token",
+    "api-key",
+    "api_key",
+    "apikey",
+    "auth",
+    "authorization",
+    "awsaccesskeyid",
+    "credential",
+    "key",
+    "password",
+    "secret",
+    "sig",
+    "signature",
+    "token",
+];
+const NEVER_ASKED_FROM: [&str; 2] = ["x-amz-", "x-goog-"];
 
 /// The wire format of a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +112,37 @@ pub enum Addresses {
     Public,
     /// Private, loopback and link-local ones too, for a model server of one's own.
     PrivateNetworkToo,
+}
+
+/// A path that may be called beside those of a provider's kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProviderPath {
+    /// The one method it has; GET and POST when absent.
+    pub method: Option<Method>,
+    /// Below the base URL; a `*` at the end stands for one more segment.
+    pub pattern: String,
+    /// What becomes of the model.
+    pub model: ModelCheck,
+}
+
+/// What a call on a configured path has to say about its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ModelCheck {
+    /// It names one of the provider's, in its path or in a JSON body.
+    #[default]
+    Named,
+    /// Nothing: uploads and forms go up unread, to whatever model they name, at no price.
+    Unchecked,
+}
+
+/// Whether the keys go up by which callers let a router choose models for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Routing {
+    /// They do not.
+    #[default]
+    Refused,
+    /// They do, and reach models that are not in the provider's list and have no price.
+    PastTheModelList,
 }
 
 /// One place where a provider's API lives.
@@ -129,11 +195,14 @@ pub struct Provider {
     pub default_model: String,
     /// Names that stand for models.
     pub aliases: BTreeMap<String, String>,
-    /// What models cost; one that is not here is counted as free.
+    /// What models cost; under a budget every model has to be here.
     pub prices: BTreeMap<String, Price>,
-    /// Paths that may be called beside those of its kind, below the base URL; a `*` at the
-    /// end stands for one more segment.
-    pub paths: Vec<String>,
+    /// Paths that may be called beside those of its kind.
+    pub paths: Vec<ProviderPath>,
+    /// Query parameters that may go up beside those of its kind.
+    pub query: Vec<String>,
+    /// Whether callers may let a router choose the model.
+    pub routing: Routing,
     /// Request headers that may go up beside those of its kind.
     pub headers_up: Vec<HeaderName>,
     /// Response headers that may come down beside those of its kind.
@@ -148,6 +217,8 @@ pub struct Provider {
     pub retries: u32,
     /// Providers that take a call when this one cannot, in this order.
     pub fallback: Vec<String>,
+    /// Calls that may be open at each of its places.
+    pub connections: usize,
     /// Bounds of all callers together.
     pub limits: Rates,
 }
@@ -218,6 +289,38 @@ fn check_fallbacks(providers: &[Provider]) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Under a budget every model has to have a price: one without would be free, and a slip of
+/// the pen in its name would switch the budget off.
+pub(super) fn check_budgets(providers: &[Provider], gateway: &Gateway) -> Result<(), ConfigError> {
+    for provider in providers {
+        let budget = [
+            ("gateway.sandbox", &gateway.sandbox),
+            ("gateway.user", &gateway.user),
+            ("providers.limits", &provider.limits),
+        ]
+        .into_iter()
+        .find(|(_, rates)| rates.daily_budget.or(rates.monthly_budget).is_some());
+        let unpriced = provider
+            .models
+            .iter()
+            .find(|model| !provider.prices.contains_key(*model));
+        if let (Some((key, _)), Some(model)) = (budget, unpriced)
+            && provider.kind != ProviderKind::Demo
+        {
+            return Err(ConfigError::value(
+                "providers.prices",
+                model,
+                format!("it has no price, and {key} has a budget, which it would not count in"),
+                format!(
+                    "a price for each model of {}; {{ input = 0.0, output = 0.0 }} for a free one",
+                    provider.name
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Provider {
     /// The model that a name stands for, if this provider offers it.
     #[must_use]
@@ -273,6 +376,15 @@ fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
     if let Some(file) = &raw.ca_file {
         existing_file("providers.ca_file", file)?;
     }
+    let limits = Rates::build("providers.limits", &raw.limits)?;
+    // As many as may be open at all, so that none of them waits for a bound nobody has set.
+    let concurrent = limits
+        .concurrent
+        .and_then(|most| usize::try_from(most).ok());
+    let connections = raw
+        .connections
+        .unwrap_or_else(|| concurrent.unwrap_or_default().max(CONNECTIONS));
+    let prices = prices(raw, &models)?;
     Ok(Provider {
         name: raw.name.clone(),
         kind,
@@ -280,8 +392,10 @@ fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
         models,
         default_model,
         aliases: raw.aliases.clone(),
-        prices: prices(raw)?,
+        prices,
         paths: paths(&raw.paths)?,
+        query: query(&raw.query)?,
+        routing: routing(raw.routing.as_deref())?,
         headers_up: headers("providers.headers_up", &raw.headers_up)?,
         headers_down: headers("providers.headers_down", &raw.headers_down)?,
         addresses,
@@ -289,7 +403,8 @@ fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
         timeouts: timeouts(raw)?,
         retries: within("providers.retries", raw.retries.unwrap_or(2), 0, 10)?,
         fallback: raw.fallback.clone(),
-        limits: Rates::build("providers.limits", &raw.limits)?,
+        connections: within("providers.connections", connections, 1, 100_000)?,
+        limits,
     })
 }
 
@@ -393,11 +508,19 @@ fn is_model(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn prices(raw: &RawProvider) -> Result<BTreeMap<String, Price>, ConfigError> {
+fn prices(raw: &RawProvider, models: &[String]) -> Result<BTreeMap<String, Price>, ConfigError> {
     raw.prices
         .iter()
         .map(|(model, price)| {
             let key = "providers.prices";
+            if !models.contains(model) {
+                return Err(ConfigError::value(
+                    key,
+                    model,
+                    "it is the price of no model of this provider",
+                    format!("prices for: {}", models.join(", ")),
+                ));
+            }
             let price = Price {
                 input: nano_dollars(key, price.input)?,
                 output: nano_dollars(key, price.output)?,
@@ -408,24 +531,95 @@ fn prices(raw: &RawProvider) -> Result<BTreeMap<String, Price>, ConfigError> {
         .collect()
 }
 
-fn paths(raw: &[String]) -> Result<Vec<String>, ConfigError> {
-    for path in raw {
-        let plain = path
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-._/:*".contains(&b));
-        let segments_ok = path
-            .split('/')
-            .all(|segment| !matches!(segment, "" | "." | ".."));
-        if !plain || !segments_ok {
+fn paths(raw: &[RawPath]) -> Result<Vec<ProviderPath>, ConfigError> {
+    raw.iter()
+        .map(|raw| match raw {
+            RawPath::Plain(text) => path(text, None),
+            RawPath::Table(table) => path(&table.path, table.model.as_deref()),
+        })
+        .collect()
+}
+
+fn path(text: &str, model: Option<&str>) -> Result<ProviderPath, ConfigError> {
+    let (method, pattern) = match text.split_once(' ') {
+        Some((method, pattern)) => (Some(method), pattern),
+        None => (None, text),
+    };
+    let known = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+    ];
+    let method = method.map(|name| known.into_iter().find(|method| method.as_str() == name));
+    let plain = pattern
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"-._/:*".contains(&b));
+    let segments_ok = pattern
+        .split('/')
+        .all(|segment| !matches!(segment, "" | "." | ".."));
+    if !plain || !segments_ok || method == Some(None) {
+        return Err(ConfigError::value(
+            "providers.paths",
+            text,
+            "it is no path below the base URL",
+            "segments without a leading slash, such as GET files/*; without a method GET and POST",
+        ));
+    }
+    let model = match model {
+        None | Some("named") => ModelCheck::Named,
+        Some("unchecked") => ModelCheck::Unchecked,
+        Some(other) => {
             return Err(ConfigError::value(
-                "providers.paths",
-                path,
-                "it is no path below the base URL",
-                "segments without a leading slash, such as audio/speech or files/*",
+                "providers.paths.model",
+                other,
+                "there is no such choice",
+                "named, or unchecked for uploads and forms, which are held to no model and no price",
             ));
         }
+    };
+    Ok(ProviderPath {
+        method: method.flatten(),
+        pattern: pattern.to_owned(),
+        model,
+    })
+}
+
+fn query(raw: &[String]) -> Result<Vec<String>, ConfigError> {
+    let never = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        NEVER_ASKED.contains(&name.as_str())
+            || NEVER_ASKED_FROM.iter().any(|from| name.starts_with(from))
+    };
+    let plain = |name: &str| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-._$[]".contains(&b))
+    };
+    match raw.iter().find(|name| never(name) || !plain(name)) {
+        None => Ok(raw.to_vec()),
+        Some(bad) => Err(ConfigError::value(
+            "providers.query",
+            bad,
+            "it is no parameter's name, or one that never goes up",
+            "a parameter such as expand; credentials never go up",
+        )),
     }
-    Ok(raw.to_vec())
+}
+
+fn routing(text: Option<&str>) -> Result<Routing, ConfigError> {
+    match text {
+        None | Some("refused") => Ok(Routing::Refused),
+        Some("past_the_model_list") => Ok(Routing::PastTheModelList),
+        Some(other) => Err(ConfigError::value(
+            "providers.routing",
+            other,
+            "there is no such choice",
+            "refused, or past_the_model_list, with which callers reach models without a price",
+        )),
+    }
 }
 
 fn headers(key: &str, raw: &[String]) -> Result<Vec<HeaderName>, ConfigError> {
@@ -433,7 +627,8 @@ fn headers(key: &str, raw: &[String]) -> Result<Vec<HeaderName>, ConfigError> {
         .map(|text| {
             let name: Option<HeaderName> = text.to_ascii_lowercase().parse().ok();
             name.filter(|name| {
-                !NEVER.contains(&name.as_str()) && !name.as_str().starts_with("x-choir-")
+                let name = name.as_str();
+                !NEVER.contains(&name) && !NEVER_FROM.iter().any(|from| name.starts_with(from))
             })
             .ok_or_else(|| {
                 ConfigError::value(

@@ -274,7 +274,11 @@ pub struct RawProvider {
     /// What models cost.
     pub prices: BTreeMap<String, RawPrice>,
     /// Paths that may be called beside those of its kind.
-    pub paths: Vec<String>,
+    pub paths: Vec<RawPath>,
+    /// Query parameters that may go up beside those of its kind.
+    pub query: Vec<String>,
+    /// `refused` or `past_the_model_list`.
+    pub routing: Option<String>,
     /// Request headers that may go up beside those of its kind.
     pub headers_up: Vec<String>,
     /// Response headers that may come down beside those of its kind.
@@ -295,8 +299,30 @@ pub struct RawProvider {
     pub retries: Option<u32>,
     /// Providers that take a call when this one cannot.
     pub fallback: Vec<String>,
+    /// Calls that may be open at each of its places.
+    pub connections: Option<usize>,
     /// Bounds of all callers together.
     pub limits: RawRates,
+}
+
+/// An entry of `providers.paths`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum RawPath {
+    /// `[METHOD] PATH`
+    Plain(String),
+    /// The same, and what becomes of its model.
+    Table(RawPathTable),
+}
+
+/// An entry of `providers.paths` with everything that can be said about it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawPathTable {
+    /// `[METHOD] PATH`
+    pub path: String,
+    /// `named` or `unchecked`.
+    pub model: Option<String>,
 }
 
 /// `[[providers.upstreams]]`

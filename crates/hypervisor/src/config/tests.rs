@@ -1,6 +1,6 @@
 //! What the configuration takes and what it refuses.
 
-use super::{Config, ConfigError, HostMatch, ProviderKind, RawConfig};
+use super::{Config, ConfigError, HostMatch, ModelCheck, ProviderKind, RawConfig};
 use types::Role;
 
 fn build(toml: &str) -> Result<Config, ConfigError> {
@@ -168,11 +168,168 @@ fn the_default_provider_comes_first() {
     assert!(refusal("[[providers]]\nname = \"a\"\nkind = \"openai\"\nbase_url = \"https://user:pw@x/\"\nmodels = [\"m\"]").contains("key_file"));
 }
 
+/// A provider with one model, and more of its section.
+fn provider(more: &str) -> String {
+    format!(
+        "[[providers]]\nname = \"a\"\nkind = \"openai\"\nbase_url = \"https://api.example.com/v1\"\n\
+         models = [\"m\"]\n{more}\n"
+    )
+}
+
+#[test]
+fn a_slip_in_a_price_does_not_switch_a_budget_off() {
+    let price = |model: &str| {
+        provider(&format!(
+            "prices = {{ {model} = {{ input = 1.0, output = 2.0 }} }}"
+        ))
+    };
+    let text = refusal(&price("n"));
+    assert!(
+        text.contains("providers.prices")
+            && text.contains("\"n\"")
+            && text.contains("prices for: m"),
+        "{text}"
+    );
+    for budget in [
+        "[gateway.sandbox]\ndaily_budget = 1.0",
+        "[gateway.user]\nmonthly_budget = 1.0",
+        "[providers.limits]\ndaily_budget = 1.0",
+    ] {
+        let text = refusal(&format!("{}{budget}", provider("")));
+        assert!(
+            text.contains("providers.prices") && text.contains("\"m\"") && text.contains("0.0"),
+            "{text}"
+        );
+        build(&format!("{}{budget}", price("m"))).unwrap();
+    }
+    build(&provider("")).unwrap();
+    // The demo costs nothing.
+    build("[gateway.user]\ndaily_budget = 1.0").unwrap();
+}
+
+#[test]
+fn what_says_who_is_charged_or_who_asks_never_passes() {
+    for name in [
+        "Authorization",
+        "api-key",
+        "cookie",
+        "x-forwarded-host",
+        "X-Real-IP",
+        "via",
+        "forwarded",
+        "openai-organization",
+        "openai-project",
+        "x-goog-user-project",
+        "x-amz-date",
+        "accept-encoding",
+        "user-agent",
+        "proxy-authorization",
+        "x-choir-role",
+        "no name",
+    ] {
+        for key in ["headers_up", "headers_down"] {
+            let text = refusal(&provider(&format!("{key} = [{name:?}]")));
+            assert!(text.contains(key) && text.contains(name), "{text}");
+        }
+    }
+    build(&provider("headers_up = [\"x-request-tag\"]")).unwrap();
+    for name in [
+        "key",
+        "Access_Token",
+        "X-Amz-Signature",
+        "x-goog-api-key",
+        "",
+        "a&b",
+    ] {
+        let text = refusal(&provider(&format!("query = [{name:?}]")));
+        assert!(text.contains("providers.query"), "{text}");
+    }
+    build(&provider("query = [\"expand\", \"$top\"]")).unwrap();
+}
+
+#[test]
+fn a_path_says_its_method_and_what_becomes_of_its_model() {
+    let of = |paths: &str| {
+        build(&provider(&format!("paths = [{paths}]")))
+            .unwrap()
+            .providers[0]
+            .paths
+            .clone()
+    };
+    let paths =
+        of("\"files/*\", \"DELETE files/*\", { path = \"POST files\", model = \"unchecked\" }");
+    let shown: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            (
+                path.method.as_ref().map(http::Method::as_str),
+                path.pattern.as_str(),
+                path.model,
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            (None, "files/*", ModelCheck::Named),
+            (Some("DELETE"), "files/*", ModelCheck::Named),
+            (Some("POST"), "files", ModelCheck::Unchecked),
+        ]
+    );
+    for bad in [
+        "\"/files\"",
+        "\"../x\"",
+        "\"CONNECT x\"",
+        "\"post x\"",
+        "\"a b c\"",
+        "{ path = \"x\", model = \"free\" }",
+    ] {
+        let text = refusal(&provider(&format!("paths = [{bad}]")));
+        assert!(text.contains("providers.paths"), "{text}");
+    }
+    assert!(refusal(&provider("routing = \"yes\"")).contains("past_the_model_list"));
+}
+
+#[test]
+fn as_many_connections_as_calls_may_be_open() {
+    let of = |more: &str| build(&provider(more)).unwrap().providers[0].connections;
+    assert_eq!(of(""), 256);
+    assert_eq!(of("limits = { concurrent = 1000 }"), 1000);
+    assert_eq!(of("connections = 7\nlimits = { concurrent = 1000 }"), 7);
+    assert!(refusal(&provider("connections = 0")).contains("providers.connections"));
+}
+
 #[test]
 fn the_example_shows_what_holds_without_a_file() {
     let example = build(include_str!("../../choir.example.toml")).unwrap();
     let default = Config::build(RawConfig::default()).unwrap();
     assert_eq!(format!("{example:?}"), format!("{default:?}"));
+}
+
+#[test]
+fn the_provider_of_the_example_is_one_that_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["anthropic.key", "provider-ca.pem"] {
+        std::fs::write(dir.path().join(file), "x").unwrap();
+    }
+    let (_, section) = include_str!("../../choir.example.toml")
+        .split_once("# [[providers]]\n")
+        .unwrap();
+    let (section, _) = section.split_once("\n[log]").unwrap();
+    let keys: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| line.split(' ').nth(1) == Some("="))
+        // Stands in place of base_url and key_file.
+        .filter(|line| !line.starts_with("upstreams"))
+        .collect();
+    assert!(keys.len() > 20, "{keys:?}");
+    let one = keys
+        .join("\n")
+        .replace("/etc/choir", dir.path().to_str().unwrap());
+    let other = "name = \"anthropic-2\"\nkind = \"anthropic\"\nbase_url = \"https://b.example\"\n\
+                 models = [\"claude-sonnet-4-5\"]";
+    build(&format!("[[providers]]\n{one}\n[[providers]]\n{other}\n")).unwrap();
 }
 
 #[test]

@@ -25,9 +25,22 @@ pub(super) enum CallError {
         "{method} {path} is not served for this provider; the operator may add it to providers.paths"
     )]
     Path { method: String, path: String },
+    /// The query has a parameter that is none of the provider's.
+    #[error(
+        "the query parameter {name:?} does not go up; the operator may add it to providers.query, unless it carries credentials"
+    )]
+    Query { name: String },
+    /// The body is compressed, and so cannot be read.
+    #[error("a compressed request body cannot be read; send it without Content-Encoding")]
+    Compressed,
     /// The body cannot be read.
     #[error(transparent)]
     Shape(ShapeError),
+    /// The body lets a router choose another model.
+    #[error(
+        "the key {key:?} would let the call reach models that are not offered here; the operator may allow it with providers.routing"
+    )]
+    Routing { key: &'static str },
     /// No model is named.
     #[error("the request names no model")]
     NoModel,
@@ -58,7 +71,10 @@ impl CallError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Path { .. } | Self::Model { .. } => StatusCode::NOT_FOUND,
-            Self::Shape(_) | Self::NoModel => StatusCode::BAD_REQUEST,
+            Self::Query { .. } | Self::Shape(_) | Self::Routing { .. } | Self::NoModel => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Compressed => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Ours(error) => crate::http::problem::status(error.code()),
             Self::Upstream { source, .. } => source.status(),
@@ -74,7 +90,9 @@ impl CallError {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Path { .. } => "path_not_served",
-            Self::Shape(_) | Self::NoModel => "invalid_request",
+            Self::Query { .. } => "query_not_served",
+            Self::Compressed => "unsupported_media_type",
+            Self::Shape(_) | Self::Routing { .. } | Self::NoModel => "invalid_request",
             Self::Model { .. } => "model_not_found",
             Self::Limited(limited) => limited.bound,
             Self::Ours(error) => error.code().as_str(),
@@ -88,10 +106,6 @@ impl CallError {
             Self::Ours(Error::Unavailable(_) | Error::SandboxNotRunning) => {
                 Some(Duration::from_secs(2))
             }
-            Self::Upstream {
-                source: ForwardError::Busy,
-                ..
-            } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::answer::CallError;
 use super::limits::{Account, Scope};
+use super::listing;
 use super::place::Place;
 use super::register::Register;
 use super::retries::RetryBudget;
 use super::{Called, ProvidersError};
-use crate::clock::rfc3339;
 use crate::config::{Config, Price, Provider, ProviderKind};
 use crate::error::Error;
 
@@ -206,7 +206,6 @@ impl Catalogue {
 
     /// The models and aliases that providers of an API offer, in its format.
     fn offered(&self, kind: ProviderKind) -> impl Iterator<Item = Value> {
-        let epoch = rfc3339(0);
         self.of_kind(kind)
             .flat_map(|entry| {
                 let Provider {
@@ -220,12 +219,7 @@ impl Catalogue {
                     .chain(aliases.keys())
                     .map(move |id| (name, id))
             })
-            .map(move |(name, id)| match kind {
-                ProviderKind::Anthropic => {
-                    json!({"type": "model", "id": id, "display_name": id, "created_at": epoch})
-                }
-                _ => json!({"id": id, "object": "model", "created": 0, "owned_by": name}),
-            })
+            .map(move |(name, id)| listing::one(kind, name, id))
     }
 
     pub(super) fn model(&self, kind: ProviderKind, name: &str) -> Option<Value> {
@@ -234,14 +228,6 @@ impl Catalogue {
     }
 
     pub(super) fn models(&self, kind: ProviderKind) -> Value {
-        let data: Vec<Value> = self.offered(kind).collect();
-        match kind {
-            ProviderKind::Anthropic => {
-                let end = |model: Option<&Value>| model.and_then(|model| model.get("id")).cloned();
-                json!({"first_id": end(data.first()), "last_id": end(data.last()),
-                       "has_more": false, "data": data})
-            }
-            _ => json!({"object": "list", "data": data}),
-        }
+        listing::list(kind, self.offered(kind).collect())
     }
 }

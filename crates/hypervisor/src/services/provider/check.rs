@@ -142,7 +142,7 @@ async fn one(provider: &Provider, host: &str, place: &Place, model: &str) -> Che
     );
     let sent = place
         .upstream
-        .send(request, &path, &CancellationToken::new())
+        .send(&request, &path, &CancellationToken::new())
         .await;
     let (status, message, hint) = match sent {
         Ok(reply) => {

@@ -9,6 +9,7 @@ mod catalogue;
 mod check;
 mod hold;
 pub(crate) mod limits;
+mod listing;
 mod paths;
 mod place;
 mod register;
@@ -27,8 +28,8 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::response::Response;
 use gateway::provider as upstream;
-use gateway::provider::Shape;
-use http::{Method, Request, header};
+use gateway::provider::{Shape, ShapeError};
+use http::{Request, header};
 use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{CommandId, RequestId, SandboxId, UserId};
@@ -44,6 +45,7 @@ use bill::{Bill, Who};
 use catalogue::{Catalogue, Entry};
 use hold::{Room, Share};
 use limits::{Account, Admission, Amount, Limited, Scope};
+use paths::Names;
 use register::Register;
 use usage::UsageLog;
 
@@ -359,13 +361,10 @@ impl Providers {
     ) -> Result<Response, CallError> {
         let began = Instant::now();
         let (parts, body) = request.into_parts();
-        let also = named.map_or(&[][..], |entry| &entry.config.paths);
-        if !paths::is_served(kind, also, &parts.method, rest) {
-            return Err(CallError::Path {
-                method: parts.method.to_string(),
-                path: rest.chars().take(200).collect(),
-            });
+        if let (Some(entry), Some(name)) = (named, paths::listing(kind, &parts.method, rest)) {
+            return listing::answer(&entry.config, name);
         }
+        let names = paths::admit(kind, named.map(|entry| &entry.config), &parts, rest)?;
         let announced = parts
             .headers
             .get(header::CONTENT_LENGTH)
@@ -375,7 +374,7 @@ impl Providers {
             .room
             .hold(body, announced, &caller.share, cancel)
             .await?;
-        let call = read(kind, &parts.method, rest, &held.body)?;
+        let call = read(names, &held.body)?;
         let choices = catalogue.choose(named, kind, call.model.as_deref())?;
         let mut bill = Bill {
             who: Who {
@@ -409,8 +408,7 @@ impl Providers {
         send::send(
             &choices,
             &call,
-            &parts,
-            &held.body,
+            Request::from_parts(parts, held.body.clone()),
             rest,
             amount,
             bill,
@@ -433,19 +431,24 @@ struct Call {
     shape: Option<Shape>,
 }
 
-fn read(kind: ProviderKind, method: &Method, rest: &str, body: &[u8]) -> Result<Call, CallError> {
-    if let Some((_, model, _)) = paths::model_in(kind, rest) {
-        let shape = Shape::read(body).map_err(CallError::Shape)?;
-        return Ok(Call {
-            model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
-            max_output: shape.max_output_tokens,
-            shape: None,
-        });
-    }
-    if *method != Method::POST || !paths::names_model_in_body(kind) {
-        return Ok(Call::default());
-    }
-    let shape = Shape::read(body).map_err(CallError::Shape)?;
+fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
+    let shape = match names {
+        Names::Nowhere => return Ok(Call::default()),
+        Names::InPath(model) => {
+            let shape = Shape::read(body).map_err(CallError::Shape)?;
+            return Ok(Call {
+                model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
+                max_output: shape.max_output_tokens,
+                shape: None,
+            });
+        }
+        Names::InBody => Shape::read(body).map_err(CallError::Shape)?,
+        Names::Unchecked => match Shape::read(body) {
+            Err(ShapeError::NotJson(_) | ShapeError::NotAnObject) => return Ok(Call::default()),
+            Ok(shape) if shape.model.is_none() => return Ok(Call::default()),
+            shape => shape.map_err(CallError::Shape)?,
+        },
+    };
     Ok(Call {
         model: Some(shape.model.clone().ok_or(CallError::NoModel)?),
         max_output: shape.max_output_tokens,

@@ -1,12 +1,15 @@
-//! Which paths of a provider may be called, and where a path names the model.
+//! Which calls a provider takes: the path, the query, and where the model is named.
 //!
 //! What is kept at a provider under the platform's account (files, batches, stored replies)
 //! is shared by everybody who uses its key, so nothing of that is here: an operator who wants
 //! it says so with `providers.paths`.
 
 use http::Method;
+use http::header::CONTENT_ENCODING;
+use http::request::Parts;
 
-use crate::config::ProviderKind;
+use super::answer::CallError;
+use crate::config::{ModelCheck, Provider, ProviderKind, ProviderPath};
 
 const OPENAI: &[&str] = &[
     "chat/completions",
@@ -34,20 +37,135 @@ const BEDROCK: &[&str] = &[
     "invoke-with-response-stream",
 ];
 
-/// Whether a path below a provider's base URL may be called. `also` are the configured ones.
-pub(super) fn is_served(kind: ProviderKind, also: &[String], method: &Method, rest: &str) -> bool {
-    let listed = match (kind, method.as_str()) {
-        (ProviderKind::OpenAi | ProviderKind::Demo, "POST") => OPENAI.contains(&rest),
-        (ProviderKind::OpenAi | ProviderKind::Demo, "GET") => one_below(rest, "models"),
-        (ProviderKind::Anthropic, "POST") => ANTHROPIC.contains(&rest),
-        (ProviderKind::Anthropic, "GET") => one_below(rest, "v1/models"),
-        (ProviderKind::Gemini | ProviderKind::Bedrock, "POST") => model_in(kind, rest).is_some(),
-        (ProviderKind::Gemini, "GET") => {
-            one_below(rest, "v1beta/models") || one_below(rest, "v1/models")
-        }
-        _ => false,
+/// Where a call names its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Names<'a> {
+    /// In the path, still percent-encoded.
+    InPath(&'a str),
+    /// In the body, which has to be JSON.
+    InBody,
+    /// Wherever it likes: the operator lets this path through unread. Only a body that is
+    /// JSON and names a model is held to the table all the same.
+    Unchecked,
+    /// Nowhere.
+    Nowhere,
+}
+
+/// Whether a call may be made, judged by everything but its body. `provider` is the one that
+/// the path names.
+///
+/// # Errors
+/// The path is not served, the query has a parameter that does not go up, or the body is
+/// compressed, so that nobody could read it.
+pub(super) fn admit<'a>(
+    kind: ProviderKind,
+    provider: Option<&Provider>,
+    parts: &Parts,
+    rest: &'a str,
+) -> Result<Names<'a>, CallError> {
+    let method = &parts.method;
+    let also = provider.map_or(&[][..], |provider| &provider.paths);
+    let listed = is_listed(kind, method, rest);
+    let entry = also.iter().find(|entry| serves(entry, method, rest));
+    if !listed && entry.is_none() {
+        return Err(CallError::Path {
+            method: method.to_string(),
+            path: rest.chars().take(200).collect(),
+        });
+    }
+    let query = provider.map_or(&[][..], |provider| &provider.query);
+    if let Some(name) = unlisted_query(kind, query, parts.uri.query().unwrap_or_default()) {
+        return Err(CallError::Query {
+            name: name.chars().take(100).collect(),
+        });
+    }
+    let plain = |coding: &http::HeaderValue| coding == "identity";
+    if !parts.headers.get_all(CONTENT_ENCODING).iter().all(plain) {
+        return Err(CallError::Compressed);
+    }
+    if let Some((_, model, _)) = model_in(kind, rest) {
+        return Ok(Names::InPath(model));
+    }
+    if [Method::GET, Method::DELETE].contains(method) {
+        return Ok(Names::Nowhere);
+    }
+    Ok(match entry.map(|entry| entry.model) {
+        Some(ModelCheck::Unchecked) if !listed => Names::Unchecked,
+        _ => Names::InBody,
+    })
+}
+
+/// Whether a path is one of its kind's.
+fn is_listed(kind: ProviderKind, method: &Method, rest: &str) -> bool {
+    let calls = |calls: &[&str], separator: char| {
+        model_in(kind, rest).is_some_and(|(before, _, after)| {
+            matches!(before, "v1beta/models/" | "v1/models/" | "model/")
+                && after
+                    .strip_prefix(separator)
+                    .is_some_and(|call| calls.contains(&call))
+        })
     };
-    listed || also.iter().any(|pattern| matches(pattern, rest))
+    *method == Method::POST
+        && match kind {
+            ProviderKind::OpenAi | ProviderKind::Demo => OPENAI.contains(&rest),
+            ProviderKind::Anthropic => ANTHROPIC.contains(&rest),
+            ProviderKind::Gemini => calls(GEMINI, ':'),
+            ProviderKind::Bedrock => calls(BEDROCK, '/'),
+        }
+}
+
+/// Whether a call asks what models there are, or with a name what one of them is: that is
+/// answered from the table. A provider would tell of everything that its account has.
+pub(super) fn listing<'a>(
+    kind: ProviderKind,
+    method: &Method,
+    rest: &'a str,
+) -> Option<Option<&'a str>> {
+    let parents: &[&str] = match kind {
+        ProviderKind::OpenAi | ProviderKind::Demo => &["models"],
+        ProviderKind::Anthropic => &["v1/models"],
+        ProviderKind::Gemini => &["v1beta/models", "v1/models"],
+        ProviderKind::Bedrock => &[],
+    };
+    let parent = parents.iter().find(|parent| one_below(rest, parent))?;
+    let name = rest.strip_prefix(parent)?.strip_prefix('/');
+    (*method == Method::GET).then_some(name)
+}
+
+fn serves(entry: &ProviderPath, method: &Method, rest: &str) -> bool {
+    let method_fits = match &entry.method {
+        Some(only) => only == method,
+        None => [Method::GET, Method::POST].contains(method),
+    };
+    method_fits && matches(&entry.pattern, rest)
+}
+
+/// The first parameter of a query that does not go up. An allowlist, because credentials have
+/// too many names: with one of its own a caller would be somebody else at the provider.
+fn unlisted_query(kind: ProviderKind, also: &[String], query: &str) -> Option<String> {
+    let listed: &[&str] = match kind {
+        ProviderKind::OpenAi | ProviderKind::Demo => &[
+            "after",
+            "api-version",
+            "before",
+            "beta",
+            "include",
+            "include[]",
+            "limit",
+            "order",
+            "purpose",
+        ],
+        ProviderKind::Anthropic => &["after_id", "before_id", "beta", "limit"],
+        ProviderKind::Gemini => &["$alt", "alt", "pageSize", "pageToken", "prettyPrint"],
+        ProviderKind::Bedrock => &[],
+    };
+    query
+        // Some servers take a semicolon for an ampersand.
+        .split(['&', ';'])
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split('=').next().unwrap_or_default())
+        .map(|name| decoded(name).unwrap_or_else(|| name.to_owned()))
+        .find(|name| !listed.contains(&name.as_str()) && !also.contains(name))
 }
 
 /// The path itself, or one segment below it.
@@ -68,14 +186,6 @@ fn matches(pattern: &str, rest: &str) -> bool {
     }
 }
 
-/// Whether what is called names its model in the body.
-pub(super) fn names_model_in_body(kind: ProviderKind) -> bool {
-    matches!(
-        kind,
-        ProviderKind::OpenAi | ProviderKind::Anthropic | ProviderKind::Demo
-    )
-}
-
 /// Whether what is called is answered by no model: counting and listing cost nothing, and
 /// nothing is taken for them where a reply does not say what it cost.
 pub(super) fn is_free(kind: ProviderKind, method: &Method, rest: &str) -> bool {
@@ -88,31 +198,30 @@ pub(super) fn is_free(kind: ProviderKind, method: &Method, rest: &str) -> bool {
 }
 
 /// The model that a path names, still percent-encoded: what stands before and after it
-/// together with it make the path.
+/// together with it make the path. It is named there whatever is called on it.
 pub(super) fn model_in(kind: ProviderKind, rest: &str) -> Option<(&str, &str, &str)> {
-    let (before, model, after, calls) = match kind {
-        ProviderKind::Gemini => {
-            let below = rest
-                .strip_prefix("v1beta/models/")
-                .or_else(|| rest.strip_prefix("v1/models/"))?;
-            let (model, call) = below.split_once(':')?;
-            (rest.len() - below.len(), model, call, GEMINI)
-        }
-        ProviderKind::Bedrock => {
-            let below = rest.strip_prefix("model/")?;
-            let (model, call) = below.split_once('/')?;
-            (rest.len() - below.len(), model, call, BEDROCK)
-        }
-        _ => return None,
+    let parents: &[&str] = match kind {
+        // The latter two are Azure's, which reads no model in the body.
+        ProviderKind::OpenAi | ProviderKind::Demo => &["models", "engines", "deployments"],
+        ProviderKind::Anthropic => &["models"],
+        ProviderKind::Gemini => &["models", "tunedModels"],
+        ProviderKind::Bedrock => &["model"],
     };
-    if model.is_empty() || model.contains('/') || !calls.contains(&after) {
-        return None;
+    let mut start = 0;
+    let mut segments = rest.split('/');
+    for segment in segments.by_ref() {
+        start += segment.len() + 1;
+        if parents.contains(&segment) {
+            break;
+        }
     }
-    Some((
-        rest.get(..before)?,
-        model,
-        rest.get(before + model.len()..)?,
-    ))
+    let segment = segments.next()?;
+    let model = match kind {
+        ProviderKind::Gemini => segment.split(':').next().unwrap_or_default(),
+        _ => segment,
+    };
+    let end = start + model.len();
+    (!model.is_empty()).then_some((rest.get(..start)?, model, rest.get(end..)?))
 }
 
 /// Undoes percent-encoding. `None` for what is no text.
@@ -150,19 +259,25 @@ pub(super) fn encoded(model: &str) -> String {
 mod tests {
     use super::*;
 
+    use ProviderKind::{Anthropic, Bedrock, Gemini, OpenAi};
+
+    fn entry(method: Option<Method>, pattern: &str, model: ModelCheck) -> ProviderPath {
+        ProviderPath {
+            method,
+            pattern: pattern.to_owned(),
+            model,
+        }
+    }
+
     #[test]
     fn what_is_stored_under_the_platforms_account_is_not_served() {
-        let also = ["audio/speech".to_owned(), "files/*".to_owned()];
-        let served =
-            |kind, method: &str, rest| is_served(kind, &also, &method.parse().unwrap(), rest);
-        use ProviderKind::{Anthropic, Bedrock, Gemini, OpenAi};
+        let served = |kind, method: &str, rest| {
+            let method = method.parse().unwrap();
+            is_listed(kind, &method, rest)
+        };
         for (kind, method, rest) in [
             (OpenAi, "POST", "chat/completions"),
             (OpenAi, "POST", "responses"),
-            (OpenAi, "GET", "models"),
-            (OpenAi, "GET", "models/gpt-x"),
-            (OpenAi, "POST", "audio/speech"),
-            (OpenAi, "GET", "files/f1"),
             (Anthropic, "POST", "v1/messages"),
             (Anthropic, "POST", "v1/messages/count_tokens"),
             (
@@ -191,6 +306,7 @@ mod tests {
             (Anthropic, "GET", "v1/organizations/me"),
             (Gemini, "POST", "v1beta/tunedModels/x:generateContent"),
             (Gemini, "POST", "v1beta/models/x:delete"),
+            (Gemini, "POST", "v1beta/models/x%3AgenerateContent"),
             (Bedrock, "POST", "model/x/y/converse"),
             (Bedrock, "POST", "model//converse"),
         ] {
@@ -199,8 +315,62 @@ mod tests {
     }
 
     #[test]
+    fn what_is_configured_is_served_with_its_methods() {
+        let any = entry(None, "files/*", ModelCheck::Named);
+        let one = entry(Some(Method::DELETE), "files/*", ModelCheck::Named);
+        let fits = |entry, method: Method, rest| serves(entry, &method, rest);
+        assert!(fits(&any, Method::GET, "files/f1"));
+        assert!(fits(&any, Method::POST, "files/f1"));
+        assert!(!fits(&any, Method::DELETE, "files/f1"));
+        assert!(!fits(&any, Method::GET, "files"));
+        assert!(!fits(&any, Method::GET, "files/f1/content"));
+        assert!(fits(&one, Method::DELETE, "files/f1"));
+        assert!(!fits(&one, Method::GET, "files/f1"));
+    }
+
+    #[test]
+    fn what_models_there_are_is_asked_with_get_only() {
+        let listing = |kind, rest| listing(kind, &Method::GET, rest);
+        assert_eq!(listing(OpenAi, "models"), Some(None));
+        assert_eq!(listing(OpenAi, "models/gpt-x"), Some(Some("gpt-x")));
+        assert_eq!(listing(Anthropic, "v1/models"), Some(None));
+        assert_eq!(listing(Gemini, "v1beta/models/g"), Some(Some("g")));
+        assert_eq!(listing(OpenAi, "models/a/b"), None);
+        assert_eq!(super::listing(OpenAi, &Method::DELETE, "models/a"), None);
+    }
+
+    #[test]
+    fn a_query_goes_up_by_the_names_of_its_parameters() {
+        let also = ["expand".to_owned()];
+        let refused = |kind, query| unlisted_query(kind, &also, query);
+        for (kind, query) in [
+            (OpenAi, ""),
+            (OpenAi, "api-version=2024-10-21&beta=true"),
+            (OpenAi, "include%5B%5D=usage&expand=1&"),
+            (Anthropic, "beta=true"),
+            (Gemini, "alt=sse"),
+            (Gemini, "%24alt=json%3Benum-encoding%3Dint"),
+        ] {
+            assert_eq!(refused(kind, query), None, "{query}");
+        }
+        for (kind, query, name) in [
+            (Gemini, "alt=sse&key=AIza", "key"),
+            (Gemini, "alt=sse&k%65y=AIza", "key"),
+            (Gemini, "alt=sse;key=AIza", "key"),
+            (Gemini, "access_token=x", "access_token"),
+            (OpenAi, "api_key=x", "api_key"),
+            (OpenAi, "Beta=x", "Beta"),
+            (OpenAi, "%ff=x", "%ff"),
+            (OpenAi, "beta%00=x", "beta\0"),
+            (Bedrock, "X-Amz-Signature=x", "X-Amz-Signature"),
+            (Bedrock, "x-goog-api-key=x", "x-goog-api-key"),
+        ] {
+            assert_eq!(refused(kind, query).as_deref(), Some(name), "{query}");
+        }
+    }
+
+    #[test]
     fn what_no_model_answers_is_free() {
-        use ProviderKind::{Anthropic, Gemini, OpenAi};
         let free = |kind, method: Method, rest| is_free(kind, &method, rest);
         assert!(free(OpenAi, Method::GET, "models"));
         assert!(free(OpenAi, Method::POST, "responses/input_tokens"));
@@ -217,17 +387,31 @@ mod tests {
 
     #[test]
     fn a_path_gives_its_model_and_takes_another() {
-        let (before, model, after) =
-            model_in(ProviderKind::Bedrock, "model/a.b%3A0/invoke").unwrap();
+        let (before, model, after) = model_in(Bedrock, "model/a.b%3A0/invoke").unwrap();
         assert_eq!((before, after), ("model/", "/invoke"));
         assert_eq!(decoded(model).as_deref(), Some("a.b:0"));
         assert_eq!(encoded("a.b:0"), "a.b%3A0");
-        let (before, model, after) =
-            model_in(ProviderKind::Gemini, "v1beta/models/g-1:countTokens").unwrap();
+        let (before, model, after) = model_in(Gemini, "v1beta/models/g-1:countTokens").unwrap();
         assert_eq!(
             (before, model, after),
             ("v1beta/models/", "g-1", ":countTokens")
         );
+        let named = |kind, rest| model_in(kind, rest).map(|(_, model, _)| model);
+        for (kind, rest, model) in [
+            (Gemini, "v1beta/models/g:predict", Some("g")),
+            (
+                Gemini,
+                "v1beta/models/g%3AgenerateContent",
+                Some("g%3AgenerateContent"),
+            ),
+            (Gemini, "v1alpha/tunedModels/t/operations/o", Some("t")),
+            (Gemini, "v1beta/models", None),
+            (Bedrock, "model/m/async-invoke", Some("m")),
+            (OpenAi, "deployments/d/chat/completions", Some("d")),
+            (OpenAi, "chat/completions", None),
+        ] {
+            assert_eq!(named(kind, rest), model, "{rest}");
+        }
         assert_eq!(decoded("%zz"), None);
         assert_eq!(decoded("%ff"), None);
     }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use gateway::Limits;
 use gateway::provider as upstream;
 
 use super::ProvidersError;
+use crate::clock::millis;
 use crate::config::{Addresses, Provider, ProviderKind, ProviderUpstream};
 
 /// Largest key file, in bytes.
@@ -21,15 +22,25 @@ const FAILURES: u32 = 3;
 const PAUSE_MS: i64 = 2_000;
 const MAX_PAUSE_MS: i64 = 60_000;
 
+/// How long a place rests that has reached a limit and does not say for how long, and the
+/// longest that it may say.
+const LIMITED: Duration = Duration::from_secs(1);
+const MAX_LIMITED: Duration = Duration::from_secs(10 * 60);
+
 /// One place.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) upstream: upstream::Provider,
     pub(super) weight: u32,
+    /// For the log.
+    host: String,
     key: Option<KeyFile>,
     failures: AtomicU32,
-    /// Not before this moment again, Unix milliseconds.
+    /// Not before this moment again, Unix milliseconds: it failed, or refused its key.
     rests_until: AtomicI64,
+    /// The same, because it is at a limit of its own. Calls that had begun before may well
+    /// succeed, which says nothing about that.
+    limited_until: AtomicI64,
 }
 
 /// A key's file, and what it looked like when it was read.
@@ -100,6 +111,8 @@ impl Place {
                 first_byte: timeouts.first_byte,
                 response_idle: timeouts.idle,
                 max_request_body: max_request,
+                max_exchanges: provider.connections,
+                max_waiting: provider.connections,
                 ..Limits::provider()
             },
         });
@@ -109,23 +122,30 @@ impl Place {
                 source,
             })?,
             weight: config.weight,
+            host: config.base_url.host_str().unwrap_or_default().to_owned(),
             key: config.key_file.clone().map(|path| KeyFile {
                 path,
                 seen: Mutex::new(stamp),
             }),
             failures: AtomicU32::new(0),
             rests_until: AtomicI64::new(0),
+            limited_until: AtomicI64::new(0),
         })
     }
 
     /// Whether it may be tried.
     pub(super) fn is_up(&self, now_ms: i64) -> bool {
         self.rests_until.load(Ordering::Relaxed) <= now_ms
+            && self.limited_until.load(Ordering::Relaxed) <= now_ms
     }
 
     /// It answered.
     pub(super) fn succeeded(&self) {
-        if self.failures.swap(0, Ordering::Relaxed) > 0 {
+        // Looked at first: calls side by side are not to write to one word.
+        if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        if self.rests_until.load(Ordering::Relaxed) > 0 {
             self.rests_until.store(0, Ordering::Relaxed);
         }
     }
@@ -136,7 +156,34 @@ impl Place {
         if let Some(more) = failures.checked_sub(FAILURES) {
             let pause = PAUSE_MS.saturating_mul(1 << more.min(16)).min(MAX_PAUSE_MS);
             self.rests_until.store(now_ms + pause, Ordering::Relaxed);
+            tracing::warn!(
+                provider = self.upstream.name(),
+                host = self.host,
+                failures,
+                pause_ms = pause,
+                "a place of the provider fails and is left alone for a while"
+            );
         }
+    }
+
+    /// It does not take its key, or the account has no credit.
+    pub(super) fn refuses_key(&self, status: u16, now_ms: i64) {
+        self.rests_until
+            .store(now_ms + MAX_PAUSE_MS, Ordering::Relaxed);
+        tracing::error!(
+            provider = self.upstream.name(),
+            host = self.host,
+            key_file = self.key.as_ref().map(|key| key.path.display().to_string()),
+            status,
+            "the provider refuses its key; put a valid one into its file"
+        );
+    }
+
+    /// It is at a limit of its own, and asks to be left alone for this long.
+    pub(super) fn is_limited(&self, asked: Option<Duration>, now_ms: i64) {
+        let pause = asked.unwrap_or(LIMITED).min(MAX_LIMITED);
+        self.limited_until
+            .fetch_max(now_ms + millis(pause), Ordering::Relaxed);
     }
 
     /// Takes the key again if its file has changed. A file that is gone or holds no key
@@ -155,6 +202,8 @@ impl Place {
         match read_key(name, &file.path) {
             Ok(key) => {
                 self.upstream.set_key(Some(key));
+                self.succeeded();
+                self.limited_until.store(0, Ordering::Relaxed);
                 tracing::info!(provider = name, "took the provider's new key");
             }
             Err(error) => {

@@ -1,25 +1,27 @@
 //! Sending a call: in turn to each place of each provider that may take it, again when that
 //! may help, and never once a byte of a reply has gone to the client.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use gateway::provider::{Outcome, ReplyBody, ReplyEnd, UsageMeter};
-use gateway::{ForwardError, Refusal};
+use gateway::{ConnectError, ForwardError, Refusal};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::request::Parts;
-use http::{HeaderMap, Request, StatusCode, Uri};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::CallError;
 use super::bill::Bill;
 use super::catalogue::Choice;
-use super::limits::Amount;
+use super::limits::{Amount, Limited, Scope};
+use super::place::Place;
 use super::{Call, paths};
 use crate::clock::Clock;
+use crate::config::Routing;
 use crate::demo;
 use crate::error::Error;
 
@@ -35,42 +37,79 @@ enum Attempt {
     Failed(ForwardError),
 }
 
+/// What may fare better than an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Nothing.
+    Nothing,
+    /// Another place; this one would say the same again, or let the client wait too long.
+    Elsewhere,
+    /// Another place at once, or this one after a pause.
+    Again,
+}
+
 impl Attempt {
-    /// Whether another attempt may fare better.
-    fn may_be_repeated(&self) -> bool {
+    fn next(&self, asked: Option<Duration>) -> Next {
         match self {
-            Self::Reply(reply) => matches!(
-                reply.status().as_u16(),
+            Self::Reply(reply) => match reply.status().as_u16() {
+                401..=403 => Next::Elsewhere,
                 // 529: Anthropic's "overloaded".
-                408 | 429 | 500 | 502 | 503 | 504 | 529
-            ),
-            Self::Failed(error) => matches!(
-                error,
-                ForwardError::Unreachable(_)
-                    | ForwardError::Busy
-                    | ForwardError::Closed(_)
-                    | ForwardError::FirstByteTimeout(_)
-            ),
+                408 | 429 | 500 | 502 | 503 | 504 | 529 => {
+                    if asked.is_some_and(|asked| asked > MAX_PAUSE) {
+                        Next::Elsewhere
+                    } else {
+                        Next::Again
+                    }
+                }
+                _ => Next::Nothing,
+            },
+            Self::Failed(
+                ForwardError::FirstByteTimeout(_)
+                | ForwardError::Unreachable(ConnectError::Timeout(_)),
+            ) => Next::Elsewhere,
+            Self::Failed(
+                ForwardError::Unreachable(_) | ForwardError::Busy | ForwardError::Closed(_),
+            ) => Next::Again,
+            Self::Failed(_) => Next::Nothing,
         }
     }
 
-    /// Whether the place itself is to blame.
-    fn is_failure(&self) -> bool {
+    /// Tells the place what it did, for the calls to come.
+    fn tell(&self, place: &Place, asked: Option<Duration>, now_ms: i64) {
         match self {
-            Self::Reply(reply) => reply.status().is_server_error(),
-            Self::Failed(error) => !matches!(
-                error,
-                ForwardError::Ended | ForwardError::Refused(_) | ForwardError::Busy
-            ),
+            Self::Reply(reply) => match reply.status().as_u16() {
+                // Of 403 the key may be the reason, or what was asked for: only when it is
+                // said again and again is the place of no use.
+                status @ (401 | 402) => place.refuses_key(status, now_ms),
+                403 => place.failed(now_ms),
+                429 => place.is_limited(asked, now_ms),
+                500.. => place.failed(now_ms),
+                _ => place.succeeded(),
+            },
+            Self::Failed(ForwardError::Ended | ForwardError::Refused(_) | ForwardError::Busy) => {}
+            Self::Failed(_) => place.failed(now_ms),
         }
     }
 
-    fn asks_to_wait(&self) -> Option<Duration> {
+    /// Whether it was work for the provider, which in trouble is not to get a multiple of it.
+    fn was_work(&self) -> bool {
         match self {
-            Self::Reply(reply) => retry_after(reply.headers()),
-            Self::Failed(_) => None,
+            Self::Reply(reply) => !matches!(reply.status().as_u16(), 401..=403 | 429),
+            Self::Failed(error) => {
+                !matches!(error, ForwardError::Unreachable(_) | ForwardError::Busy)
+            }
         }
     }
+
+    fn refuses_key(&self) -> bool {
+        matches!(self, Self::Reply(reply) if matches!(reply.status().as_u16(), 401..=403))
+    }
+}
+
+/// The attempt that is answered with if none does better, and who made it.
+struct Last<'a> {
+    attempt: Attempt,
+    choice: &'a Choice<'a>,
 }
 
 #[expect(
@@ -80,114 +119,192 @@ impl Attempt {
 pub(super) async fn send(
     choices: &[Choice<'_>],
     call: &Call,
-    parts: &Parts,
-    body: &Bytes,
+    mut request: Request<Bytes>,
     rest: &str,
     amount: Amount,
     mut bill: Bill,
     clock: &Clock,
     cancel: &CancellationToken,
 ) -> Result<Response, CallError> {
-    let mut last: Option<(Attempt, String)> = None;
+    refuse_routing(choices, call)?;
+    let body = request.body().clone();
+    let mut last: Option<Last<'_>> = None;
+    let mut limited: Option<Limited> = None;
     let ours = bill.admissions.len();
-    for choice in choices {
-        let config = &choice.entry.config;
-        // A fallback that is at its own bounds is passed over; the first says so.
+    for choice in in_order(choices, clock.now_ms()) {
+        // A provider that is at its own bounds is passed over.
         bill.admissions.truncate(ours);
         match choice.entry.account.admit(amount, clock.now_ms()) {
             Ok(admission) => bill.admissions.push(admission),
-            Err(limited) if last.is_none() && choices.len() == 1 => {
-                return Err(CallError::Limited(limited));
+            Err(reached) => {
+                let sooner = |other: &Limited| other.retry_after <= reached.retry_after;
+                limited = limited.filter(sooner).or(Some(reached));
+                continue;
             }
-            Err(_) => continue,
         }
-        bill.provider.clone_from(&config.name);
-        bill.model = choice.model.unwrap_or("-").to_owned();
-        bill.price = choice.price();
+        charge(&mut bill, choice);
         bill.sent = true;
         if choice.entry.places.is_empty() {
-            return Ok(answer_demo(parts, rest, body, bill, clock).await);
+            return Ok(answer_demo(&request, rest, bill, clock).await);
         }
-        let (target, body) = rename(choice, call, rest, body);
-        choice.entry.retries.earn();
-        let places = choice.entry.places_in_turn(clock.now_ms());
-        let attempts = places.len().max(1) + usize::try_from(config.retries).unwrap_or(0);
-        let mut pause = PAUSE;
-        for (attempt, place) in places.iter().cycle().take(attempts).enumerate() {
-            let asked = last
-                .as_ref()
-                .and_then(|(attempt, _)| attempt.asks_to_wait());
-            if attempt > 0
-                && !(choice.entry.retries.take() && wait(&mut pause, asked, cancel).await)
-            {
-                break;
-            }
-            let request = request(parts, body.clone());
-            let outcome = match place.upstream.send(request, &target, cancel).await {
-                Ok(reply) => Attempt::Reply(Box::new(reply)),
-                Err(error) => Attempt::Failed(error),
-            };
-            if outcome.is_failure() {
-                place.failed(clock.now_ms());
-            } else {
-                place.succeeded();
-            }
-            let again = outcome.may_be_repeated();
-            last = Some((outcome, config.name.clone()));
-            if !again {
-                return finish(last, bill);
-            }
+        let (target, body) = rename(choice, call, rest, &body);
+        *request.body_mut() = body;
+        if attempts(choice, &request, &target, &mut last, clock, cancel).await {
+            break;
         }
     }
-    finish(last, bill)
+    match (last, limited) {
+        (Some(last), _) => finish(last, bill),
+        (None, Some(limited)) => Err(CallError::Limited(limited)),
+        (None, None) => Err(CallError::Ours(Error::NotFound("provider"))),
+    }
 }
 
-/// Waits before the next attempt. `false`: it is not worth it, or the caller is gone.
+/// A call whose body lets a router choose the model goes to nobody who does not want that.
+fn refuse_routing(choices: &[Choice<'_>], call: &Call) -> Result<(), CallError> {
+    let refused = choices
+        .iter()
+        .any(|choice| choice.entry.config.routing == Routing::Refused);
+    match call.shape.as_ref().and_then(|shape| shape.routing) {
+        Some(key) if refused => Err(CallError::Routing { key }),
+        _ => Ok(()),
+    }
+}
+
+/// Those that have a place which is up first: a call does not wait for one that is known to
+/// be silent while another could answer.
+fn in_order<'a>(choices: &'a [Choice<'a>], now_ms: i64) -> Vec<&'a Choice<'a>> {
+    let mut in_order: Vec<&Choice<'_>> = choices.iter().collect();
+    in_order.sort_by_key(|choice| {
+        let places = &choice.entry.places;
+        !(places.is_empty() || places.iter().any(|place| place.is_up(now_ms)))
+    });
+    in_order
+}
+
+fn charge(bill: &mut Bill, choice: &Choice<'_>) {
+    bill.provider.clone_from(&choice.entry.config.name);
+    choice.model.unwrap_or("-").clone_into(&mut bill.model);
+    bill.price = choice.price();
+}
+
+/// Tries the places of one provider. `true`: what is in `last` is the answer.
+async fn attempts<'a>(
+    choice: &'a Choice<'a>,
+    request: &Request<Bytes>,
+    target: &str,
+    last: &mut Option<Last<'a>>,
+    clock: &Clock,
+    cancel: &CancellationToken,
+) -> bool {
+    let entry = choice.entry;
+    entry.retries.earn();
+    let mut places = entry.places_in_turn(clock.now_ms());
+    let up = places
+        .iter()
+        .take_while(|place| place.is_up(clock.now_ms()))
+        .count();
+    // One that rests is left alone while another one is there.
+    if up > 0 {
+        places.truncate(up);
+    }
+    let mut untried = places.into_iter();
+    let mut again: VecDeque<(&Place, Option<Duration>)> = VecDeque::new();
+    let mut retries = entry.config.retries;
+    let mut pause = PAUSE;
+    let mut free = true;
+    loop {
+        let place = match untried.next() {
+            Some(place) => {
+                if !free && !entry.retries.take() {
+                    return false;
+                }
+                place
+            }
+            None => {
+                let Some((place, asked)) = again.pop_front() else {
+                    return false;
+                };
+                let Some(fewer) = retries.checked_sub(1) else {
+                    return false;
+                };
+                retries = fewer;
+                if !(entry.retries.take() && wait(&mut pause, asked, cancel).await) {
+                    return false;
+                }
+                place
+            }
+        };
+        let attempt = match place.upstream.send(request, target, cancel).await {
+            Ok(reply) => Attempt::Reply(Box::new(reply)),
+            Err(error) => Attempt::Failed(error),
+        };
+        let now_ms = clock.now_ms();
+        let asked = match &attempt {
+            Attempt::Reply(reply) => retry_after(reply.headers(), now_ms),
+            Attempt::Failed(_) => None,
+        };
+        attempt.tell(place, asked, now_ms);
+        let next = attempt.next(asked);
+        free = !attempt.was_work();
+        // That one of several keys is dead is no answer while there is any other.
+        if last.is_none() || !attempt.refuses_key() {
+            *last = Some(Last { attempt, choice });
+        }
+        match next {
+            Next::Nothing => return true,
+            Next::Elsewhere => {}
+            Next::Again => again.push_back((place, asked)),
+        }
+    }
+}
+
+/// Waits before a place is asked again. `false`: it is not worth it, or the caller is gone.
 async fn wait(pause: &mut Duration, asked: Option<Duration>, cancel: &CancellationToken) -> bool {
     let wait = asked.map_or(*pause, |asked| asked.max(*pause));
     *pause = (*pause * 2).min(MAX_PAUSE);
-    if wait > MAX_PAUSE {
-        return false;
-    }
     tokio::select! {
+        biased;
         () = cancel.cancelled() => false,
         () = tokio::time::sleep(wait) => true,
     }
 }
 
-fn finish(last: Option<(Attempt, String)>, mut bill: Bill) -> Result<Response, CallError> {
-    match last {
-        Some((Attempt::Reply(reply), _)) => {
+fn finish(last: Last<'_>, mut bill: Bill) -> Result<Response, CallError> {
+    charge(&mut bill, last.choice);
+    let source = match last.attempt {
+        Attempt::Reply(reply) => {
             bill.status = reply.status().as_u16();
             let reply = (*reply).map(|body| Body::new(body.on_end(move |end| bill.settle(end))));
-            Ok(reply.into_response())
+            return Ok(reply.into_response());
         }
-        Some((Attempt::Failed(source), provider)) => {
-            bill.status = source.status().as_u16();
-            let refused = matches!(source, ForwardError::Refused(_));
-            bill.sent = !refused;
-            let outcome = match source {
-                ForwardError::Ended => Outcome::Cut,
-                _ => Outcome::Broken,
-            };
-            bill.settle(ReplyEnd {
-                outcome,
-                usage: None,
-                events: 0,
-                bytes: 0,
-                first_byte: None,
-            });
-            Err(match source {
-                ForwardError::Refused(Refusal::Path | Refusal::Headers | Refusal::Method) => {
-                    CallError::Ours(Error::bad_request(format!("{source}: {}", cause(&source))))
-                }
-                source => CallError::Upstream { provider, source },
-            })
+        Attempt::Failed(source) => source,
+    };
+    bill.status = source.status().as_u16();
+    bill.sent = !matches!(source, ForwardError::Refused(_) | ForwardError::Busy);
+    let outcome = match source {
+        ForwardError::Ended => Outcome::Cut,
+        _ => Outcome::Broken,
+    };
+    let provider = bill.provider.clone();
+    bill.settle(ReplyEnd {
+        outcome,
+        usage: None,
+        events: 0,
+        bytes: 0,
+        first_byte: None,
+    });
+    Err(match source {
+        ForwardError::Refused(Refusal::Path | Refusal::Headers | Refusal::Method) => {
+            CallError::Ours(Error::bad_request(format!("{source}: {}", cause(&source))))
         }
-        None => Err(CallError::Ours(Error::Unavailable(
-            "every provider that offers this model is at its own limits".to_owned(),
-        ))),
-    }
+        ForwardError::Busy => CallError::Limited(Limited {
+            scope: Scope::Provider,
+            bound: "connections",
+            retry_after: Duration::from_secs(1),
+        }),
+        source => CallError::Upstream { provider, source },
+    })
 }
 
 fn cause(error: &ForwardError) -> String {
@@ -212,45 +329,41 @@ fn rename(choice: &Choice<'_>, call: &Call, rest: &str, body: &Bytes) -> (String
     (target, body.clone())
 }
 
-fn request(parts: &Parts, body: Bytes) -> Request<Bytes> {
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method.clone();
-    *request.uri_mut() = query_of(&parts.uri);
-    *request.headers_mut() = parts.headers.clone();
-    request
-}
-
-/// Only the query of a target counts; the path is joined from the table's.
-fn query_of(uri: &Uri) -> Uri {
-    uri.query()
-        .and_then(|query| format!("/?{query}").parse().ok())
-        .unwrap_or_default()
-}
-
-/// `Retry-After` in seconds, or the finer one that OpenAI sends.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| -> Option<u64> { headers.get(name)?.to_str().ok()?.parse().ok() };
-    number("retry-after-ms")
-        .map(Duration::from_millis)
-        .or_else(|| number(RETRY_AFTER.as_str()).map(Duration::from_secs))
+/// `Retry-After` in seconds or as a date (RFC 9110 §10.2.3), or the finer one that OpenAI
+/// sends.
+fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    let millis = text("retry-after-ms").and_then(|text| text.parse().ok());
+    if let Some(millis) = millis {
+        return Some(Duration::from_millis(millis));
+    }
+    let text = text(RETRY_AFTER.as_str())?;
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text)
+        .ok()?;
+    let millis = date.as_millisecond().saturating_sub(now_ms);
+    Some(Duration::from_millis(u64::try_from(millis).unwrap_or(0)))
 }
 
 /// The demo answers at once and in whole.
 async fn answer_demo(
-    parts: &Parts,
+    request: &Request<Bytes>,
     rest: &str,
-    body: &Bytes,
     mut bill: Bill,
     clock: &Clock,
 ) -> Response {
     let first_byte = Some(std::time::Instant::now());
+    let body = request.body();
     if body.len() > demo::MAX_REQUEST {
         let limit = demo::MAX_REQUEST;
         bill.sent = false;
         return Error::TooLarge(format!("the demo provider reads at most {limit} bytes"))
             .into_response();
     }
-    let response = demo::respond(&parts.method, rest, body, clock.now_ms() / 1000);
+    let response = demo::respond(request.method(), rest, body, clock.now_ms() / 1000);
     let (head, reply) = response.into_parts();
     let Ok(reply) = reply.collect().await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -271,4 +384,50 @@ async fn answer_demo(
         first_byte,
     });
     Response::from_parts(head, Body::from(reply))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_milliseconds_or_as_a_date() {
+        let now_ms = 784_111_770_000;
+        let asked = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            retry_after(&headers, now_ms)
+        };
+        let millis = |millis| Some(Duration::from_millis(millis));
+        assert_eq!(asked("retry-after", "3"), millis(3000));
+        assert_eq!(asked("retry-after-ms", "250"), millis(250));
+        // The three forms of a date would be too much: the one in use is enough.
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        assert_eq!(asked("retry-after", date), millis(7000));
+        let past = "Sun, 06 Nov 1994 08:49:00 GMT";
+        assert_eq!(asked("retry-after", past), millis(0));
+        assert_eq!(asked("retry-after", "soon"), None);
+        assert_eq!(asked("retry-after", "-1"), None);
+        assert_eq!(asked("date", date), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_pause_is_made_as_it_is_asked_for_and_grows_by_itself() {
+        let right = CancellationToken::new();
+        let mut pause = PAUSE;
+        let mut waited = async |asked| {
+            let began = tokio::time::Instant::now();
+            let go_on = wait(&mut pause, asked, &right).await;
+            (go_on, began.elapsed())
+        };
+        assert_eq!(
+            waited(Some(Duration::from_secs(1))).await,
+            (true, Duration::from_secs(1))
+        );
+        assert_eq!(waited(None).await, (true, PAUSE * 2));
+        // Sooner than we would ask again by ourselves is no reason to hurry.
+        assert_eq!(waited(Some(PAUSE)).await, (true, PAUSE * 4));
+        right.cancel();
+        assert_eq!(waited(None).await, (false, Duration::ZERO));
+    }
 }

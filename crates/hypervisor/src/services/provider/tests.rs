@@ -1,6 +1,8 @@
 //! Calls against providers on loopback that misbehave in every way.
 
 mod billing;
+mod places;
+mod requests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -134,6 +136,10 @@ impl Bed {
             .header("content-type", "application/json")
             .body(Body::from(body.to_owned()))
             .unwrap();
+        self.send(called, request).await
+    }
+
+    async fn send(&self, called: Called<'_>, request: Request<Body>) -> Response {
         within(self.providers.call(
             &self.caller,
             called,
