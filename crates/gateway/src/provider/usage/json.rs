@@ -1,13 +1,18 @@
 //! Finding usage objects in JSON text as it passes.
 
+use std::sync::LazyLock;
+
 use memchr::memchr2;
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 /// Longest usage object, in bytes; real ones have a few hundred.
 pub(super) const MAX_USAGE: usize = 8 << 10;
 
 /// Longest key that is compared, in bytes.
 const MAX_KEY: usize = 40;
+
+/// How the key of a usage object begins; looked for in every event of every stream.
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage"));
 
 /// Finds usage objects in JSON text at the first two levels, without keeping anything else.
 #[derive(Debug, Default)]
@@ -40,7 +45,7 @@ enum Key {
 /// Whether a whole JSON text may hold a usage object: the key with an object behind it. What
 /// stands in a string has a `\` before its quotation marks.
 pub(super) fn may_tell(text: &[u8]) -> bool {
-    memmem::find_iter(text, b"\"usage").any(|at| {
+    USAGE.find_iter(text).any(|at| {
         let after = text.get(at + 6..).unwrap_or_default();
         let after = after.strip_prefix(b"Metadata").unwrap_or(after);
         after

@@ -168,7 +168,7 @@ impl Bill {
             (latency.as_secs().saturating_mul(TOKENS_PER_SECOND))
                 .clamp(1, expected_output(self.max_output).max(1))
         } else {
-            end.events
+            end.events.max(1)
         };
         let read = self.request_bytes / BYTES_PER_TOKEN;
         match end.usage {
