@@ -32,6 +32,10 @@ pub trait Host: Send + Sync {
     /// not. Ends with [`Instance::start_ended`].
     fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()>;
 
+    /// Whether the guest of a start may be started again in it after a crash; a new start
+    /// takes its place otherwise.
+    fn restartable(&self, instance: &Instance) -> bool;
+
     /// Asks the guest once whether it is healthy; `Err` is a sentence for people.
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>>;
 
@@ -568,6 +572,10 @@ impl Fleet {
         stops: u64,
         left: Arc<Instance>,
     ) -> Result<Option<Running>, StartError> {
+        if !self.inner.host.restartable(&left) {
+            self.take_down(&left).await;
+            return self.start_once(sandbox, entry, stops).await;
+        }
         let control = left.control().clone();
         match self.inner.driver.restart(left.start_id, control).await {
             Ok(started) => {

@@ -220,3 +220,60 @@ async fn a_toolchain_of_the_host_can_be_shown_inside() {
     let write = json!({ "argv": ["touch", "/opt/rust/mine"] });
     assert_eq!(alice.command(Role::Live, &write).await.0, Some(1));
 }
+
+/// What a token was lost for does not come back with the hypervisor, nor with a guest that is
+/// started again: that one gets a start, and a token, of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_lapsed_stays_dead_under_the_next_hypervisor() {
+    let mut installation = Setup::default()
+        .hostile_guest()
+        .config("[gateway]\ntoken_lifetime = \"3s\"")
+        .leave_running()
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let listing = "/hostile/listing?environment";
+    let token = async || {
+        let answer = alice.runtime(Role::Live, "GET", listing, None).await;
+        let token = answer.expect(200).json()["CHOIR_PROVIDER_GATEWAY_TOKEN"].clone();
+        token.as_str().expect("a token").to_owned()
+    };
+    let first = token().await;
+    let start = alice.sandbox(Role::Live).await["start_id"].clone();
+    let dir = installation.data_dir().join("run");
+    let dir = dir.join(start.as_str().unwrap());
+    let socket = dir.join("channel/channel.sock");
+    let asked = async || {
+        let answer = system_tests::channel::get(&socket, "/provider/v1", Some(&first)).await;
+        (answer.status, answer.text())
+    };
+    assert_eq!(asked().await.0, 200);
+    until("the end of the token", async || {
+        (asked().await.0 == 401 && dir.join("lapsed").exists()).then_some(())
+    })
+    .await;
+    let notices = alice.control("GET", "/me/sandboxes/live/notices", None);
+    let notices = notices.await.expect(200).text();
+    assert!(
+        notices.contains("did not renew its gateway token"),
+        "{notices}"
+    );
+
+    installation.end(Signal::KILL);
+    installation.spawn().await;
+    let (status, said) = asked().await;
+    assert_eq!(status, 401, "{said}");
+    assert!(said.contains("has expired"), "{said}");
+
+    let mut guests = installation.others().into_iter();
+    let guest = guests.find(|process| process.command_line().starts_with("/choir/bin/sandbox"));
+    guest.expect("the guest").signal(Signal::KILL);
+    until("a new start", async || {
+        let sandbox = alice.sandbox(Role::Live).await;
+        (sandbox["state"] == "running" && sandbox["start_id"] != start).then_some(())
+    })
+    .await;
+    assert_ne!(token().await, first);
+}

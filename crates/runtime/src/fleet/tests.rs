@@ -127,6 +127,8 @@ impl SandboxRuntime for Double {
 /// A host whose guests are healthy when the test says so.
 struct Plane {
     healthy: AtomicBool,
+    /// Whether a crashed guest may come back in its start.
+    restartable: AtomicBool,
     /// Sandboxes that may run at the same time.
     places: AtomicUsize,
     /// Crashes as an earlier or a later hypervisor finds them.
@@ -151,6 +153,10 @@ impl Host for Plane {
 
     fn adopted(&self, _instance: Arc<Instance>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
+    }
+
+    fn restartable(&self, _instance: &Instance) -> bool {
+        self.restartable.load(Ordering::SeqCst)
     }
 
     fn healthy(&self, _instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
@@ -228,6 +234,7 @@ fn bench() -> Bench {
     let driver = Arc::new(Double::default());
     let host = Arc::new(Plane {
         healthy: AtomicBool::new(true),
+        restartable: AtomicBool::new(true),
         places: AtomicUsize::new(usize::MAX),
         kept: Mutex::default(),
     });
@@ -369,6 +376,14 @@ async fn a_crashed_guest_starts_again_in_the_same_start_where_that_is_possible()
     assert!(last.ended().is_cancelled() && !last.start_ended().is_cancelled());
     bench.fleet.stop(bench.sandbox).await;
     assert_eq!(counts(), (3, 2, 3));
+    assert!(last.start_ended().is_cancelled());
+    // Where the host says that it may not come back there, a new start takes its place.
+    bench.host.restartable.store(false, Ordering::SeqCst);
+    let last = bench.fleet.start(bench.sandbox).await.unwrap();
+    bench.driver.crash();
+    reached(&bench, SandboxState::Starting).await;
+    reached(&bench, SandboxState::Running).await;
+    assert_eq!(counts(), (5, 2, 4));
     assert!(last.start_ended().is_cancelled());
 }
 

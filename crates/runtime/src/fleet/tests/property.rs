@@ -208,6 +208,10 @@ impl Host for Plane {
         Box::pin(async {})
     }
 
+    fn restartable(&self, _instance: &Instance) -> bool {
+        true
+    }
+
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
         let healthy = self
             .0
