@@ -97,10 +97,7 @@ pub async fn disable(
 
 /// Ends everything of an account, once the database knows that it is disabled.
 async fn end_all(app: &App, user: UserId, note: &str) -> Result<Disabling, Error> {
-    let done = app
-        .store
-        .disable_user(user, note, app.clock.now_ms())
-        .await;
+    let done = app.store.disable_user(user, note, app.clock.now_ms()).await;
     app.sandboxes.owner_changed(user);
     let done = done?;
     if !matches!(done, Disabling::LastAdmin) {

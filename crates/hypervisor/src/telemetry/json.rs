@@ -114,7 +114,9 @@ impl Visit for Members<'_, '_> {
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.member(field, |writer| writer.write_str(if value { "true" } else { "false" }));
+        self.member(field, |writer| {
+            writer.write_str(if value { "true" } else { "false" })
+        });
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {

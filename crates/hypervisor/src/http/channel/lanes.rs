@@ -95,7 +95,8 @@ pub(super) struct Connections {
 impl Connections {
     /// Works on a connection from now on.
     pub(super) fn add(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let number = self.lanes.next.fetch_add(1, Ordering::Relaxed) % self.lanes.lanes.len().max(1);
+        let number =
+            self.lanes.next.fetch_add(1, Ordering::Relaxed) % self.lanes.lanes.len().max(1);
         let work = Work {
             cut: Arc::clone(&self.cut),
             // A connection that panics takes no other with it.
@@ -293,7 +294,11 @@ mod tests {
         first.add(async { panic!("on purpose") });
         drop(first);
         later.await.unwrap_err();
-        assert!(other.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty));
+        assert!(
+            other
+                .try_recv()
+                .is_err_and(|e| e == oneshot::error::TryRecvError::Empty)
+        );
         drop(second);
         other.await.unwrap_err();
     }

@@ -12,7 +12,7 @@ use super::limits::{Admission, Amount};
 use super::usage::Slot;
 use crate::clock::Clock;
 use crate::config::{NANO_DOLLARS, Price};
-use crate::http::metrics::Metrics;
+use crate::http::metrics::{Ended, Metrics};
 use crate::store::CallRow;
 
 /// Bytes of a request that make about one token.
@@ -45,6 +45,8 @@ pub(super) struct Bill {
     pub(super) began: Instant,
     pub(super) provider: String,
     pub(super) model: String,
+    /// For metrics: what kind of call it is.
+    pub(super) operation: &'static str,
     pub(super) price: Option<Price>,
     /// Bytes of the request.
     pub(super) request_bytes: u64,
@@ -122,13 +124,28 @@ impl Bill {
         for admission in self.admissions.drain(..) {
             admission.settle(used, at);
         }
-        self.metrics.models().call(
-            &self.provider,
-            &self.model,
-            (usage.input, usage.output, usage.cached),
-            end.outcome.as_str(),
+        let first_byte = end
+            .first_byte
+            .map(|at| at.saturating_duration_since(self.began));
+        self.metrics
+            .provider_call(&self.provider, self.status, first_byte);
+        self.metrics.models().call(&Ended {
+            provider: &self.provider,
+            model: &self.model,
+            operation: self.operation,
+            request: self.who.request,
+            sandbox: self.who.sandbox,
+            user: self.who.user,
+            status: self.status,
+            outcome: end.outcome.as_str(),
+            input: usage.input,
+            output: usage.output,
+            cached: usage.cached,
             cost,
-        );
+            took: latency,
+            first_byte,
+            at,
+        });
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let row = CallRow {
             request_id: self.who.request,
@@ -140,9 +157,7 @@ impl Bill {
             status: self.status,
             outcome: end.outcome.as_str(),
             latency_ms: millis(latency),
-            first_byte_ms: end
-                .first_byte
-                .map(|at| millis(at.saturating_duration_since(self.began))),
+            first_byte_ms: first_byte.map(millis),
             input_tokens: usage.input,
             output_tokens: usage.output,
             cached_tokens: usage.cached,
