@@ -526,6 +526,7 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
                 // From here on its idleness is counted.
                 plane.upstream(&instance)?;
                 crate::services::commands::take_over(plane, &instance).await;
+                crate::services::commands::end_orphans(plane, &instance).await;
             }
         }
     }

@@ -356,13 +356,18 @@ impl SandboxRuntime for FakeDriver {
         Box::pin(async { Err(StartError::new("supervisor", "there is none")) })
     }
 
-    fn stop(&self, start: StartId, _control: Control, _grace_ms: u64) -> BoxFuture<'_, ()> {
+    fn stop(
+        &self,
+        start: StartId,
+        _control: Control,
+        _grace_ms: u64,
+    ) -> BoxFuture<'_, Result<(), StartError>> {
         let mut guests = self.guests.lock().unwrap();
         for guest in guests.values_mut().filter(|guest| guest.start == start) {
             guest.server.abort();
             guest.end.take();
         }
-        Box::pin(async {})
+        Box::pin(async { Ok(()) })
     }
 
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {

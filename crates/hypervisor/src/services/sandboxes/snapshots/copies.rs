@@ -129,7 +129,10 @@ impl Copies {
     ///
     /// # Errors
     /// It is being copied, and that takes longer.
-    pub(crate) async fn start(&self, sandbox: SandboxId) -> Result<OwnedRwLockReadGuard<()>, Error> {
+    pub(crate) async fn start(
+        &self,
+        sandbox: SandboxId,
+    ) -> Result<OwnedRwLockReadGuard<()>, Error> {
         tokio::time::timeout(START_WAITS, self.start_after(sandbox))
             .await
             .map_err(|_| {
@@ -144,7 +147,10 @@ impl Copies {
     }
 
     /// The same at once or not at all.
-    pub(in super::super) fn start_now(&self, sandbox: SandboxId) -> Option<OwnedRwLockReadGuard<()>> {
+    pub(in super::super) fn start_now(
+        &self,
+        sandbox: SandboxId,
+    ) -> Option<OwnedRwLockReadGuard<()>> {
         self.gate(sandbox).try_read_owned().ok()
     }
 
@@ -163,7 +169,10 @@ impl Copies {
         let done = progress.bytes.saturating_mul(100);
         match done.checked_div(progress.total_bytes) {
             Some(percent) if progress.phase == CopyPhase::Copying => {
-                format!("a {kind} of this sandbox is under way ({} %)", percent.min(100))
+                format!(
+                    "a {kind} of this sandbox is under way ({} %)",
+                    percent.min(100)
+                )
             }
             _ => format!("a {kind} of this sandbox is under way"),
         }

@@ -81,10 +81,7 @@ async fn neither_a_visit_nor_an_order_starts_what_is_being_copied() {
         sandboxes.copied(world.sandbox).as_deref(),
         Some("a restore of this sandbox is under way")
     );
-    assert_eq!(
-        sandboxes.status(world.sandbox).state,
-        SandboxState::Stopped
-    );
+    assert_eq!(sandboxes.status(world.sandbox).state, SandboxState::Stopped);
     assert_eq!(installation.driver.starts(world.sandbox), 0);
 
     drop((held, claim));
@@ -254,9 +251,7 @@ async fn what_goes_by_itself_is_kept_for_good_only_where_there_is_room() {
         world.installation.actor(),
         &world.installation.app.sandboxes,
     );
-    world
-        .put(&sized(&world, Manual, 1, 900_000), "kept")
-        .await;
+    world.put(&sized(&world, Manual, 1, 900_000), "kept").await;
     let (small, large) = (
         sized(&world, BeforeRestore, 2, 100_000),
         sized(&world, BeforeRestore, 3, 200_000),
