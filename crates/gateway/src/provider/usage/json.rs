@@ -36,8 +36,10 @@ pub(super) struct Json {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Key {
     Usage,
-    /// An object that may hold a usage object.
-    Envelope,
+    /// An object that may hold a usage object: of a reply that has ended,
+    Response,
+    /// and of one that begins.
+    Message,
     #[default]
     Other,
 }
@@ -56,8 +58,9 @@ pub(super) fn may_tell(text: &[u8]) -> bool {
 }
 
 impl Json {
-    /// Takes the next bytes, and gives the usage objects that end in them to `found`.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8])) {
+    /// Takes the next bytes, and gives the usage objects that end in them to `found`, and
+    /// whether each is of a message that only begins.
+    pub(super) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8], bool)) {
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {
             if self.in_string {
@@ -88,7 +91,7 @@ impl Json {
                 _ => {}
             }
             if is_whole {
-                found(&self.captured);
+                found(&self.captured, self.place[0] == Key::Message);
             }
         }
     }
@@ -125,7 +128,8 @@ impl Json {
         if std::mem::take(&mut self.reads_key) {
             self.set_place(match self.key.as_slice() {
                 b"usage" | b"usageMetadata" | b"amazon-bedrock-invocationMetrics" => Key::Usage,
-                b"response" | b"message" => Key::Envelope,
+                b"response" => Key::Response,
+                b"message" => Key::Message,
                 _ => Key::Other,
             });
         }
@@ -143,7 +147,9 @@ impl Json {
         let wanted = match self.depth {
             // A Gemini stream without SSE is an array of replies.
             1 => self.object[0] && self.place[0] == Key::Usage,
-            2 if self.object[0] => self.place == [Key::Envelope, Key::Usage],
+            2 if self.object[0] => {
+                matches!(self.place, [Key::Response | Key::Message, Key::Usage])
+            }
             2 => self.place[1] == Key::Usage,
             _ => false,
         };

@@ -177,14 +177,7 @@ impl Bill {
         if end.usage.is_none() && (is_refusal || self.free) {
             return (Usage::default(), false);
         }
-        let written = if end.bytes == 0 {
-            // Of an answer that comes in one piece nothing was seen, and yet it was being
-            // written.
-            (latency.as_secs().saturating_mul(TOKENS_PER_SECOND))
-                .clamp(1, expected_output(self.max_output).max(1))
-        } else {
-            end.events.max(1)
-        };
+        let written = written(end, self.max_output, latency);
         let read = self.request_bytes / BYTES_PER_TOKEN;
         match end.usage {
             // A stream that did not end well has told what it took at its beginning at best.
@@ -206,6 +199,16 @@ impl Bill {
             }
         }
     }
+}
+
+/// About how many tokens were written, by what was seen of them.
+fn written(end: &ReplyEnd, max_output: Option<u64>, latency: Duration) -> u64 {
+    if end.bytes == 0 && end.outcome != Outcome::Complete {
+        // Of an answer that comes in one piece nothing was seen, and yet it was being written.
+        let by_now = latency.as_secs().saturating_mul(TOKENS_PER_SECOND);
+        return by_now.min(expected_output(max_output)).max(1);
+    }
+    end.events.max(1)
 }
 
 /// The usage line: one for each call, with these fields and no others; `cost` in US dollars.
@@ -275,6 +278,26 @@ mod tests {
             ..usage
         };
         assert_eq!(cost(huge, Some(PRICE)), i64::MAX);
+    }
+
+    #[test]
+    fn what_is_not_seen_is_estimated_by_the_time_it_took() {
+        let end = |outcome, events, bytes| ReplyEnd {
+            outcome,
+            usage: None,
+            events,
+            bytes,
+            first_byte: None,
+        };
+        let took = Duration::from_secs(10);
+        let unseen = end(Outcome::ClientGone, 0, 0);
+        assert_eq!(written(&unseen, None, took), 500);
+        assert_eq!(written(&unseen, Some(100), took), 100);
+        assert_eq!(written(&unseen, Some(0), took), 1);
+        assert_eq!(written(&unseen, None, Duration::ZERO), 1);
+        assert_eq!(written(&unseen, None, took * 1000), EXPECTED_OUTPUT);
+        assert_eq!(written(&end(Outcome::Cut, 7, 70), None, took), 7);
+        assert_eq!(written(&end(Outcome::Complete, 0, 0), None, took), 1);
     }
 
     #[test]
