@@ -211,7 +211,7 @@ impl Supervisor {
             Timespec::try_from(at.saturating_duration_since(Instant::now())).unwrap_or_default()
         });
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let seen = fds.iter().map(PollFd::revents);
