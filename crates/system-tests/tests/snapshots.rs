@@ -446,37 +446,37 @@ async fn what_is_being_copied_is_not_started_and_says_so() {
     let watching = async {
         until("the copy", async || {
             let listing = listed(&alice, Role::Live).await;
-            listing.get("under_way").is_some().then_some(())
+            // From here on its files are held.
+            (listing["under_way"]["phase"] == "copying").then_some(())
         })
         .await;
-        let (page, start) = tokio::join!(
-            visit(),
-            alice.control("POST", "/me/sandboxes/live/start", None)
-        );
+        let page = visit().await;
         let status = alice
             .runtime(Role::Live, "GET", "/.choir/status?role=live", None)
             .await;
-        let still = listed(&alice, Role::Live).await.get("under_way").is_some();
         let state = alice.sandbox(Role::Live).await["state"].clone();
+        let still = listed(&alice, Role::Live).await.get("under_way").is_some();
+        let start = alice
+            .control("POST", "/me/sandboxes/live/start", None)
+            .await;
         (page, start, status, still, state)
     };
     let (taken, (page, start, status, still, state)) = tokio::join!(taking, watching);
     assert_eq!(taken["frozen_ms"], 0, "nothing ran: {taken:#}");
+    assert!(still, "the copy ended too early to show anything");
     let page = page.text();
     assert!(
         page.contains("a snapshot of this sandbox is under way"),
         "{page}"
     );
+    assert_eq!(state, "stopped", "it was started while it was copied");
+    let status = status.json();
+    assert!(status["copied"].as_str().is_some(), "{status:#}");
     // The order waits for a moment, in which a copy may end.
     if start.status != 200 {
         assert_eq!(start.status, 503, "{}", start.text());
         assert!(start.text().contains("a snapshot of this sandbox"));
         start.header("retry-after").parse::<u32>().unwrap();
-    }
-    if still {
-        assert_eq!(state, "stopped", "it was started while it was copied");
-        let status = status.json();
-        assert!(status["copied"].as_str().is_some(), "{status:#}");
     }
     until("the woken sandbox", async || {
         (visit().await.status == 200).then_some(())
@@ -515,12 +515,12 @@ async fn visits_in_the_middle_of_a_restore_get_the_restored_files() {
         let seen = sh(
             &alice,
             Role::Live,
-            "cat /workspace/mark; echo > /workspace/mine",
+            &format!("cat /workspace/mark; echo > /workspace/mine{round}"),
         )
         .await;
         assert_eq!(seen, "old\n", "round {round}");
         assert!(
-            !aside.join("mine").exists(),
+            !aside.join(format!("mine{round}")).exists(),
             "it runs on what was put aside"
         );
         assert_eq!(installation.supervisors().len(), 1);
@@ -539,6 +539,8 @@ async fn one_button_brings_the_last_known_good_state_back() {
         "pictures": std::env::var("CHOIR_PICTURES").ok(),
     });
     let seen = browser::run("snapshots.mjs", &input).await;
+    // Output comes in base64.
+    let (works, mine, broken) = ("d29ya3MK", "bWluZQo=", "YnJva2VuCg==");
     let text = |of: &Value| of["text"].as_str().unwrap_or_default().to_owned();
     assert!(
         seen["advice"].as_str().unwrap().contains("known good"),
@@ -551,10 +553,10 @@ async fn one_button_brings_the_last_known_good_state_back() {
             "{asked}"
         );
     }
-    assert!(text(&seen["broken"]).contains("broken"), "{seen:#}");
-    assert!(text(&seen["untouched"]).contains("broken"), "{seen:#}");
+    assert!(text(&seen["broken"]).contains(broken), "{seen:#}");
+    assert!(text(&seen["untouched"]).contains(broken), "{seen:#}");
     let back = text(&seen["back"]);
-    assert!(back.contains("works") && back.contains("mine"), "{seen:#}");
+    assert!(back.contains(works) && back.contains(mine), "{seen:#}");
     let snapshots = seen["snapshots"].as_array().unwrap();
     assert_eq!(snapshots[0]["reason"], "before_restore", "{seen:#}");
     assert_eq!(snapshots.len(), 2, "{seen:#}");
