@@ -5,6 +5,7 @@ mod audit;
 mod commands;
 mod help;
 mod network;
+mod providers;
 mod sandboxes;
 mod server;
 mod snapshot_commands;

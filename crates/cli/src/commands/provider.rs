@@ -183,6 +183,14 @@ async fn add_to_file(add: AddProvider, context: &mut Context) -> Result<u8, Erro
     let failed = |what: String| Error::Provider(what);
     let before = std::fs::read_to_string(&add.config)
         .map_err(|error| failed(format!("{} cannot be read: {error}", add.config.display())))?;
+    // It names a file before the program that knows the rules is asked.
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if add.name.is_empty() || !add.name.chars().all(is_plain) {
+        return Err(failed(format!(
+            "{:?} is no name for a provider; valid is a-z, 0-9 and -",
+            add.name
+        )));
+    }
     let mut written = None;
     let key_file = match &add.key_file {
         Some(path) if path.as_os_str() == "-" => {

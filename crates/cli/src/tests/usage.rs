@@ -69,3 +69,33 @@ async fn a_provider_is_tested_and_what_is_wrong_is_said() {
     --- stderr
     ");
 }
+
+#[tokio::test]
+async fn usage_names_what_it_is_added_up_by() {
+    let plane = Plane::start().await;
+    let mut person = Person::signed_in(&plane).await;
+    let row = json!({"day": "2026-11-28", "user": "bob", "sandbox": "019a-live", "provider": "openai",
+        "model": "gpt-x", "calls": 3, "failures": 0, "input_tokens": 10, "output_tokens": 2,
+        "cached_tokens": 0, "cost_usd": 0.25});
+    for (by, title, name) in [
+        ("day", "DAY", "2026-11-28"),
+        ("sandbox", "SANDBOX", "019a-live of bob"),
+        ("model", "MODEL", "openai/gpt-x"),
+        ("provider", "PROVIDER", "openai"),
+        ("user", "USER", "bob"),
+    ] {
+        plane.answer(
+            &format!("GET /admin/usage?by={by}&days=30"),
+            json!({ "usage": [row] }),
+        );
+        let ended = person.run(&plane, &format!("usage --all --by {by}")).await;
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let lines: Vec<&str> = ended.stdout.lines().collect();
+        assert!(lines[0].starts_with(title), "{}", ended.stdout);
+        assert!(lines[1].starts_with(name), "{}", ended.stdout);
+        assert_eq!(lines.len(), 2, "one row needs no total: {}", ended.stdout);
+    }
+    let ended = person.run(&plane, "usage --by fortnight").await;
+    assert_ne!(ended.code, 0);
+    assert!(ended.stderr.contains("fortnight"), "{}", ended.stderr);
+}

@@ -1,6 +1,8 @@
 //! The control origin from the outside, without a browser. Ceremonies with a real
 //! authenticator are in `system-tests`.
 
+mod providers;
+mod usage;
 mod world;
 
 use axum::body::Body;

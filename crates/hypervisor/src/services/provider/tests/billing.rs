@@ -41,7 +41,7 @@ impl Bed {
             .metrics
             .text()
             .lines()
-            .filter(|line| line.contains("gen_ai_client_operations_total{"))
+            .filter(|line| line.contains("gen_ai_client_operation_duration_seconds_count{"))
             .map(str::to_owned)
             .collect()
     }
