@@ -57,6 +57,13 @@ pub fn examine(config: &Config) -> Findings {
     );
     checks.extend(runtime::probe(&config.sandbox.accept_missing));
     checks.extend(cgroups(config));
+    checks.push(inotify(
+        config.sandbox.limits.inotify_instances,
+        config.sandbox.limits.running_per_user,
+        std::fs::read_to_string("/proc/sys/fs/inotify/max_user_instances")
+            .ok()
+            .and_then(|text| text.trim().parse().ok()),
+    ));
     Findings {
         ok: checks.iter().all(|check| check.ok || !check.mandatory),
         checks,
@@ -149,6 +156,32 @@ fn cgroups(config: &Config) -> Vec<Check> {
     }
 }
 
+/// Whether the sandboxes that one user may run leave each other the inotify instances that
+/// each may have: they are one user of the host, whose instances the kernel counts together.
+fn inotify(of_tree: u64, sandboxes: u32, given: Option<u64>) -> Check {
+    // Of the guest, and of all commands together.
+    let wanted = of_tree
+        .saturating_mul(2)
+        .saturating_mul(u64::from(sandboxes));
+    let ok = given.is_some_and(|given| given >= wanted);
+    let given = given.map_or_else(|| "an unknown number of".to_owned(), |n| n.to_string());
+    let remedy = format!(
+        "run `sysctl -w fs.inotify.max_user_instances={}` and keep it in /etc/sysctl.d, or set \
+         sandbox.limits.inotify_instances lower; without, sandboxes of one user of the host can \
+         take them from each other",
+        wanted.next_power_of_two()
+    );
+    check(
+        "inotify instances",
+        ok,
+        false,
+        format!(
+            "{given} per user of the host, and {sandboxes} sandboxes of one user may take {wanted}"
+        ),
+        &remedy,
+    )
+}
+
 fn data_dir(path: &Path) -> Check {
     let (ok, detail) = match DataDir::lock(path) {
         Ok(_) => (true, format!("{} can be used", path.display())),
@@ -233,4 +266,22 @@ fn binaries_dir(config: &Config) -> PathBuf {
         .clone()
         .or_else(beside)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inotify;
+
+    #[test]
+    fn too_few_inotify_instances_for_a_users_sandboxes_name_the_setting_and_its_value() {
+        let few = inotify(48, 2, Some(128));
+        assert!(!few.ok && !few.mandatory);
+        let remedy = few.remedy.unwrap();
+        assert!(
+            remedy.contains("fs.inotify.max_user_instances=256"),
+            "{remedy}"
+        );
+        assert!(inotify(48, 2, Some(256)).ok);
+        assert!(!inotify(48, 2, None).ok);
+    }
 }

@@ -37,6 +37,12 @@ pub mod supervisor;
 mod sys;
 mod walls;
 
+/// Whether this kernel has Landlock's scopes (since Linux 6.12, ABI 6).
+#[must_use]
+pub fn has_landlock_scopes() -> bool {
+    sys::landlock_abi() >= 6
+}
+
 /// The name of a system call as the seccomp profiles have it, and their reason for what happens
 /// to it. `None` for what no profile names.
 #[must_use]

@@ -285,7 +285,17 @@ fn become_inner(outer: HostIds, oom: &str, rlimits: &Rlimits) -> Result<(), Wall
         ("max_inotify_instances", rlimits.inotify_instances),
         ("max_inotify_watches", rlimits.inotify_watches),
     ] {
-        let _ = fs::write(format!("/proc/sys/user/{name}"), value.to_string());
+        match fs::write(format!("/proc/sys/user/{name}"), value.to_string()) {
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::EROFS | libc::ENOENT | libc::EACCES | libc::EPERM)
+                ) =>
+            {
+                return Err(error).step(|| format!("limit user.{name} to {value}"));
+            }
+            _ => {}
+        }
     }
     // Not a wall: where it is refused the kernel just has fewer preferences.
     let _ = fs::write("/proc/self/oom_score_adj", oom);

@@ -64,7 +64,9 @@ impl Relay {
         ))
     }
 
-    /// What to wait for. The order is that of [`Relay::handle`].
+    /// What to wait for. The order is that of [`Relay::handle`]. A socket from which nothing is
+    /// wanted is left out: the kernel would go on telling that its other end has hung up, while
+    /// there is nothing to do before the slower side has taken what is held for it.
     pub(crate) fn interest(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let full = self.connections.len() >= MAX_CONNECTIONS;
         let mut wanted = vec![(
@@ -76,14 +78,12 @@ impl Relay {
             },
         )];
         for connection in &self.connections {
-            wanted.push((
-                connection.tcp.as_fd(),
-                connection.up.reading() | connection.down.writing(),
-            ));
-            wanted.push((
-                connection.unix.as_fd(),
-                connection.down.reading() | connection.up.writing(),
-            ));
+            let sockets = [&connection.tcp, &connection.unix];
+            for (socket, flags) in sockets.into_iter().zip(connection.wants()) {
+                if !flags.is_empty() {
+                    wanted.push((socket.as_fd(), flags));
+                }
+            }
         }
         wanted
     }
@@ -92,8 +92,12 @@ impl Relay {
     pub(crate) fn handle(&mut self, seen: &[PollFlags]) {
         let mut pairs = seen.iter().skip(1);
         self.connections.retain_mut(|connection| {
-            let events = [pairs.next(), pairs.next()];
-            let idle = events.into_iter().flatten().all(PollFlags::is_empty);
+            let mut idle = true;
+            for wanted in connection.wants() {
+                if !wanted.is_empty() {
+                    idle &= pairs.next().is_none_or(PollFlags::is_empty);
+                }
+            }
             idle || connection.pump().unwrap_or(false)
         });
         if seen
@@ -130,6 +134,14 @@ impl Connection {
             up: Pipe::default(),
             down: Pipe::default(),
         })
+    }
+
+    /// What there is to wait for at the client and at the channel.
+    fn wants(&self) -> [PollFlags; 2] {
+        [
+            self.up.reading() | self.down.writing(),
+            self.down.reading() | self.up.writing(),
+        ]
     }
 
     /// Moves bytes both ways. `false` once both ways have ended.
@@ -190,5 +202,80 @@ fn unless_blocked<T>(result: rustix::io::Result<T>) -> io::Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixListener;
+    use std::time::{Duration, Instant};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::Relay;
+
+    /// One turn; whether anything had happened before the time was over.
+    fn turn(relay: &mut Relay, within: Duration) -> bool {
+        let seen: Vec<PollFlags> = {
+            let mut fds: Vec<_> = relay
+                .interest()
+                .into_iter()
+                .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+                .collect();
+            poll(&mut fds, Some(&Timespec::try_from(within).unwrap())).unwrap();
+            fds.iter().map(PollFd::revents).collect()
+        };
+        relay.handle(&seen);
+        seen.iter().any(|flags| !flags.is_empty())
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_of_a_channel_that_hung_up_is_waited_for_at_rest() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("channel.sock");
+        let channel = UnixListener::bind(&path).unwrap();
+        let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        while relay.connections.is_empty() {
+            turn(&mut relay, Duration::from_secs(5));
+        }
+        let (mut served, _) = channel.accept().unwrap();
+        served.set_nonblocking(true).unwrap();
+        // Until neither the client's socket nor the relay takes more.
+        let mut written = 0;
+        loop {
+            match served.write(&[7; 64 << 10]) {
+                Ok(length) => written += length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if !turn(&mut relay, Duration::from_millis(200)) {
+                        break;
+                    }
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        drop(served);
+        let began = Instant::now();
+        assert!(
+            !turn(&mut relay, Duration::from_millis(200)),
+            "there is nothing to do"
+        );
+        assert!(began.elapsed() >= Duration::from_millis(200));
+        // What is held arrives all the same, and then the end.
+        client.set_nonblocking(true).unwrap();
+        let (mut read, mut bytes) = (0, vec![0; 1 << 20]);
+        loop {
+            match client.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(length) => read += length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    turn(&mut relay, Duration::from_secs(5));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(read, written);
     }
 }

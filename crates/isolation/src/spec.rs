@@ -153,6 +153,10 @@ pub struct DiskLimits {
     pub bytes: Option<u64>,
     /// Files, directories and links. Absent: no limit.
     pub entries: Option<u64>,
+    /// Whether `bytes` is this sandbox's part of what its user may keep.
+    pub bytes_are_the_users: bool,
+    /// The same of `entries`.
+    pub entries_are_the_users: bool,
 }
 
 /// The guest's process.

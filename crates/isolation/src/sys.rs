@@ -399,6 +399,22 @@ pub(crate) fn become_host_user(uid: u32, gid: u32) -> io::Result<()> {
     check(unsafe { libc::setresuid(uid, uid, uid) }.into()).map(drop)
 }
 
+/// The version of Landlock that this kernel has; 0 where there is none.
+pub(crate) fn landlock_abi() -> i64 {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the call takes no pointer and only answers a number
+    // (landlock_create_ruleset(2)).
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    version.max(0)
+}
+
 /// A descriptor of `/dev/null`.
 pub(crate) fn null() -> io::Result<OwnedFd> {
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 
 use isolation::protocol::Event;
-use isolation::spec::SandboxSpec;
+use isolation::spec::{OptionalWall, SandboxSpec};
 use tokio::sync::broadcast;
 use types::{CommandExit, SandboxId, StartId};
 
@@ -133,4 +133,9 @@ pub trait SandboxRuntime: Send + Sync {
     /// Finds the sandboxes that outlived the process that started them, each proved to
     /// be the one it claims to be. What is not, and what is being taken down, is removed.
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>>;
+
+    /// The walls that a configuration may accept as missing, and that this host does not give.
+    fn missing(&self) -> Vec<OptionalWall> {
+        Vec::new()
+    }
 }

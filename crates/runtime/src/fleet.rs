@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use isolation::spec::OptionalWall;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
@@ -444,6 +445,12 @@ impl Fleet {
                 .keep_running(sandbox_id, entry, stops, crashes, Some(crash))
                 .await;
         });
+    }
+
+    /// The walls that a configuration may accept as missing, and that this host does not give.
+    #[must_use]
+    pub fn missing_walls(&self) -> Vec<OptionalWall> {
+        self.inner.driver.missing()
     }
 
     /// The state of a sandbox.

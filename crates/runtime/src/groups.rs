@@ -61,11 +61,28 @@ impl Groups {
         self.present.iter().chain(&self.former)
     }
 
-    /// Makes the groups of a start and names them in its spec.
+    /// Makes the groups of a start and names them in its spec, which it returns.
     ///
     /// # Errors
     /// There are none, and the configuration does not say that this is accepted.
-    pub(crate) fn begin(&self, spec: &mut SandboxSpec) -> Result<(), StartError> {
+    pub(crate) async fn begin(
+        self: Arc<Self>,
+        mut spec: SandboxSpec,
+    ) -> Result<SandboxSpec, StartError> {
+        // The kernel may take its time with a group, and other threads with theirs.
+        let made = tokio::task::spawn_blocking(move || {
+            self.make(&mut spec)?;
+            Ok(spec)
+        });
+        made.await.unwrap_or_else(|_| {
+            Err(
+                StartError::new("internal", "making the cgroups of the start failed")
+                    .with_hint("this is a defect: see the hypervisor's log"),
+            )
+        })
+    }
+
+    fn make(&self, spec: &mut SandboxSpec) -> Result<(), StartError> {
         let tree = match &self.present {
             Ok(tree) => tree,
             Err(_) if spec.accept_missing.contains(&OptionalWall::CgroupLimits) => return Ok(()),
@@ -89,6 +106,15 @@ impl Groups {
             .map_err(|error| missing(&error))?;
         spec.cgroup = Some(group);
         Ok(())
+    }
+
+    /// The walls that this host does not give.
+    pub(crate) fn missing(&self) -> Vec<OptionalWall> {
+        match &self.present {
+            Err(_) => vec![OptionalWall::CgroupLimits],
+            Ok(tree) if !tree.has_cpu() => vec![OptionalWall::CgroupCpu],
+            Ok(_) => Vec::new(),
+        }
     }
 
     /// Removes the groups of a start with whatever still runs in them.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isolation::protocol::Refusal;
-use isolation::spec::{Nonce, SandboxSpec};
+use isolation::spec::{Nonce, OptionalWall, SandboxSpec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -122,10 +122,7 @@ impl NamespaceDriver {
     /// finds again: the record names the supervisor before the supervisor is told what to
     /// build, and one that is told nothing ends.
     async fn try_build(&self, dir: &Path, request: StartRequest) -> Result<Started, StartError> {
-        let StartRequest {
-            mut spec,
-            host_record,
-        } = request;
+        let StartRequest { spec, host_record } = request;
         make_dirs(dir, &spec)
             .map_err(|e| unavailable("cannot create the sandbox's directories", &e))?;
         let mut child = self.spawn_supervisor()?;
@@ -144,7 +141,7 @@ impl NamespaceDriver {
         record
             .write(dir)
             .map_err(|e| unavailable("cannot write the start's record", &e))?;
-        self.groups.begin(&mut spec)?;
+        let spec = Arc::clone(&self.groups).begin(spec).await?;
         tell(&mut child, &spec).await?;
         let control = Control::new(dir.to_owned(), spec.nonce);
         let greeting = control.hello().await.map_err(unreachable)?;
@@ -257,6 +254,14 @@ impl SandboxRuntime for NamespaceDriver {
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {
         Box::pin(self.adopt_all())
     }
+
+    fn missing(&self) -> Vec<OptionalWall> {
+        let mut missing = self.groups.missing();
+        if !isolation::has_landlock_scopes() {
+            missing.push(OptionalWall::LandlockScopes);
+        }
+        missing
+    }
 }
 
 impl Record {
@@ -295,12 +300,13 @@ impl Process {
 
 /// Tells a supervisor what to build, and waits until it has or said why it cannot.
 async fn tell(child: &mut Child, spec: &SandboxSpec) -> Result<(), StartError> {
-    let json = serde_json::to_vec(spec)
-        .map_err(|e| StartError::new("internal", format!("the start cannot be described: {e}")))?;
+    let json = serde_json::to_vec(spec).map_err(|e| {
+        StartError::new("internal", format!("the start cannot be described: {e}")).with_hint(DEFECT)
+    })?;
     let stdin = child.stdin.take();
     let stdout = child.stdout.take();
     let (Some(mut stdin), Some(stdout)) = (stdin, stdout) else {
-        return Err(StartError::new("internal", "the supervisor has no pipes"));
+        return Err(StartError::new("internal", "the supervisor has no pipes").with_hint(DEFECT));
     };
     let exchange = async move {
         stdin.write_all(&json).await?;
@@ -318,6 +324,9 @@ async fn tell(child: &mut Child, spec: &SandboxSpec) -> Result<(), StartError> {
             return Err(StartError::new(
                 "build_timeout",
                 format!("the sandbox could not be built within {within} s"),
+            )
+            .with_hint(
+                "the host is short of processor time or its disk is slow; stop something and start it again",
             ));
         }
     };
@@ -531,8 +540,33 @@ async fn remove_dir(dir: &Path) {
     }
 }
 
+/// What to do about what should not happen.
+const DEFECT: &str = "this is a defect: restart the hypervisor, and report it with its log";
+
+/// What the host refused, and what helps against that.
 fn unavailable(what: &str, error: &io::Error) -> StartError {
-    StartError::new("unavailable", format!("{what}: {error}"))
+    let hint = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk of the data directory is full: delete snapshots or files on it"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "the hypervisor may not write there: give its user the data directory (data_dir)"
+        }
+        io::ErrorKind::NotFound => {
+            "something of the installation is missing: run `hypervisor doctor`"
+        }
+        _ => match error.raw_os_error() {
+            // EMFILE and ENFILE; EAGAIN of fork(2).
+            Some(23 | 24) => {
+                "there are too many open files: raise LimitNOFILE of the hypervisor, or stop sandboxes"
+            }
+            Some(11) => {
+                "there are too many processes: raise TasksMax of the hypervisor, or stop sandboxes"
+            }
+            _ => "see the hypervisor's log and `hypervisor doctor`, and start it again",
+        },
+    };
+    StartError::new("unavailable", format!("{what}: {error}")).with_hint(hint)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]
@@ -541,6 +575,33 @@ fn unreachable(error: ControlError) -> StartError {
         "supervisor",
         format!("the supervisor cannot be reached: {error}"),
     )
+    .with_hint(
+        "it ended, perhaps for want of memory, or does not answer: look into the kernel log, and start the sandbox again",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::unavailable;
+
+    #[test]
+    fn what_a_host_refuses_names_its_cause_and_a_remedy() {
+        let cases = [
+            (28, "disk"),
+            (13, "data_dir"),
+            (2, "doctor"),
+            (24, "LimitNOFILE"),
+            (11, "TasksMax"),
+            (5, "log"),
+        ];
+        for (errno, remedy) in cases {
+            let error = unavailable("cannot", &io::Error::from_raw_os_error(errno));
+            let hint = error.hint.unwrap_or_default();
+            assert!(hint.contains(remedy), "{errno}: {hint}");
+        }
+    }
 }
 
 #[cfg(test)]

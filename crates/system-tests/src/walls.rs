@@ -386,6 +386,8 @@ impl Connection {
 pub struct Drill {
     /// What was tried.
     pub name: String,
+    /// What the drill says should come of it.
+    pub expected: String,
     /// What the walls answered.
     pub seen: String,
     /// Whether that is a denial.

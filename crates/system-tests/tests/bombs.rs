@@ -77,6 +77,14 @@ async fn neighbours(setup: Setup) -> (Installation, Account, Account) {
     (installation, alice, bob)
 }
 
+/// Whether limits of whole trees are kept here; says loudly when not.
+fn has_groups() -> bool {
+    if !caller_is_root() {
+        eprintln!("SKIPPED: no cgroups without root, so no limits of whole trees to test");
+    }
+    caller_is_root()
+}
+
 fn demand_limit(exit: &CommandExit, resource: LimitedResource, limit: u64) {
     // Where the tests run without root there may be no cgroups, and nobody to tell.
     if caller_is_root() {
@@ -125,6 +133,7 @@ async fn a_fork_bomb_stops_at_its_command_and_is_named() {
 async fn a_memory_bomb_stops_at_its_command_and_is_named() {
     if !caller_is_root() {
         // Without cgroups nothing bounds memory, and the configuration had to say so.
+        eprintln!("SKIPPED: no cgroups without root, so no bound of memory to test");
         return;
     }
     let (_installation, alice, bob) = neighbours(Setup::default()).await;
@@ -175,6 +184,83 @@ async fn exhausted_descriptors_and_a_flood_of_output_stay_inside() {
         .filter(|line| !line.contains(r#""target":"hypervisor::http""#))
         .collect();
     assert!(about.len() < 40, "{about:#?}");
+}
+
+/// Processor time against wall time, as the program itself sees them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_command_gets_its_quota_of_the_processor_and_no_more() {
+    if !has_groups() {
+        return;
+    }
+    let quota = "[sandbox.limits]\ncpu = 0.2";
+    let (_installation, alice, bob) = neighbours(Setup::default().config(quota)).await;
+    let busy = "import os, time\nbegan = time.monotonic()\nchildren = [os.fork() for _ in range(1)]\nwhile time.monotonic() - began < 4: pass\nif children[0]: os.wait(); t = os.times(); print((t.user + t.system + t.children_user + t.children_system) / (time.monotonic() - began))";
+    let request = json!({ "argv": ["python3", "-c", busy], "limits": { "wall_ms": 30_000 } });
+    let (output, exit) = with_neighbour(&bob, run(&alice, request)).await;
+    let share: f64 = output
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("{output} {exit:?}"));
+    // Two busy processes without the quota take nearly a core and more, even on a busy machine
+    // with two; with it a fifth, and a period at either end.
+    assert!(share < 0.4, "{share} of a core");
+}
+
+/// What no command reaches alone, several together do.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_together_stop_at_their_sandbox() {
+    if !has_groups() {
+        return;
+    }
+    let (_installation, alice, bob) = neighbours(Setup::default()).await;
+    // Each within its own 96 MiB, all of them over the sandbox's 512 MiB.
+    let eat = || {
+        let eat = "import time\nx = bytearray(70 << 20)\ntime.sleep(6)";
+        json!({ "argv": ["python3", "-c", eat], "limits": { "wall_ms": 30_000 } })
+    };
+    let one = || run(&alice, eat());
+    let all = async { tokio::join!(one(), one(), one(), one(), one(), one(), one(), one()) };
+    let (a, b, c, d, e, f, g, h) = with_neighbour(&bob, all).await;
+    let exits = [a, b, c, d, e, f, g, h].map(|(_, exit)| exit);
+    let of_sandbox = |exit: &CommandExit| {
+        exit.limit.is_some_and(|reached| {
+            (reached.resource, reached.scope, reached.limit)
+                == (LimitedResource::Memory, LimitScope::Sandbox, 512 << 20)
+        })
+    };
+    assert!(exits.iter().any(of_sandbox), "{exits:?}");
+    demand_notice(&alice, "512 MiB of memory").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_fills_the_disk_with_entries_is_stopped() {
+    let small = "[sandbox.limits]\nsandbox_files = 3000";
+    let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
+    let fill = "import os, time\nfor n in range(200000):\n    os.mkdir(f'/workspace/d{n}')\n    if n % 100 == 0: time.sleep(0.05)";
+    let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
+    let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
+    let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
+    assert_eq!(
+        (reached.resource, reached.scope, reached.limit),
+        (LimitedResource::DiskEntries, LimitScope::Sandbox, 3000)
+    );
+}
+
+/// The part of a user's share binds, and the key that is named is the one that raises it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_users_share_of_the_disk_is_named_when_it_binds() {
+    let small = "[sandbox.limits]\nsandbox_disk = \"1 GiB\"\nuser_disk = \"96 MiB\"";
+    let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
+    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.02)";
+    let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
+    let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
+    let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
+    assert_eq!((reached.scope, reached.limit), (LimitScope::User, 48 << 20));
+    let said = alice
+        .control("GET", "/me/sandboxes/live/notices", None)
+        .await
+        .text();
+    assert!(said.contains("sandbox.limits.user_disk"), "{said}");
 }
 
 /// All sandboxes of an ordinary user's hypervisor are one user of the host, whose inotify

@@ -4,8 +4,9 @@
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use system_tests::Binaries;
 use system_tests::identity::caller_is_root;
+use system_tests::{Account, Binaries, Identity, Setup};
+use types::Role;
 
 /// What doctor finds when a shell has run `before` first, in the namespaces of `unshare`.
 fn doctor(unshare: &[&str], before: &str) -> Value {
@@ -50,7 +51,9 @@ fn a_machine_without_user_namespaces_is_told_which_setting_switches_them_off() {
 #[test]
 fn a_machine_without_cgroups_is_told_how_to_get_them_or_to_go_without() {
     if !caller_is_root() {
-        // Hiding a file system takes root; an ordinary user meets the real thing.
+        eprintln!(
+            "SKIPPED: hiding a file system takes root; an ordinary user meets the real thing"
+        );
         return;
     }
     let hide = "mount -t tmpfs none /sys/fs/cgroup";
@@ -62,4 +65,28 @@ fn a_machine_without_cgroups_is_told_how_to_get_them_or_to_go_without() {
 
     let (ok, _) = check(&doctor(&["--mount"], "true"), "cgroup limits");
     assert!(ok, "it is there when nobody hides it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_delegated_cgroups_is_refused_and_says_what_to_do() {
+    if !caller_is_root() {
+        eprintln!(
+            "SKIPPED: whether this user has delegated cgroups is not known; root becomes one without"
+        );
+        return;
+    }
+    let setup = Setup::default().identity(Identity::Ordinary);
+    let installation = setup.demand_cgroups().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let target = format!("/me/sandboxes/{}/start", Role::Live);
+    alice.control("POST", &target, None).await;
+    let view = system_tests::wait::until("the refusal", async || {
+        let view = alice.sandbox(Role::Live).await;
+        (view["state"] == "failed").then_some(view)
+    })
+    .await;
+    let said = view.to_string();
+    assert!(said.contains("no limits by cgroups"), "{said}");
+    assert!(said.contains("accept_missing"), "{said}");
+    assert!(said.contains("Delegate"), "{said}");
 }

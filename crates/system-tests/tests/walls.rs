@@ -1,9 +1,10 @@
 //! The escape drills of the threat model, behind the real supervisor.
 
-use system_tests::Identity;
+use serde_json::json;
 use system_tests::identity::caller_is_root;
 use system_tests::walls::{Bait, Place, battery, parse};
-use system_tests::{Binaries, walls};
+use system_tests::{Account, Binaries, Identity, Setup, walls};
+use types::Role;
 
 /// A battery that shrinks unnoticed proves less than it says.
 const AT_LEAST: usize = 150;
@@ -48,6 +49,74 @@ fn nothing_escapes_from_a_runner_of_an_ordinary_user() {
 #[test]
 fn nothing_escapes_from_a_terminal_of_an_ordinary_user() {
     demand_denied(Identity::Ordinary, Place::Terminal);
+}
+
+/// Behind a real hypervisor: with the environment, the descriptors, the groups and the channels
+/// that it gives to commands and terminals, and its own sockets and data to look for.
+async fn demand_denied_by_a_hypervisor(identity: Identity) {
+    let bait = Bait::lay();
+    let programs = Binaries::find();
+    let shown = tempfile::tempdir_in("/var/tmp").unwrap();
+    std::fs::copy(programs.program("drill"), shown.path().join("drill")).unwrap();
+    for path in [shown.path().to_owned(), shown.path().join("drill")] {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mounts = format!(
+        "[sandbox]\nmounts = [{{ source = {:?}, target = \"/opt/drills\" }}]",
+        shown.path()
+    );
+    let setup = Setup::default().identity(identity).config(&mounts);
+    let installation = setup.start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let mut argv = vec!["/opt/drills/drill".to_owned()];
+    argv.extend(bait.arguments(&[installation.data_dir(), installation.data_dir().join("run")]));
+    let judge = |place: &str, output: &str| {
+        let drills = parse(output);
+        let open: Vec<_> = drills.iter().filter(|drill| !drill.denied).collect();
+        assert!(
+            open.is_empty(),
+            "open in {place} as {}: {open:#?}",
+            identity.name()
+        );
+        assert!(drills.len() >= AT_LEAST, "only {} drills", drills.len());
+    };
+    for (place, capabilities) in [
+        ("a command", json!([])),
+        ("an agent", json!(["provider:call"])),
+    ] {
+        let request = json!({ "argv": argv, "capabilities": capabilities });
+        let (_, output) = alice.command(Role::Live, &request).await;
+        judge(place, &output);
+    }
+    // Nobody is attached to the terminal; what is said in it goes to a file.
+    let script = "\"$@\" > /workspace/saying; mv /workspace/saying /workspace/said";
+    let mut in_terminal = vec!["sh", "-c", script, "sh"];
+    in_terminal.extend(argv.iter().map(String::as_str));
+    let request = json!({ "argv": in_terminal, "terminal": { "cols": 80, "rows": 24 } });
+    let commands = "/me/sandboxes/live/commands";
+    alice
+        .control("POST", commands, Some(request))
+        .await
+        .expect(201);
+    let output = system_tests::wait::until("the drills in the terminal", async || {
+        let read = json!({ "argv": ["cat", "/workspace/said"] });
+        let (code, output) = alice.command(Role::Live, &read).await;
+        (code == Some(0)).then_some(output)
+    })
+    .await;
+    judge("a terminal", &output);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_escapes_from_commands_and_terminals_of_a_hypervisor() {
+    demand_denied_by_a_hypervisor(Identity::Caller).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_escapes_from_commands_and_terminals_of_an_ordinary_users_hypervisor() {
+    demand_denied_by_a_hypervisor(Identity::Ordinary).await;
 }
 
 /// On a bare machine a drill that gets through would do what it tries.

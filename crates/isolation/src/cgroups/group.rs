@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::{CgroupError, GroupLimits};
@@ -21,6 +21,9 @@ const CPU_PERIOD_US: u64 = 100_000;
 
 /// Longest file of a group that is read, in bytes; lists of processes can be long.
 const MAX_FILE: u64 = 4 << 20;
+
+/// Processes that are held open at once while they are ended.
+const KILLED_AT_ONCE: usize = 128;
 
 /// How long to wait before asking again whether a group has become empty.
 const RETRY: Duration = Duration::from_millis(5);
@@ -422,10 +425,26 @@ impl Group {
         {
             return;
         }
-        for pid in self.processes() {
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let listed: Vec<u32> = self.processes().into_iter().collect();
+        for some in listed.chunks(KILLED_AT_ONCE) {
+            let opened = some.iter().filter_map(|listed| {
+                let pid = Pid::from_raw(i32::try_from(*listed).ok()?)?;
+                // One that has ended needs no signal.
+                Some((*listed, pidfd_open(pid, PidfdFlags::empty()).ok()?))
+            });
+            self.kill_members(&opened.collect::<Vec<_>>());
+        }
+    }
+
+    /// Ends those of these processes that are in this group. They were opened before it is
+    /// looked who is in it: a pid that was used again meanwhile is then no member, and a
+    /// stranger is never signalled.
+    fn kill_members(&self, opened: &[(u32, OwnedFd)]) {
+        let members = self.processes();
+        for (pid, process) in opened {
+            if members.contains(pid) {
                 // It may have ended this moment; the group tells when it is looked at again.
-                let _ = kill_process(pid, Signal::KILL);
+                let _ = pidfd_send_signal(process, Signal::KILL);
             }
         }
     }
@@ -484,5 +503,37 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    use super::Group;
+
+    /// What a pid that was listed a moment ago stands for by now.
+    #[test]
+    fn a_process_that_is_no_member_by_now_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let group = Group::V2 {
+            dir: scratch.path().to_owned(),
+            cpu: false,
+        };
+        let sleep = || Command::new("sleep").arg("60").stdin(Stdio::null()).spawn();
+        let (mut member, mut stranger) = (sleep().unwrap(), sleep().unwrap());
+        let listed = format!("{}\n", member.id());
+        std::fs::write(scratch.path().join("cgroup.procs"), listed).unwrap();
+        let opened = [&member, &stranger].map(|child| {
+            let pid = Pid::from_child(child);
+            (child.id(), pidfd_open(pid, PidfdFlags::empty()).unwrap())
+        });
+        group.kill_members(&opened);
+        assert!(!member.wait().unwrap().success());
+        assert!(stranger.try_wait().unwrap().is_none());
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
     }
 }

@@ -33,8 +33,9 @@ const CONTROL_WEIGHT: u16 = 1000;
 /// The tree of one installation.
 pub struct Tree {
     root: Group,
-    /// Held while a group is made or removed: an empty user's group goes away with its last
-    /// start, and must not do so beneath the next one.
+    /// Held while a user's group is made or removed: an empty one goes away with its last start,
+    /// and must not do so beneath the next one. Never held while something is waited for: a
+    /// start that is slow to end holds up no other.
     changing: Mutex<()>,
 }
 
@@ -144,7 +145,8 @@ impl Tree {
             owner.map_or(Ok(()), |owner| group.delegate(owner))
         };
         make().inspect_err(|_| {
-            let _ = group.remove(EMPTY_WITHIN);
+            // Nothing is in it yet.
+            let _ = group.remove(Duration::ZERO);
         })?;
         Ok(group)
     }
@@ -155,14 +157,15 @@ impl Tree {
     /// # Errors
     /// Something would not end.
     pub fn end(&self, start: &str) -> Result<(), CgroupError> {
-        let _changing = self.changing();
         for user in self.children(&self.root) {
             let users = self.root.child(&user);
             if self.children(&users).contains(start) {
                 users.child(start).remove(EMPTY_WITHIN)?;
+                let _changing = self.changing();
                 Self::tidy(&users);
             }
         }
+        let _changing = self.changing();
         Self::tidy(&self.root);
         Ok(())
     }

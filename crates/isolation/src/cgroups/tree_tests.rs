@@ -188,3 +188,29 @@ fn run_in(group: &Group, script: &str) -> Child {
         .spawn()
         .unwrap()
 }
+
+#[test]
+fn a_start_that_is_slow_to_end_holds_up_no_other() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().join("choir-test");
+    for dir in ["", "alice", "alice/one", "bob", "bob/two"] {
+        kernel_makes(&root.join(dir));
+    }
+    let tree = Tree::at(Group::V2 {
+        dir: root.clone(),
+        cpu: true,
+    });
+    let none = GroupLimits::default();
+    std::thread::scope(|scope| {
+        // Files of a kernel vanish with their group; these stay, as processes would that do
+        // not end.
+        let ending = scope.spawn(|| tree.end("one"));
+        while text(&root.join("alice/one"), "cgroup.kill").is_empty() {
+            std::thread::yield_now();
+        }
+        tree.begin("bob", "two", &none, &none, None).unwrap();
+        assert!(!ending.is_finished(), "the other one was waited for");
+        fs::remove_dir_all(root.join("alice")).unwrap();
+        ending.join().unwrap().unwrap();
+    });
+}

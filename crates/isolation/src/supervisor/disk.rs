@@ -336,18 +336,29 @@ impl Judge {
 }
 
 fn over(limits: DiskLimits, usage: Usage) -> Option<LimitReached> {
-    let reached = |resource, limit| {
+    let reached = |resource, the_users, limit| {
+        let scope = if the_users {
+            LimitScope::User
+        } else {
+            LimitScope::Sandbox
+        };
         Some(LimitReached {
             resource,
-            scope: LimitScope::Sandbox,
+            scope,
             limit,
         })
     };
     match (limits.bytes, limits.entries) {
-        (Some(limit), _) if usage.bytes > limit => reached(LimitedResource::DiskBytes, limit),
-        (_, Some(limit)) if usage.entries > limit || usage.too_deep => {
-            reached(LimitedResource::DiskEntries, limit)
-        }
+        (Some(limit), _) if usage.bytes > limit => reached(
+            LimitedResource::DiskBytes,
+            limits.bytes_are_the_users,
+            limit,
+        ),
+        (_, Some(limit)) if usage.entries > limit || usage.too_deep => reached(
+            LimitedResource::DiskEntries,
+            limits.entries_are_the_users,
+            limit,
+        ),
         _ => None,
     }
 }
@@ -361,6 +372,7 @@ fn hard(limits: DiskLimits) -> DiskLimits {
         entries: limits
             .entries
             .map(|limit| limit.saturating_add((limit / 4).max(SLACK_ENTRIES))),
+        ..limits
     }
 }
 
@@ -368,6 +380,7 @@ fn hard(limits: DiskLimits) -> DiskLimits {
 mod tests {
     use super::{Judge, Usage, Verdict, is_urgent};
     use crate::spec::DiskLimits;
+    use types::LimitScope;
 
     const MIB: u64 = 1 << 20;
 
@@ -383,7 +396,23 @@ mod tests {
         Judge::new(DiskLimits {
             bytes: Some(100 * MIB),
             entries: Some(1000),
+            ..DiskLimits::default()
         })
+    }
+
+    /// Whoever raises the other key would raise nothing.
+    #[test]
+    fn the_limit_that_is_named_is_the_one_that_binds() {
+        let mut judge = Judge::new(DiskLimits {
+            bytes: Some(100 * MIB),
+            bytes_are_the_users: true,
+            ..DiskLimits::default()
+        });
+        judge.judge(at(10));
+        let Verdict::EndCommands(reached) = judge.judge(at(101)) else {
+            panic!("over the limit");
+        };
+        assert_eq!(reached.scope, LimitScope::User);
     }
 
     #[test]

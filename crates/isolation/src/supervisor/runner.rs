@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
-use types::{CommandState, CommandView, LimitReached, TerminalSize};
+use types::{CommandId, CommandState, CommandView, LimitReached, TerminalSize};
 
 use super::dirs::StartDirs;
 use super::start::{Workbench, output_pipe, with_path};
@@ -60,10 +60,15 @@ impl Runner {
         let ordered = Self::try_order(spec, sandbox, dirs, workbench, now);
         ordered.map_err(|error| {
             dirs.remove_runner_channel(&id.to_string());
+            if let Some(start) = &sandbox.cgroup {
+                // Nobody is in it: the order is the last thing that can fail.
+                let _ = group_of(start, id).remove(Duration::ZERO);
+            }
             Refusal::new(
                 "unavailable",
                 format!("the command could not be started: {error}"),
             )
+            .with_hint("the host may be short of memory, processes or open files; end something and try again")
         })
     }
 
@@ -214,9 +219,7 @@ impl RunnerGroup {
             },
             weight: None,
         };
-        let group = start
-            .child(cgroups::COMMANDS)
-            .child(&spec.command_id.to_string());
+        let group = group_of(start, spec.command_id);
         let made = group.create().and_then(|()| {
             group.limit(&limits)?;
             group.end_as_one();
@@ -235,6 +238,10 @@ impl RunnerGroup {
         };
         Ok(Self { group, levels })
     }
+}
+
+fn group_of(start: &Group, command: CommandId) -> Group {
+    start.child(cgroups::COMMANDS).child(&command.to_string())
 }
 
 fn check(spec: &RunnerSpec) -> Result<(), Refusal> {

@@ -38,8 +38,9 @@ const SIGTERM_GRACE: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Said once per start, and per command, where it is so.
-const UNCOUNTED: &str = "denied system calls are refused and not counted: this kernel gives no \
+pub(super) const UNCOUNTED: &str = "denied system calls are refused and not counted: this kernel gives no \
                          notification of them, or a filter around the supervisor has it already";
+
 /// How often is looked whether the start's directory still exists. It is one system call.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 

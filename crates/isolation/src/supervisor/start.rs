@@ -11,6 +11,7 @@ use rustix::process::{Pid, Resource, Rlimit, getegid, geteuid, getrlimit, setrli
 
 use super::dirs::StartDirs;
 use super::disk::{self, Disk};
+use super::serve::UNCOUNTED;
 use super::task::{Task, Told};
 use crate::cgroups;
 use crate::exec::{Program, Stdio};
@@ -150,7 +151,11 @@ fn build_in(
 /// Refuses what cannot be right, before anything is touched. Returns who the sandbox is
 /// on the host when that is somebody else than this process.
 fn check(spec: &SandboxSpec) -> Result<Option<HostIds>, Refusal> {
-    let bad = |message: &str| Err(Refusal::new("bad_spec", message));
+    let bad = |message: &str| {
+        Err(Refusal::new("bad_spec", message).with_hint(
+            "hypervisor and supervisor may be of different versions; install both from one release",
+        ))
+    };
     if !spec.nonce.is_well_formed() {
         return bad("the nonce is not 32 to 128 hexadecimal digits");
     }
@@ -381,7 +386,11 @@ fn await_guest(guest: &mut Task, now: Instant) -> Result<(), Refusal> {
         match guest.read_news() {
             Told::Started => return Ok(()),
             Told::Failed(error) => return Err(hints::refusal(&error)),
-            Told::Nothing | Told::Guarded { .. } | Told::Froze(_) => {
+            told @ (Told::Nothing | Told::Guarded { .. } | Told::Froze(_)) => {
+                if matches!(told, Told::Guarded { counted: false }) {
+                    let line = format!("[supervisor] {UNCOUNTED}\n");
+                    guest.log.append(Stream::Stderr, line.as_bytes());
+                }
                 if let Some(error) = guest.reported_error() {
                     return Err(Refusal::new("guest_program", format!("the guest was not started: {error}"))
                         .with_hint("the guest binary must run on this machine; see sandbox.guest in the configuration"));

@@ -20,6 +20,9 @@ pub(super) struct Facts {
     pub(super) apparmor_restricts: bool,
     pub(super) apparmor_profile: Option<String>,
     pub(super) container: Option<Container>,
+    /// Whether something is mounted over parts of `/proc`: container engines do that, and
+    /// protections of systemd units.
+    pub(super) covered_proc: bool,
     /// Whether this runs in a user namespace that is not the first.
     pub(super) nested: bool,
     /// The security modules that run, as the kernel lists them.
@@ -47,7 +50,9 @@ impl Facts {
         } else if exists(".dockerenv") {
             Some(Container::Docker)
         } else {
-            exists("run/systemd/container").then_some(Container::Other)
+            let by_groups = text("proc/self/cgroup").is_some_and(|text| in_engine(&text));
+            let by_root = text("proc/self/mountinfo").is_some_and(|text| on_engine_root(&text));
+            (exists("run/systemd/container") || by_groups || by_root).then_some(Container::Other)
         };
         Self {
             root,
@@ -60,6 +65,7 @@ impl Facts {
             apparmor_profile: text("proc/self/attr/apparmor/current")
                 .filter(|name| name != "unconfined"),
             container,
+            covered_proc: text("proc/self/mountinfo").is_some_and(|text| covers_proc(&text)),
             nested: text("proc/self/uid_map").is_some_and(|map| {
                 let first: Vec<&str> = map.split_whitespace().take(3).collect();
                 first != ["0", "0", "4294967295"]
@@ -68,6 +74,47 @@ impl Facts {
             kernel: text("proc/sys/kernel/osrelease").and_then(|release| version(&release)),
         }
     }
+}
+
+/// Whether this process's groups are named as an engine names those of containers: containerd
+/// and Kubernetes leave no file behind.
+fn in_engine(groups: &str) -> bool {
+    [
+        "/kubepods",
+        "/docker/",
+        "/docker-",
+        "cri-containerd",
+        "/libpod",
+        "/crio-",
+        "/lxc/",
+    ]
+    .iter()
+    .any(|name| groups.contains(name))
+}
+
+/// The mounts of a mountinfo: mount point, and what comes behind the separator (proc(5)).
+fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str)> {
+    mountinfo.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        Some((before.split(' ').nth(4)?, after))
+    })
+}
+
+/// Whether the root is layers that an engine keeps; a live system has an overlay as well, of
+/// other directories.
+fn on_engine_root(mountinfo: &str) -> bool {
+    mounts(mountinfo).any(|(at, what)| {
+        at == "/"
+            && what.starts_with("overlay ")
+            && ["/containerd/", "/docker/", "/containers/storage/"]
+                .iter()
+                .any(|dir| what.contains(dir))
+    })
+}
+
+fn covers_proc(mountinfo: &str) -> bool {
+    // Mounted by systemd on every machine, over an empty directory.
+    mounts(mountinfo).any(|(at, _)| at.starts_with("/proc/") && at != "/proc/sys/fs/binfmt_misc")
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {

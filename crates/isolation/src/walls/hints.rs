@@ -76,6 +76,14 @@ fn explain(error: &WallError, facts: &Facts) -> Option<String> {
                 .to_owned(),
         );
     }
+    if step.contains("new proc") && facts.covered_proc {
+        return Some(
+            "something is mounted over parts of /proc, so no new /proc may be mounted here: in a \
+             container run it with an unmasked /proc (Kubernetes: securityContext.procMount: \
+             Unmasked); in a systemd unit take ProtectKernelTunables= and ProtectKernelLogs= out"
+                .to_owned(),
+        );
+    }
     if step.contains("namespace") || step.starts_with("map the") || is_refusal(error) {
         return namespaces(error, facts);
     }

@@ -95,6 +95,28 @@ fn each_cause_is_told_from_what_a_machine_says() {
             error("mount a new proc", libc::EPERM),
             "unmask=ALL",
         ),
+        // As containerd leaves it for a pod of Kubernetes: no file of its own.
+        (
+            &[(
+                "proc/self/mountinfo",
+                "1 0 0:1 / / rw - overlay overlay rw,lowerdir=/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs\n",
+            )],
+            no_namespaces(),
+            "this is a container",
+        ),
+        (
+            &[("proc/self/cgroup", "5:pids:/kubepods/besteffort/pod1/2\n")],
+            no_namespaces(),
+            "this is a container",
+        ),
+        (
+            &[(
+                "proc/self/mountinfo",
+                "2 1 0:2 / /proc rw - proc proc rw\n3 2 0:3 / /proc/kcore rw - tmpfs tmpfs rw\n",
+            )],
+            error("mount a new proc", libc::EPERM),
+            "procMount",
+        ),
         (
             &[("proc/sys/kernel/osrelease", "5.10.0-30-amd64\n")],
             error("create a Landlock ruleset", libc::ENOSYS),
@@ -134,6 +156,20 @@ fn each_cause_is_told_from_what_a_machine_says() {
 fn a_setting_that_does_not_concern_root_or_the_step_is_not_blamed() {
     let as_root = explain(&no_namespaces(), &machine(UBUNTU, true));
     assert_eq!(as_root, None);
+    // A live system's root, and a mount that every machine has.
+    let live = machine(
+        &[(
+            "proc/self/mountinfo",
+            "1 0 0:1 / / rw - overlay overlay rw,lowerdir=/run/live/rootfs,upperdir=/run/live/rw\n\
+             2 1 0:2 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n",
+        )],
+        false,
+    );
+    assert_eq!(explain(&no_namespaces(), &live), None);
+    assert_eq!(
+        explain(&error("mount a new proc", libc::EPERM), &live),
+        None
+    );
     let mut elsewhere = error("write /etc/hosts", libc::EIO);
     elsewhere.errno = Some(libc::EIO);
     assert_eq!(

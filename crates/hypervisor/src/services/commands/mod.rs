@@ -11,7 +11,7 @@ use policy::Action;
 use runtime::protocol::{Refusal, RunnerStatus, Signal};
 use runtime::spec::RunnerSpec;
 use runtime::{Attachment, ControlError, Instance};
-use types::{CommandId, CommandRequest, CommandState, CommandView, NetworkMode};
+use types::{CommandId, CommandRequest, CommandState, CommandView, NetworkMode, NoticeKind};
 
 use crate::actor::{Actor, Grant};
 use crate::clock::rfc3339;
@@ -136,6 +136,17 @@ impl<'a> Commands<'a> {
             .chars()
             .take(MAX_PROGRAM)
             .collect();
+        if let Err(error) = &decided {
+            // Denials stand where `choir sandbox explain` shows them, those of the policy too.
+            let message = format!("A command ({program}) was refused: {error}.");
+            self.plane.notices.note(
+                self.instance.sandbox_id,
+                NoticeKind::Other,
+                &format!("command.run {error}"),
+                &message,
+                error.hint().as_deref(),
+            );
+        }
         let entry = match &decided {
             Ok(_) => Entry::allowed("command.run", id.to_string()),
             Err(error) => Entry::denied("command.run", id.to_string(), error.to_string()),

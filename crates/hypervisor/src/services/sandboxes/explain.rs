@@ -42,27 +42,48 @@ impl Sandboxes {
             role,
             state,
             network,
-            topics: topics(&self.plane.config, &owner.name, role, network, &running),
+            topics: topics(
+                &self.plane.config,
+                &owner.name,
+                role,
+                &Now {
+                    network,
+                    running: &running,
+                    rules: self
+                        .plane
+                        .networks
+                        .egress()
+                        .rules()
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect(),
+                    missing: self.fleet.missing_walls(),
+                },
+            ),
             denied: self.plane.notices.of(sandbox, role),
         })
     }
 }
 
-fn topics(
-    config: &Config,
-    owner: &UserName,
-    role: Role,
+/// What is so at the moment, whatever the configuration says.
+struct Now<'a> {
     network: NetworkMode,
-    running: &[CommandView],
-) -> Vec<ExplainedTopic> {
+    running: &'a [CommandView],
+    /// The allowlist in force: of the configuration, and what administrators added.
+    rules: Vec<String>,
+    /// The walls that this host does not give.
+    missing: Vec<OptionalWall>,
+}
+
+fn topics(config: &Config, owner: &UserName, role: Role, now: &Now<'_>) -> Vec<ExplainedTopic> {
     vec![
         files(config),
-        networks(config, network, running),
-        commands(config, running),
-        limits(config),
+        networks(config, now),
+        commands(config, now.running),
+        limits(config, &now.missing),
         reach(config, owner, role),
         agents(config),
-        walls(config),
+        walls(config, &now.missing),
     ]
 }
 
@@ -111,16 +132,18 @@ fn files(config: &Config) -> ExplainedTopic {
     topic("files", "Files", points)
 }
 
-fn networks(config: &Config, network: NetworkMode, running: &[CommandView]) -> ExplainedTopic {
+fn networks(config: &Config, now: &Now<'_>) -> ExplainedTopic {
+    let network = now.network;
     let egress = &config.network;
-    let because: Vec<String> = running
+    let because: Vec<String> = now
+        .running
         .iter()
         .filter(|view| view.network == network && network != NetworkMode::None)
         .map(|view| view.label.clone().unwrap_or_else(|| view.argv.join(" ")))
         .map(|name| name.chars().take(60).collect())
         .take(5)
         .collect();
-    let now = match network {
+    let reaches = match network {
         NetworkMode::None => {
             "at the moment it reaches nothing outside: no running command has a network".to_owned()
         }
@@ -130,7 +153,7 @@ fn networks(config: &Config, network: NetworkMode, running: &[CommandView]) -> E
         ),
     };
     let mut points = vec![
-        fact(now),
+        fact(reaches),
         fact(
             "commands of one sandbox share a loopback, so each can use another's way out: the widest mode counts for all",
         ),
@@ -140,11 +163,13 @@ fn networks(config: &Config, network: NetworkMode, running: &[CommandView]) -> E
         )),
     ];
     if egress.max >= NetworkMode::Allowlist {
-        let rules: Vec<String> = egress.allow.iter().map(ToString::to_string).collect();
-        points.push(if rules.is_empty() {
-            fact("the allowlist of the configuration is empty")
+        points.push(if now.rules.is_empty() {
+            fact("the allowlist is empty")
         } else {
-            may(format!("under allowlist, reach {}", bounded_list(&rules)))
+            may(format!(
+                "under allowlist, reach {}",
+                bounded_list(&now.rules)
+            ))
         });
         points.push(may_not(
             "reach addresses of private, loopback, link-local or metadata networks, under any mode",
@@ -207,7 +232,7 @@ fn commands(config: &Config, running: &[CommandView]) -> ExplainedTopic {
     topic("commands", "Commands", points)
 }
 
-fn limits(config: &Config) -> ExplainedTopic {
+fn limits(config: &Config, missing: &[OptionalWall]) -> ExplainedTopic {
     let limits = EffectiveLimits::of(&config.sandbox);
     let idle = match config.sandbox.idle_stop {
         IdleStop::Never => "it is not stopped when nobody uses it".to_owned(),
@@ -237,10 +262,11 @@ fn limits(config: &Config) -> ExplainedTopic {
     let mut points = vec![
         fact(format!("each command: {}", share(&limits.command))),
         fact(format!(
-            "each command: {} of output kept, files of at most {}, {} open files per process",
+            "each command: {} of output kept, files of at most {}, {} open files per process, so at most {} in all its processes",
             size(limits.command.output_bytes),
             size(limits.command.file_bytes),
-            limits.open_files
+            limits.open_files,
+            limits.open_files.saturating_mul(limits.command.processes)
         )),
         fact(format!("the runtime itself: {}", share(&limits.guest))),
         fact(format!(
@@ -258,10 +284,10 @@ fn limits(config: &Config) -> ExplainedTopic {
         )),
         fact(idle),
     ];
-    if limits.cgroups_may_be_missing {
+    if limits.cgroups_may_be_missing && missing.contains(&OptionalWall::CgroupLimits) {
         points.push((
             Verdict::Warning,
-            "where this host has no cgroups to give, limits of memory and of whole sandboxes and users are not kept (sandbox.accept_missing)".to_owned(),
+            "this host gives no cgroups: limits of memory and of whole sandboxes and users are not kept (sandbox.accept_missing)".to_owned(),
         ));
     }
     topic("limits", "Limits", points)
@@ -347,7 +373,7 @@ fn agents(config: &Config) -> ExplainedTopic {
     topic("agents", "Models and agents", points)
 }
 
-fn walls(config: &Config) -> ExplainedTopic {
+fn walls(config: &Config, missing: &[OptionalWall]) -> ExplainedTopic {
     let mut points = vec![
         fact("namespaces of its own: user, mount, pid, network, IPC, host name and cgroup"),
         fact("a read-only root, and Landlock over every file"),
@@ -359,17 +385,31 @@ fn walls(config: &Config) -> ExplainedTopic {
             "make namespaces, mount, load kernel code, use the kernel's keyring, BPF, performance counters or io_uring",
         ),
     ];
-    for missing in &config.sandbox.accept_missing {
-        let name = match missing {
-            OptionalWall::LandlockScopes => {
-                "Landlock's scopes for abstract sockets and signals may be missing: commands could then meet on abstract sockets"
-            }
-            OptionalWall::CgroupLimits => {
-                "limits by control groups may be missing: those of memory and of whole sandboxes are then not kept"
-            }
-            OptionalWall::CgroupCpu => "the limit of processor time may be missing",
+    for accepted in &config.sandbox.accept_missing {
+        let name = match accepted {
+            OptionalWall::LandlockScopes => "Landlock's scopes for abstract sockets and signals",
+            OptionalWall::CgroupLimits => "limits by control groups",
+            OptionalWall::CgroupCpu => "the limit of processor time",
         };
-        points.push((Verdict::Warning, format!("{name} (sandbox.accept_missing)")));
+        let without = match accepted {
+            OptionalWall::LandlockScopes => "commands can meet on abstract sockets",
+            OptionalWall::CgroupLimits => "those of memory and of whole sandboxes are not kept",
+            OptionalWall::CgroupCpu => "one sandbox can take as much of it as there is",
+        };
+        // Without any groups there is none for the processor either.
+        let is_missing = missing.contains(accepted)
+            || (*accepted == OptionalWall::CgroupCpu
+                && missing.contains(&OptionalWall::CgroupLimits));
+        points.push(if is_missing {
+            (
+                Verdict::Warning,
+                format!("{name}: missing on this host, so {without} (sandbox.accept_missing)"),
+            )
+        } else {
+            fact(format!(
+                "{name}: there, although sandbox.accept_missing would go without"
+            ))
+        });
     }
     topic("walls", "Walls", points)
 }
@@ -398,17 +438,32 @@ fn bytes(number: u64) -> String {
 mod tests {
     use types::{NetworkMode, Role, Verdict};
 
-    use super::{bytes, topics, words};
+    use super::{Now, bytes, topics, words};
     use crate::config::{Config, RawConfig};
+    use runtime::spec::OptionalWall;
     use std::time::Duration;
 
     fn explained(variables: &[(&str, &str)]) -> String {
+        explained_at(variables, &[], &[])
+    }
+
+    fn explained_at(
+        variables: &[(&str, &str)],
+        rules: &[&str],
+        missing: &[OptionalWall],
+    ) -> String {
         let variables = variables
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let config = Config::build(RawConfig::read(None, variables).unwrap()).unwrap();
         let alice = "alice".parse().unwrap();
-        let topics = topics(&config, &alice, Role::Dev, NetworkMode::None, &[]);
+        let now = Now {
+            network: NetworkMode::None,
+            running: &[],
+            rules: rules.iter().map(ToString::to_string).collect(),
+            missing: missing.to_vec(),
+        };
+        let topics = topics(&config, &alice, Role::Dev, &now);
         topics
             .iter()
             .flat_map(|topic| &topic.points)
@@ -445,13 +500,22 @@ mod tests {
             !text.contains('!'),
             "nothing is given up by default: {text}"
         );
-        let text = explained(&[
+        let variables = [
             ("CHOIR_SANDBOX__ACCEPT_MISSING", "[\"landlock_scopes\"]"),
             ("CHOIR_SANDBOX__MOUNTS", "[{source=\"/etc/ssl\"}]"),
-            ("CHOIR_NETWORK__ALLOW", "[\"crates.io\"]"),
             ("CHOIR_ORIGINS__PREVIEW", "off"),
-        ]);
-        assert!(text.contains("! Landlock's scopes"), "{text}");
+        ];
+        // What holds is said, not what the configuration alone knows of.
+        let text = explained_at(&variables, &["crates.io"], &[OptionalWall::LandlockScopes]);
+        assert!(
+            text.contains("! Landlock's scopes") && text.contains("missing on this host"),
+            "{text}"
+        );
+        let there = explained_at(&variables, &[], &[]);
+        assert!(
+            !there.contains('!') && there.contains("there, although"),
+            "{there}"
+        );
         assert!(
             text.contains("/etc/ssl") && text.contains("crates.io"),
             "{text}"

@@ -39,6 +39,10 @@ pub(crate) struct EffectiveLimits {
     pub(crate) inotify_instances: u64,
     /// inotify watches of the guest, and of all commands together.
     pub(crate) inotify_watches: u64,
+    /// Whether a sandbox's bytes and entries on disk are limited by its part of what its user
+    /// may have, rather than by what one sandbox may.
+    #[serde(skip)]
+    pub(crate) users_disk: (bool, bool),
     /// Whether the configuration accepts that a host without cgroups does not keep those of
     /// memory, whole sandboxes and whole users.
     pub(crate) cgroups_may_be_missing: bool,
@@ -109,6 +113,10 @@ impl EffectiveLimits {
             open_files: limits.open_files,
             inotify_instances: limits.inotify_instances,
             inotify_watches: limits.inotify_watches,
+            users_disk: (
+                binds(limits.sandbox.disk, limits.user.disk),
+                binds(limits.sandbox.disk_entries, limits.user.disk_entries),
+            ),
             cgroups_may_be_missing: config.accept_missing.contains(&OptionalWall::CgroupLimits),
         }
     }
@@ -151,9 +159,12 @@ impl EffectiveLimits {
 
     /// What may be kept on disk.
     pub(crate) fn of_disk(&self) -> DiskLimits {
+        // The part of a user's share is what binds when the sandbox's own limit is not less.
         DiskLimits {
             bytes: self.sandbox.disk_bytes,
             entries: self.sandbox.disk_entries,
+            bytes_are_the_users: self.users_disk.0,
+            entries_are_the_users: self.users_disk.1,
         }
     }
 }
@@ -219,7 +230,13 @@ pub(crate) fn how_to_raise(reached: &LimitReached) -> String {
         (_, Memory | Processes) => "end other commands first",
         (_, DiskBytes | DiskEntries) => "delete files, in the desktop or in a terminal",
     };
-    format!("{first}; an operator raises it with sandbox.limits.{key}")
+    let part = match (reached.scope, reached.resource) {
+        (User, DiskBytes | DiskEntries) => {
+            format!(", of which each sandbox has one part in {SANDBOXES_OF_A_USER}")
+        }
+        _ => String::new(),
+    };
+    format!("{first}; an operator raises it with sandbox.limits.{key}{part}")
 }
 
 const fn whole(share: &Share, around: Option<u32>) -> WholeShare {
@@ -230,6 +247,11 @@ const fn whole(share: &Share, around: Option<u32>) -> WholeShare {
         disk_bytes: share.disk,
         disk_entries: share.disk_entries,
     }
+}
+
+/// Whether the even part of what a user may keep is less than what one sandbox may.
+fn binds(own: Option<u64>, user: Option<u64>) -> bool {
+    part(own, user) != own
 }
 
 /// What one sandbox may keep on disk: no more than its even part of what its user may.
@@ -280,6 +302,11 @@ mod tests {
         assert_eq!(limits.command.cpu_millis, Some(2000));
         assert_eq!(limits.sandbox.cpu_millis, Some(1500));
         assert_eq!(limits.sandbox.disk_bytes, Some(3 << 30));
+        let disk = limits.of_disk();
+        assert!(
+            disk.bytes_are_the_users && !disk.entries_are_the_users,
+            "{disk:?}"
+        );
         assert_eq!(limits.command.file_bytes, None);
         let trees = limits.of_trees(UserId::generate());
         assert_eq!(trees.of_sandbox.memory_bytes, Some(512 << 20));
@@ -303,6 +330,7 @@ mod tests {
                     limit: 1,
                 });
                 let (_, key) = hint.rsplit_once("sandbox.limits.").unwrap();
+                let (key, _) = key.split_once(',').unwrap_or((key, ""));
                 let value = if key.contains("memory") || key.contains("disk") {
                     "\"1 GiB\""
                 } else {

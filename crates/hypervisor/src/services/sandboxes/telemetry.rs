@@ -41,11 +41,24 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
                 Ok(Event::GuestExited { exit }) => {
                     limits::tell(&plane.notices, sandbox, "the guest runtime", &exit);
                 }
-                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Lagged(lost)) => lagged(&plane, sandbox, lost),
                 Err(RecvError::Closed) => return,
             }
         }
     });
+}
+
+/// Reports went by while this task had no turn. What they counted is not known any more; that
+/// they were there is.
+fn lagged(plane: &Plane, sandbox: SandboxId, lost: u64) {
+    plane.notices.note_times(
+        sandbox,
+        NoticeKind::Other,
+        "telemetry lost",
+        "Reports of denied calls or limits came faster than they could be read; their numbers are missing.",
+        Some("Many commands end at once; start fewer of them at a time."),
+        lost,
+    );
 }
 
 fn denied(

@@ -6,7 +6,7 @@ use serde_json::json;
 use system_tests::Identity;
 use system_tests::walls::{Place, battery};
 
-/// Runs everything and closes with `N denied, M open`.
+/// Runs everything and closes with `N denied, M open`; as JSON that is in the document.
 pub(crate) fn run(as_json: bool) -> ExitCode {
     let (mut denied, mut open) = (0_usize, 0_usize);
     let mut all = Vec::new();
@@ -19,8 +19,11 @@ pub(crate) fn run(as_json: bool) -> ExitCode {
                 println!("{place:?}, as {}:", identity.name());
                 println!("  {:<40} {:<8}  {:<8} seen", "drill", "expected", "answer");
                 for drill in &drills {
-                    let verdict = if drill.denied { "denied" } else { "OPEN  " };
-                    println!("  {:<40} denied    {verdict}   {}", drill.name, drill.seen);
+                    let answer = if drill.denied { "denied" } else { "OPEN" };
+                    println!(
+                        "  {:<40} {:<8}  {answer:<8} {}",
+                        drill.name, drill.expected, drill.seen
+                    );
                 }
             }
             all.push(json!({ "place": place, "identity": identity.name(), "drills": drills }));
@@ -31,8 +34,9 @@ pub(crate) fn run(as_json: bool) -> ExitCode {
             "{}",
             json!({ "batteries": all, "denied": denied, "open": open })
         );
+    } else {
+        println!("{denied} denied, {open} open");
     }
-    println!("{denied} denied, {open} open");
     if open == 0 && denied > 0 {
         ExitCode::SUCCESS
     } else {
