@@ -479,10 +479,9 @@ async fn end(process: Process, grace: Duration) -> bool {
     let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
         return true;
     };
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
+    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
         // Also when there is no descriptor left: then nobody knows.
-        Err(_) => return !process.is_alive(),
+        return !process.is_alive();
     };
     if !process.is_alive() {
         return true;
