@@ -157,9 +157,12 @@ pub(crate) struct ModelMetrics {
     inner: Arc<Inner>,
 }
 
+/// A provider's series, one for each operation of a model.
+type ByModel = HashMap<String, Vec<Arc<Series>>>;
+
 #[derive(Debug, Default)]
 struct Inner {
-    series: RwLock<HashMap<String, HashMap<String, Vec<Arc<Series>>>>>,
+    series: RwLock<HashMap<String, ByModel>>,
     spans: OnceLock<mpsc::Sender<Span>>,
     /// Calls that a collector was not told of.
     lost: AtomicU64,
@@ -246,7 +249,7 @@ impl ModelMetrics {
 
     /// Found without making a string, but for the first call of each model.
     fn series(&self, provider: &str, model: &str, operation: &'static str) -> Arc<Series> {
-        let find = |all: &HashMap<String, HashMap<String, Vec<Arc<Series>>>>| {
+        let find = |all: &HashMap<String, ByModel>| {
             let of_model = all.get(provider)?.get(model)?;
             let found = of_model.iter().find(|one| one.operation == operation)?;
             Some(Arc::clone(found))

@@ -42,11 +42,14 @@ mod strict {
     }
 
     #[derive(Debug, Clone, PartialEq, Deserialize)]
-    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    #[serde(deny_unknown_fields)]
     pub(super) enum AnyValue {
-        StringValue(String),
-        IntValue(String),
-        DoubleValue(f64),
+        #[serde(rename = "stringValue")]
+        Text(String),
+        #[serde(rename = "intValue")]
+        Whole(String),
+        #[serde(rename = "doubleValue")]
+        Double(f64),
     }
 
     #[derive(Debug, Deserialize)]
@@ -249,7 +252,7 @@ async fn a_collector_gets_metrics_and_a_span_of_each_call_at_the_latest_at_the_e
     assert_eq!(headers["authorization"], "Bearer of-the-collector");
     let traces: strict::TracesRequest = serde_json::from_str(&body).unwrap();
     let resource = &traces.resource_spans[0].resource.attributes;
-    let name = AnyValue::StringValue("choir-hypervisor".to_owned());
+    let name = AnyValue::Text("choir-hypervisor".to_owned());
     assert_eq!(value(resource, "service.name"), Some(&name));
     let scope = &traces.resource_spans[0].scope_spans[0];
     assert_eq!(scope.scope.name, "choir.gateway");
@@ -266,15 +269,15 @@ async fn a_collector_gets_metrics_and_a_span_of_each_call_at_the_latest_at_the_e
     assert_eq!(first.end_time_unix_nano, "1800000000000000000");
     assert_eq!((first.status.code, second.status.code), (None, Some(2)));
     let of = |key| value(&first.attributes, key).cloned();
-    let text = |text: &str| Some(AnyValue::StringValue(text.to_owned()));
-    let whole = |text: &str| Some(AnyValue::IntValue(text.to_owned()));
+    let text = |text: &str| Some(AnyValue::Text(text.to_owned()));
+    let whole = |text: &str| Some(AnyValue::Whole(text.to_owned()));
     assert_eq!(of("gen_ai.operation.name"), text("chat"));
     assert_eq!(of("gen_ai.provider.name"), text("acme"));
     assert_eq!(of("gen_ai.request.model"), text("large"));
     assert_eq!(of("gen_ai.usage.input_tokens"), whole("12"));
     assert_eq!(of("gen_ai.usage.output_tokens"), whole("300"));
     assert_eq!(of("http.response.status_code"), whole("200"));
-    assert_eq!(of("choir.cost_usd"), Some(AnyValue::DoubleValue(0.0025)));
+    assert_eq!(of("choir.cost_usd"), Some(AnyValue::Double(0.0025)));
     assert_eq!(of("error.type"), None);
     assert_eq!(
         value(&second.attributes, "error.type").cloned(),
