@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use serde_json::Value;
 
@@ -25,7 +25,10 @@ pub(crate) enum Name {
     Lifecycle,
     /// A runner's `true` and the start of a sandbox, next to bubblewrap and crun.
     Isolation,
-    /// Model calls through the gateway, next to nginx and what else is installed.
+    /// Model calls through the gateway, next to nginx; next to LiteLLM when `litellm` is on
+    /// PATH (`pip install 'litellm[proxy]'`), and next to Portkey when `PORTKEY_GATEWAY` is the
+    /// directory of its npm package (`npm install @portkey-ai/gateway`). Neither is installed
+    /// for you. `harness gateway --seconds 2 --only gateway,nginx` is quicker.
     Gateway,
 }
 
@@ -83,7 +86,19 @@ fn measure(workspace: &Workspace, name: Name, json: bool) -> Result<String> {
     if json {
         harness.arg("--json");
     }
-    process::output(&mut harness)
+    let output = harness
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run `harness {}`", name.as_str()))?;
+    let text =
+        String::from_utf8(output.stdout).context("the harness wrote something else than text")?;
+    if !output.status.success() {
+        // What was measured says what went wrong.
+        println!("{text}");
+        bail!("bench {} failed: {}", name.as_str(), output.status);
+    }
+    Ok(text)
 }
 
 /// Builds the engine's own bench program and says where it is.

@@ -104,20 +104,20 @@ impl Connection {
         let _: Poll<()> = self.poll_with(cx, |_| Poll::Pending);
     }
 
-    /// Whether the last exchange is complete and the connection open. One that has received
-    /// bytes that nobody asked for is not open any more: a reply sent before its request
-    /// must never answer the next one (threats, "a reply before the request").
+    /// Whether the last exchange is complete and the connection open.
     pub(crate) fn poll_reusable(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.sender.is_ready() {
             self.poll_drive(cx);
         }
-        !self.finished && self.sender.is_ready() && self.is_quiet()
+        !self.finished && self.sender.is_ready()
     }
 
-    /// The same, for a connection that has rested.
+    /// The same, for a connection that has rested. One that has received bytes that nobody
+    /// asked for is not open any more: a reply sent before its request must never answer the
+    /// next one (threats, "a reply before the request").
     pub(crate) fn poll_rested(&mut self, cx: &mut Context<'_>) -> bool {
         self.poll_drive(cx);
-        self.poll_reusable(cx)
+        self.poll_reusable(cx) && self.is_quiet()
     }
 
     /// Lets go of the task that has used the connection.

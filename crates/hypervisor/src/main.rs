@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -155,9 +156,15 @@ fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyho
     let _log = telemetry::begin(&config.log).context("cannot log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        // What the kernel has for a quiet sandbox is looked at also while a loud one keeps
+        // every thread at work.
+        .event_interval(DRIVER_EVERY)
         .build()?;
     runtime.block_on(run(config, file, socket, stop_on_exit))
 }
+
+/// Pieces of work between two looks at what the kernel has to tell.
+const DRIVER_EVERY: u32 = 4;
 
 async fn run(
     config: Config,
@@ -223,6 +230,9 @@ fn reload(app: &App, file: Option<&Path>) {
     }
 }
 
+/// How long calls that are cut may take to end, and what they used to be in the database.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+
 /// What the end is called that does not wait.
 const HURRIED: &str = "told to end a second time: what was under way is cut off, and sandboxes \
                        that still run go on; stop them with `hypervisor stop --all`";
@@ -234,7 +244,13 @@ async fn drain(app: &App, served: JoinHandle<()>, stop_on_exit: bool) -> anyhow:
     if stop_on_exit {
         demand_stopped(app.sandboxes.stop_all(app.config.drain).await)?;
     }
-    app.sandboxes.providers().flush().await;
+    // Calls that go on through channels are nobody's whom the listener waited for.
+    if tokio::time::timeout(SETTLE_WITHIN, app.sandboxes.close_calls())
+        .await
+        .is_err()
+    {
+        tracing::error!("what some model calls used could not be written down");
+    }
     app.store.close().await;
     Ok(())
 }

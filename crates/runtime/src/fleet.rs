@@ -28,6 +28,10 @@ pub trait Host: Send + Sync {
     /// and again when a start is adopted. Ends with [`Instance::ended`].
     fn serve_channel(&self, instance: Arc<Instance>, listener: std::os::unix::net::UnixListener);
 
+    /// Takes over what goes on in an adopted start besides its guest, whether that lives or
+    /// not. Ends with [`Instance::start_ended`].
+    fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()>;
+
     /// Asks the guest once whether it is healthy; `Err` is a sentence for people.
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>>;
 
@@ -361,7 +365,8 @@ impl Fleet {
         let entry = self.entry(sandbox_id);
         let stops = *entry.stops.borrow();
         let crashes = self.inner.host.crashes(sandbox_id).await;
-        let (instance, exited) = self.publish(sandbox_id, start_id, started_at, started);
+        let (instance, exited) = self.publish(sandbox_id, start_id, started_at, started, None);
+        self.inner.host.adopted(Arc::clone(&instance)).await;
         let proved = age > self.inner.options.healthy_within
             || self.inner.host.healthy(Arc::clone(&instance)).await.is_ok();
         entry.state.send_replace(if proved {
@@ -567,7 +572,8 @@ impl Fleet {
         match self.inner.driver.restart(left.start_id, control).await {
             Ok(started) => {
                 let started_at = left.started_at.clone();
-                let (instance, exited) = self.publish(sandbox, left.start_id, started_at, started);
+                let (instance, exited) =
+                    self.publish(sandbox, left.start_id, started_at, started, Some(&left));
                 // One that does not get healthy is taken down there.
                 match self.prove(entry, stops, instance, exited).await {
                     Ok(running) => return Ok(running),
@@ -602,7 +608,7 @@ impl Fleet {
         let started_at = jiff::Timestamp::now().to_string();
         let request = self.inner.host.prepare(sandbox, start).await?;
         let started = self.inner.driver.start(request).await?;
-        let (instance, exited) = self.publish(sandbox, start, started_at, started);
+        let (instance, exited) = self.publish(sandbox, start, started_at, started, None);
         self.prove(entry, stops, instance, exited).await
     }
 
@@ -632,12 +638,14 @@ impl Fleet {
         }
     }
 
+    /// Makes a start known, or a guest in the start of one that crashed `before`.
     fn publish(
         &self,
         sandbox: SandboxId,
         start: StartId,
         started_at: String,
         started: Started,
+        before: Option<&Instance>,
     ) -> (Arc<Instance>, BoxFuture<'static, CommandExit>) {
         let Started {
             control,
@@ -647,7 +655,7 @@ impl Fleet {
             events,
             host_record,
         } = started;
-        let instance = Arc::new(Instance::new(
+        let instance = Instance::new(
             sandbox,
             start,
             started_at,
@@ -655,7 +663,11 @@ impl Fleet {
             control,
             events,
             host_record,
-        ));
+        );
+        let instance = Arc::new(match before {
+            Some(before) => instance.going_on_from(before),
+            None => instance,
+        });
         self.inner
             .host
             .serve_channel(Arc::clone(&instance), channel);
@@ -701,7 +713,12 @@ impl Fleet {
         } else {
             State::Stopping
         };
-        instance.ended().cancel();
+        if exit.is_some() {
+            // Its runners go on, and with them what is theirs.
+            instance.ended().cancel();
+        } else {
+            instance.start_ended().cancel();
+        }
         entry.state.send_replace(after);
         match exit {
             Some(exit) => Some(Crash {
@@ -719,7 +736,7 @@ impl Fleet {
     }
 
     async fn take_down(&self, instance: &Instance) {
-        instance.ended().cancel();
+        instance.start_ended().cancel();
         self.inner
             .driver
             .stop(

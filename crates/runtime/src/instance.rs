@@ -10,8 +10,9 @@ use types::{CommandId, ListeningPort, SandboxId, StartId};
 
 use crate::control::{Attachment, Control, ControlError, Frozen, Spawned};
 
-/// One start of one sandbox. Everything that belongs to a start (connections, tokens,
-/// channels) ends with [`Instance::ended`].
+/// One start of one sandbox, and its guest's life there. What belongs to the guest
+/// (connections, its token, its channel) ends with [`Instance::ended`]; what belongs to the
+/// start, its runners first of all, with [`Instance::start_ended`].
 pub struct Instance {
     /// The sandbox.
     pub sandbox_id: SandboxId,
@@ -21,6 +22,7 @@ pub struct Instance {
     pub started_at: String,
     app_dir: OwnedFd,
     control: Control,
+    start_ended: CancellationToken,
     ended: CancellationToken,
     events: broadcast::Sender<Event>,
     host_record: String,
@@ -39,17 +41,27 @@ impl Instance {
         events: broadcast::Sender<Event>,
         host_record: String,
     ) -> Self {
-        let ended = CancellationToken::new();
+        let start_ended = CancellationToken::new();
+        let ended = start_ended.child_token();
         Self {
             sandbox_id,
             start_id,
             started_at,
             app_dir,
             control,
+            start_ended,
             ended,
             events,
             host_record,
         }
+    }
+
+    /// This one is the same start as `before`, whose guest crashed: what outlived that guest
+    /// ends with this one's start.
+    pub(crate) fn going_on_from(mut self, before: &Self) -> Self {
+        self.start_ended = before.start_ended.clone();
+        self.ended = self.start_ended.child_token();
+        self
     }
 
     /// The directory that holds the guest's `app.sock`. Its contents are the sandbox's to
@@ -59,10 +71,17 @@ impl Instance {
         self.app_dir.as_fd()
     }
 
-    /// Cancelled as soon as this start stops, dies or is taken down.
+    /// Cancelled as soon as this start stops, its guest dies, or it is taken down.
     #[must_use]
     pub fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// Cancelled as soon as this start stops or is taken down. A guest that crashes does not
+    /// end it: it is started again next to the runners, which go on.
+    #[must_use]
+    pub fn start_ended(&self) -> &CancellationToken {
+        &self.start_ended
     }
 
     /// What the host wrote when it prepared this start.

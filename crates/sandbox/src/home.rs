@@ -16,6 +16,7 @@ struct File {
     text: &'static str,
     /// With one of these there the file would be another's, or do nothing.
     unless: &'static [&'static str],
+    mode: u32,
 }
 
 const FILES: &[File] = &[
@@ -23,16 +24,26 @@ const FILES: &[File] = &[
         path: ".bashrc",
         text: include_str!("home/bashrc"),
         unless: &[],
+        mode: 0o600,
     },
     File {
         path: ".profile",
         text: include_str!("home/profile"),
         unless: &[".bash_profile", ".bash_login"],
+        mode: 0o600,
     },
     File {
         path: ".codex/config.toml",
         text: include_str!("home/codex.toml"),
         unless: &[],
+        mode: 0o600,
+    },
+    // The directory stands first in the PATH of commands.
+    File {
+        path: ".choir/bin/codex",
+        text: include_str!("home/codex.sh"),
+        unless: &[],
+        mode: 0o700,
     },
 ];
 
@@ -65,7 +76,7 @@ fn furnish_file(home: &Path, file: &File) -> io::Result<()> {
     let mut new = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .mode(file.mode)
         .open(&path)?;
     new.write_all(file.text.as_bytes())
 }
@@ -73,6 +84,8 @@ fn furnish_file(home: &Path, file: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::process::Command;
 
     use super::{FILES, furnish};
 
@@ -83,6 +96,8 @@ mod tests {
         for file in FILES {
             let text = fs::read_to_string(home.path().join(file.path)).unwrap();
             assert_eq!(text, file.text, "{}", file.path);
+            let mode = fs::metadata(home.path().join(file.path)).unwrap().mode();
+            assert_eq!(mode & 0o777, file.mode, "{}", file.path);
         }
         // What was changed or emptied stays as it is.
         fs::write(home.path().join(".bashrc"), "mine").unwrap();
@@ -92,6 +107,43 @@ mod tests {
             fs::read_to_string(home.path().join(".bashrc")).unwrap(),
             "mine"
         );
+    }
+
+    #[test]
+    fn the_codex_in_front_gives_the_next_one_its_address() {
+        let home = tempfile::tempdir().unwrap();
+        furnish(home.path()).unwrap();
+        let (own, next) = (home.path().join(".choir/bin"), home.path().join("next"));
+        fs::create_dir(&next).unwrap();
+        let path = format!("{}:{}:/usr/bin:/bin", own.display(), next.display());
+        let run = |variable: &str| {
+            let mut codex = Command::new(own.join("codex"));
+            codex.env_clear().env("PATH", &path).args(["exec", "a b"]);
+            if !variable.is_empty() {
+                codex.env(variable, "http://127.0.0.1:1/x");
+            }
+            let output = codex.output().unwrap();
+            (
+                output.status.code(),
+                String::from_utf8(output.stdout).unwrap(),
+            )
+        };
+        assert_eq!(run("").0, Some(127), "there is no other");
+        let script = "#!/bin/sh\nprintf '<%s>' \"$@\"\n";
+        fs::write(next.join("codex"), script).unwrap();
+        let runs = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(next.join("codex"), runs).unwrap();
+        assert_eq!(run("").1, "<exec><a b>");
+        for (variable, base) in [
+            ("OPENAI_BASE_URL", "http://127.0.0.1:1/x"),
+            (
+                "CHOIR_PROVIDER_GATEWAY_BASE_URL",
+                "http://127.0.0.1:1/x/openai",
+            ),
+        ] {
+            let said = format!("<-c><model_providers.choir.base_url=\"{base}\"><exec><a b>");
+            assert_eq!(run(variable), (Some(0), said));
+        }
     }
 
     #[test]

@@ -280,3 +280,105 @@ async fn what_proves_somebody_is_written_down_nowhere() {
         }
     }
 }
+
+/// Tokens of channels, good and bad ones, shown on every channel: each opens its own alone, and
+/// not even its beginning is written down by anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_open_their_own_channel_and_leave_no_trace_on_any() {
+    let installation = Setup::default()
+        .hostile_guest()
+        .config("[log]\nlevel = \"trace\"\n[sandbox]\nsdk_env = true")
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let listing = "/hostile/listing?environment";
+    let guest = Ask::new("GET", &alice.host(Role::Live), listing);
+    let environment = alice.client.send(guest).await.expect(200).json();
+    let token = environment["CHOIR_PROVIDER_GATEWAY_TOKEN"].as_str();
+    let start = alice.sandbox(Role::Live).await["start_id"].clone();
+    let dir = installation
+        .data_dir()
+        .join("run")
+        .join(start.as_str().unwrap());
+    let mut parties = vec![(dir.join("channel"), token.expect("a token").to_owned())];
+    for _ in 0..2 {
+        let commands = "/me/sandboxes/live/commands";
+        let service = json!({
+            "argv": ["sh", "-c", "echo $CHOIR_PROVIDER_GATEWAY_TOKEN; exec sleep 600"],
+            "detach": true, "capabilities": ["provider:call"],
+        });
+        let begun = alice.control("POST", commands, Some(service)).await;
+        let id = begun.expect(201).json()["id"].as_str().unwrap().to_owned();
+        let token = until("its token", async || {
+            let output = format!("{commands}/{id}/output");
+            let output = alice.control("GET", &output, None).await.expect(200);
+            let said = output.text();
+            said.ends_with('\n').then(|| said.trim().to_owned())
+        })
+        .await;
+        parties.push((dir.join("runners").join(id), token));
+    }
+
+    let mut beginnings = Vec::new();
+    for (_, token) in &parties {
+        assert!(token.starts_with("choirgw_"), "{token}");
+        let beginning = token["choirgw_".len()..][..8].to_owned();
+        assert!(!beginnings.contains(&beginning), "one each");
+        beginnings.push(beginning);
+    }
+    for (channel, own) in &parties {
+        let socket = channel.join("channel.sock");
+        for (_, token) in &parties {
+            let mut mistyped = token.clone();
+            mistyped.replace_range(30..31, if &token[30..31] == "x" { "y" } else { "x" });
+            for (shown, good) in [
+                (token.as_str(), token == own),
+                (&token[..token.len() - 1], false),
+                (&token[..20], false),
+                (mistyped.as_str(), false),
+            ] {
+                let chat = json!({ "model": "choir-demo", "messages": [{ "role": "user", "content": "hello" }] });
+                let target = "/v1/chat/completions";
+                let answer =
+                    system_tests::channel::send(&socket, "POST", target, Some(shown), Some(&chat));
+                let answer = answer.await;
+                assert_eq!(answer.status, if good { 200 } else { 401 }, "{channel:?}");
+                let said = answer.text();
+                assert!(beginnings.iter().all(|one| !said.contains(one)), "{said}");
+            }
+        }
+    }
+
+    let log = installation.log();
+    assert!(log.contains("channel request"), "nothing was looked at");
+    let audit = alice.control("GET", "/admin/audit?tail=1000", None).await;
+    let audit = audit.expect(200).text();
+    for reason in ["foreign", "malformed"] {
+        assert!(
+            audit.contains(&format!("\"reason\":\"{reason}\"")),
+            "{audit}"
+        );
+    }
+    let mut places = vec![
+        ("the log".to_owned(), log.into_bytes()),
+        (
+            "standard output".to_owned(),
+            installation.output().into_bytes(),
+        ),
+        ("the audit log".to_owned(), audit.into_bytes()),
+    ];
+    files(&installation.data_dir(), &mut places);
+    for file in ["hypervisor.db", "/audit/", "/grants/"] {
+        assert!(
+            places.iter().any(|(place, _)| place.contains(file)),
+            "{file}"
+        );
+    }
+    for (place, content) in places {
+        for beginning in &beginnings {
+            assert!(!holds(&content, beginning), "{beginning} is in {place}");
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use system_tests::wait::until;
-use system_tests::{Account, Installation, Setup};
+use system_tests::{Account, Binaries, Installation, Provider, Setup};
 use types::Role;
 
 /// Leaves a trace, waits, and says when it began and ended.
@@ -172,4 +172,89 @@ async fn a_command_to_come_back_for_is_known_by_its_id_and_begins_once() {
         std::fs::read_to_string(workspace.join("counter")).unwrap(),
         "x\n"
     );
+}
+
+/// Asks the gateway, or the proxy, whenever a file says so, and writes down what came.
+const ASKS: &str = r"
+import http.client, json, os, sys, time, urllib.request
+kind, at = sys.argv[1], os.environ.get('HTTPS_PROXY', '').removeprefix('http://')
+def gateway(number):
+    body = {'model': 'gpt-double', 'messages': [{'role': 'user', 'content': f'ask {number}'}]}
+    head = {'authorization': 'Bearer ' + os.environ['CHOIR_PROVIDER_GATEWAY_TOKEN'], 'content-type': 'application/json'}
+    base = os.environ['CHOIR_PROVIDER_GATEWAY_BASE_URL'] + '/openai/chat/completions'
+    return urllib.request.urlopen(urllib.request.Request(base, json.dumps(body).encode(), head), timeout=30).status
+def proxy(number):
+    connection = http.client.HTTPConnection(at, timeout=30)
+    connection.request('GET', 'http://nobody.example/')
+    return connection.getresponse().status
+for number in range(4):
+    while not os.path.exists(f'go-{number}'): time.sleep(0.02)
+    try: said = {'gateway': gateway, 'proxy': proxy}[kind](number)
+    except Exception as error: said = repr(error)
+    open(f'{kind}-{number}.new', 'w').write(str(said))
+    os.rename(f'{kind}-{number}.new', f'{kind}-{number}')
+time.sleep(600)
+";
+
+/// What a command was granted is its own: it needs no guest, and not the same hypervisor.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_keep_gateway_and_network_when_their_guest_crashes() {
+    let provider = Provider::start(&Binaries::find());
+    let mut installation = Setup::default()
+        .config("[sandbox]\nsdk_env = true\n")
+        .config(&provider.config())
+        .leave_running()
+        .start()
+        .await;
+    let (alice, workspace) = entered(&installation).await;
+    let target = "/me/sandboxes/live/commands";
+    for (kind, capabilities, network) in [
+        ("gateway", json!(["provider:call"]), "none"),
+        ("proxy", json!([]), "allowlist"),
+    ] {
+        let service = json!({
+            "argv": ["/usr/bin/python3", "-c", ASKS, kind],
+            "detach": true, "capabilities": capabilities, "network": network,
+        });
+        alice
+            .control("POST", target, Some(service))
+            .await
+            .expect(201);
+    }
+    let answered = async |number: u32| {
+        std::fs::write(workspace.join(format!("go-{number}")), "").unwrap();
+        for (kind, status) in [("gateway", "200"), ("proxy", "403")] {
+            let file = workspace.join(format!("{kind}-{number}"));
+            let said = until(kind, async || std::fs::read_to_string(&file).ok()).await;
+            assert_eq!(said, status, "{kind}, time {number}");
+        }
+    };
+    let guest = |installation: &Installation| {
+        let mut others = installation.others().into_iter();
+        others.find(|process| process.command_line().starts_with("/choir/bin/sandbox"))
+    };
+    let crash = async |installation: &Installation| {
+        let before = guest(installation).expect("the guest");
+        before.signal(Signal::KILL);
+        until("another guest", async || {
+            guest(installation).filter(|now| *now != before)
+        })
+        .await;
+        until("its health", async || {
+            let state = alice.sandbox(Role::Live).await["state"].clone();
+            (state == "running").then_some(())
+        })
+        .await;
+    };
+    let start = alice.sandbox(Role::Live).await["start_id"].clone();
+    answered(0).await;
+    crash(&installation).await;
+    answered(1).await;
+    // The same under a hypervisor that found all this running.
+    installation.end(Signal::KILL);
+    installation.spawn().await;
+    answered(2).await;
+    crash(&installation).await;
+    answered(3).await;
+    assert_eq!(alice.sandbox(Role::Live).await["start_id"], start);
 }

@@ -37,9 +37,21 @@ async fn call_without_end(account: &Account, provider: &Provider, text: &str) ->
     begun["id"].as_str().unwrap().to_owned()
 }
 
-async fn with_models() -> (Provider, Installation, Account) {
+/// Calls that the log says were cut.
+fn cut(installation: &Installation) -> usize {
+    let log = installation.log();
+    let cut = |line: &&str| line.contains("\"model call\"") && line.contains(r#""outcome":"cut""#);
+    log.lines().filter(cut).count()
+}
+
+async fn with_models(leave_running: bool) -> (Provider, Installation, Account) {
     let provider = Provider::start(&Binaries::find());
-    let installation = Setup::default()
+    let setup = if leave_running {
+        Setup::default().leave_running()
+    } else {
+        Setup::default()
+    };
+    let installation = setup
         .config("[sandbox]\nsdk_env = true\n")
         .config(&provider.config())
         .start()
@@ -63,7 +75,7 @@ async fn recorded(admin: &Account) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn disabling_an_account_cuts_whatever_goes_on_in_its_name() {
-    let (provider, installation, alice) = with_models().await;
+    let (provider, installation, alice) = with_models(false).await;
     let mut bob = Account::invited(&installation, &alice, "bob").await;
     enter(&alice).await;
     enter(&bob).await;
@@ -126,9 +138,7 @@ async fn disabling_an_account_cuts_whatever_goes_on_in_its_name() {
     assert_eq!(own.status, 409, "{}", own.text());
     // The neighbour's call went on all the while, and each end is in the log as what it was.
     provider.wait("slow neighbour", None).await;
-    let log = installation.log();
-    let cut = |line: &&str| line.contains("\"model call\"") && line.contains(r#""outcome":"cut""#);
-    assert_eq!(log.lines().filter(cut).count(), 3);
+    assert_eq!(cut(&installation), 3);
 
     let path = "/admin/users/bob/enable";
     let view = alice.control("POST", path, None).await.expect(200).json();
@@ -144,30 +154,38 @@ async fn disabling_an_account_cuts_whatever_goes_on_in_its_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_end_with_the_runner_or_the_start_that_made_them() {
-    let (provider, _installation, alice) = with_models().await;
-    enter(&alice).await;
-    let command = call_without_end(&alice, &provider, "slow one").await;
-    let signal = format!("/me/sandboxes/live/commands/{command}/signal");
-    let kill = json!({ "signal": "kill" });
-    alice.control("POST", &signal, Some(kill)).await.expect(204);
-    provider.wait("slow one", Some("cut")).await;
-    call_without_end(&alice, &provider, "slow two").await;
-    alice
-        .control("POST", "/me/sandboxes/live/restart", None)
-        .await
-        .expect(200);
-    provider.wait("slow two", Some("cut")).await;
-    call_without_end(&alice, &provider, "slow three").await;
-    alice
-        .control("POST", "/admin/sandboxes/alice/live/stop", None)
-        .await
-        .expect(200);
-    provider.wait("slow three", Some("cut")).await;
+    let (provider, _installation, alice) = with_models(false).await;
+    for (by, target) in [
+        ("signal", ""),
+        ("restart", "/me/sandboxes/live/restart"),
+        ("stop", "/me/sandboxes/live/stop"),
+        ("admin-restart", "/admin/sandboxes/alice/live/restart"),
+        ("admin-stop", "/admin/sandboxes/alice/live/stop"),
+    ] {
+        enter(&alice).await;
+        let texts = ["slow", "silent"].map(|kind| format!("{kind} {by}"));
+        let mut commands = Vec::new();
+        for text in &texts {
+            commands.push(call_without_end(&alice, &provider, text).await);
+        }
+        if target.is_empty() {
+            for command in commands {
+                let signal = format!("/me/sandboxes/live/commands/{command}/signal");
+                let kill = json!({ "signal": "kill" });
+                alice.control("POST", &signal, Some(kill)).await.expect(204);
+            }
+        } else {
+            alice.control("POST", target, None).await.expect(200);
+        }
+        for text in &texts {
+            provider.wait(text, Some("cut")).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn providers_are_exchanged_under_a_stream_that_goes_on() {
-    let (provider, installation, alice) = with_models().await;
+    let (provider, installation, alice) = with_models(false).await;
     enter(&alice).await;
     let command = call_without_end(&alice, &provider, "slow stream").await;
     let config = installation.scratch().join("hypervisor.toml");
@@ -220,7 +238,7 @@ async fn providers_are_exchanged_under_a_stream_that_goes_on() {
 /// when it is killed no more than the last second.
 #[tokio::test(flavor = "multi_thread")]
 async fn usage_outlives_the_hypervisor() {
-    let (_provider, mut installation, alice) = with_models().await;
+    let (_provider, mut installation, alice) = with_models(false).await;
     enter(&alice).await;
     let three = async || {
         for text in ["one", "two", "three"] {
@@ -239,4 +257,27 @@ async fn usage_outlives_the_hypervisor() {
     installation.end(Signal::KILL);
     installation.spawn().await;
     assert_eq!(recorded(&alice).await, 6, "killed");
+}
+
+/// A process that ends cuts the calls that go on, and writes down what they used.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_open_at_the_end_are_cut_and_recorded() {
+    let (provider, mut installation, alice) = with_models(true).await;
+    enter(&alice).await;
+    for text in ["slow runner", "silent runner"] {
+        call_without_end(&alice, &provider, text).await;
+    }
+    let run = json!({ "prompt": "slow guest", "model": "openai/gpt-double" });
+    alice
+        .runtime(Role::Live, "POST", "/conductor/execute", Some(run))
+        .await
+        .expect(202);
+    provider.wait("slow guest", None).await;
+    assert!(installation.end(Signal::TERM).success());
+    for text in ["slow runner", "silent runner", "slow guest"] {
+        provider.wait(text, Some("cut")).await;
+    }
+    assert_eq!(cut(&installation), 3);
+    installation.spawn().await;
+    assert!(recorded(&alice).await >= 3, "the agent may try again");
 }

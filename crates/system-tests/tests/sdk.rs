@@ -17,6 +17,9 @@ const KEY: &str = Provider::KEY;
 /// Programs that test clients need, read-only inside.
 const CLIENTS: &str = "/opt/clients";
 
+/// Bytes of a prompt that comes through standard input.
+const LARGE_PROMPT: usize = 500_000;
+
 /// A client that hangs up is noticed above within this; what is asked for is a tenth of it
 /// (issue 4), and the rest is for a machine that does other things too.
 const NOTICED_WITHIN_MS: u64 = 1500;
@@ -72,6 +75,15 @@ impl Place {
             "env": [["PYTHONPATH", format!("{CLIENTS}/python")], ["PYTHONDONTWRITEBYTECODE", "1"]],
         });
         self.alice.command(Role::Live, &request).await
+    }
+
+    /// Runs an agent with a prompt, as a shell without a terminal does; returns what it says.
+    async fn agent(&self, agent: &str, prompt: &str, code: Option<i64>) -> String {
+        let script = format!("cd /workspace && {agent} '{prompt}' </dev/null");
+        let (ended, said) = self.run(&["bash", "-c", &script]).await;
+        assert_eq!(ended, code, "{script}\n{said}");
+        assert!(!said.contains(KEY), "{said}");
+        said
     }
 
     /// Types a line in a fresh terminal and reads until a text appears.
@@ -267,19 +279,63 @@ fn only_the_allowlist_went_up(seen: &[Value]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn codex_and_claude_code_work_inside_with_what_is_shipped() {
     let place = Place::new().await;
-    // What a runner has: an address of its own for every command, which Codex reads from
-    // nothing but its configuration (docs/agents.md).
+    // A runner has an address of its own for every command, which Codex reads from nothing but
+    // its configuration: what comes first in PATH gives it (docs/agents.md).
     let codex = "codex exec --skip-git-repo-check -m gpt-double -c approval_policy=never";
-    let address = "-c \"model_providers.choir.base_url=\\\"$OPENAI_BASE_URL\\\"\"";
     let claude = "claude -p --model claude-double --allowedTools Bash --";
-    for command in [format!("{codex} {address}"), claude.to_owned()] {
-        let script =
-            format!("cd /workspace && {command} 'run: echo in-a-runner-$((6*7))' </dev/null");
-        let (code, said) = place.run(&["bash", "-c", &script]).await;
-        assert_eq!(code, Some(0), "{script}\n{said}");
+    let agents = [
+        ("codex", codex, "/v1/responses"),
+        ("claude", claude, "/anthropic/v1/messages?beta=true"),
+    ];
+    for (name, agent, path) in agents {
+        let said = place
+            .agent(agent, "run: echo in-a-runner-$((6*7))", Some(0))
+            .await;
         assert!(said.contains("the tool said: "), "{said}");
         assert!(said.contains("in-a-runner-42"), "{said}");
-        assert!(!said.contains(KEY), "{said}");
+        // What fails says why; what fails for a while is tried again, by the gateway and by the
+        // agent itself.
+        let said = place.agent(agent, "fail 400", Some(1)).await;
+        assert!(said.contains("as it was told"), "{said}");
+        for failure in ["fail 429 x1", "fail 503 x3"] {
+            let prompt = format!("{failure} {name}");
+            let said = place.agent(agent, &prompt, Some(0)).await;
+            let times = failure.rsplit('x').next().unwrap();
+            assert!(said.contains(&format!("after {times} failures")), "{said}");
+        }
+        // A prompt that no argument could hold.
+        let large = format!("head -c {LARGE_PROMPT} /dev/zero | tr '\\0' x | {agent}");
+        let large = large.trim_end_matches(" --").to_owned();
+        let (code, said) = place.run(&["bash", "-c", &large]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let received = said.split("received ").nth(1).expect(&said);
+        let received: usize = received.split(' ').next().unwrap().parse().unwrap();
+        assert!(received > LARGE_PROMPT, "{said}");
+        // Who interrupts it ends the call as well.
+        let text = format!("slow {name}");
+        let mut argv: Vec<&str> = agent.split(' ').collect();
+        argv.push(&text);
+        let service = json!({
+            "argv": argv, "capabilities": ["provider:call"], "detach": true, "cwd": "/workspace",
+        });
+        let commands = "/me/sandboxes/live/commands";
+        let begun = place.alice.control("POST", commands, Some(service)).await;
+        let id = begun.expect(201).json()["id"].as_str().unwrap().to_owned();
+        place.provider.wait(&text, None).await;
+        let interrupt = format!("{commands}/{id}/signal");
+        let signal = json!({ "signal": "int" });
+        place
+            .alice
+            .control("POST", &interrupt, Some(signal))
+            .await
+            .expect(204);
+        place.provider.wait(&text, Some("cut")).await;
+        let seen = place.provider.seen().await;
+        let mut calls = seen
+            .iter()
+            .filter(|one| one["path"] == path && one["status"] == 200);
+        assert!(calls.clone().count() >= 4, "{seen:?}");
+        assert!(calls.all(|one| one["stream"] == true), "{seen:?}");
     }
     // A terminal has a function for it in ~/.bashrc.
     let line = format!(
@@ -288,12 +344,5 @@ async fn codex_and_claude_code_work_inside_with_what_is_shipped() {
     let said = place.terminal(&line, "done").await;
     for result in ["in-a-terminal-42", "in-a-terminal-43"] {
         assert!(said.contains(result), "{said}");
-    }
-    let seen = place.provider.seen().await;
-    for path in ["/v1/responses", "/anthropic/v1/messages?beta=true"] {
-        let calls = seen
-            .iter()
-            .filter(|one| one["path"] == path && one["status"] == 200);
-        assert!(calls.count() >= 4, "{path}");
     }
 }

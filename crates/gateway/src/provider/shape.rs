@@ -77,36 +77,8 @@ impl Shape {
         serde_json::from_slice::<IgnoredAny>(body)
             .map_err(|error| ShapeError::NotJson(error.to_string()))?;
         let mut shape = Self::default();
-        let mut seen = HashSet::new();
-        let mut text = Scan { body, at: 0 };
-        text.space();
-        if text.next() != Some(b'{') {
-            return Err(ShapeError::NotAnObject);
-        }
-        loop {
-            text.space();
-            if text.peek() != Some(b'"') {
-                return Ok(shape);
-            }
-            let key = text.value();
-            let key: Cow<'_, str> = decode(text.slice(&key))?;
-            text.space();
-            text.next();
-            text.space();
-            let value = text.value();
-            shape.take(&key, text.slice(&value), &value)?;
-            if seen.len() >= MAX_KEYS {
-                return Err(ShapeError::TooManyKeys);
-            }
-            let key = key.into_owned();
-            if !seen.insert(key.clone()) {
-                return Err(ShapeError::DuplicateKey(key));
-            }
-            text.space();
-            if text.next() != Some(b',') {
-                return Ok(shape);
-            }
-        }
+        members(body, |key, value, at| shape.take(key, value, at))?;
+        Ok(shape)
     }
 
     fn take(&mut self, key: &str, value: &[u8], at: &Range<usize>) -> Result<(), ShapeError> {
@@ -123,9 +95,17 @@ impl Shape {
                 self.model_at = Some(at.clone());
             }
             "stream" => self.stream = value == b"true",
-            "max_tokens" | "max_completion_tokens" | "max_output_tokens" => {
-                let bound = serde_json::from_slice::<u64>(value).ok();
-                self.max_output_tokens = self.max_output_tokens.max(bound);
+            // Gemini's and Bedrock's are one level deeper.
+            "generationConfig"
+            | "generation_config"
+            | "inferenceConfig"
+            | "textGenerationConfig"
+                if value.first() == Some(&b'{') =>
+            {
+                members(value, |key, value, _| {
+                    self.take_bound(key, value);
+                    Ok(())
+                })?;
             }
             key if key.eq_ignore_ascii_case("model") => {
                 return Err(ShapeError::Spelling(key.to_owned()));
@@ -133,9 +113,25 @@ impl Shape {
             key => {
                 let same = |name: &&&str| name.eq_ignore_ascii_case(key);
                 self.routing = self.routing.or(ROUTING.iter().find(same).copied());
+                self.take_bound(key, value);
             }
         }
         Ok(())
+    }
+
+    fn take_bound(&mut self, key: &str, value: &[u8]) {
+        match key {
+            "max_tokens"
+            | "max_completion_tokens"
+            | "max_output_tokens"
+            | "max_gen_len"
+            | "max_tokens_to_sample"
+            | "max_new_tokens"
+            | "maxOutputTokens"
+            | "maxTokens"
+            | "maxTokenCount" => self.max_output_tokens = self.max_output_tokens.max(count(value)),
+            _ => {}
+        }
     }
 
     /// The body with another model's name in it, everything else byte for byte.
@@ -152,6 +148,60 @@ impl Shape {
         changed.extend_from_slice(after);
         changed.freeze()
     }
+}
+
+/// The members of the object that a JSON text begins with, in turn.
+fn members(
+    body: &[u8],
+    mut take: impl FnMut(&str, &[u8], &Range<usize>) -> Result<(), ShapeError>,
+) -> Result<(), ShapeError> {
+    let mut seen = HashSet::new();
+    let mut text = Scan { body, at: 0 };
+    text.space();
+    if text.next() != Some(b'{') {
+        return Err(ShapeError::NotAnObject);
+    }
+    loop {
+        text.space();
+        if text.peek() != Some(b'"') {
+            return Ok(());
+        }
+        let key = text.value();
+        let key: Cow<'_, str> = decode(text.slice(&key))?;
+        text.space();
+        text.next();
+        text.space();
+        let value = text.value();
+        take(&key, text.slice(&value), &value)?;
+        if seen.len() >= MAX_KEYS {
+            return Err(ShapeError::TooManyKeys);
+        }
+        let key = key.into_owned();
+        if !seen.insert(key.clone()) {
+            return Err(ShapeError::DuplicateKey(key));
+        }
+        text.space();
+        if text.next() != Some(b',') {
+            return Ok(());
+        }
+    }
+}
+
+/// A number of tokens however it is written: protocol buffers read `"8"` and `8.0` as well.
+fn count(value: &[u8]) -> Option<u64> {
+    let value = value.strip_prefix(b"\"").unwrap_or(value);
+    let value = value.strip_suffix(b"\"").unwrap_or(value);
+    let text = std::str::from_utf8(value).ok()?;
+    text.parse().ok().or_else(|| {
+        let number: f64 = text.parse().ok()?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "what does not fit becomes the least or the most"
+        )]
+        let number = number.is_finite().then_some(number as u64);
+        number
+    })
 }
 
 fn decode<'a>(text: &'a [u8]) -> Result<Cow<'a, str>, ShapeError> {
@@ -314,6 +364,43 @@ mod tests {
             Some("fallbacks")
         );
         assert_eq!(routing(br#"{"model":"a","metadata":{"models":1}}"#), None);
+    }
+
+    #[test]
+    fn bounds_are_read_where_each_api_has_them() {
+        let bound = |text: &str| Shape::read(text.as_bytes()).map(|shape| shape.max_output_tokens);
+        for (text, expected) in [
+            (
+                r#"{"generationConfig":{"a":{},"maxOutputTokens":9}}"#,
+                Some(9),
+            ),
+            (
+                r#"{"generation_config":{"max_output_tokens":"9"}}"#,
+                Some(9),
+            ),
+            (r#"{"inferenceConfig":{"maxTokens":9.0}}"#, Some(9)),
+            (r#"{"inferenceConfig":{"max_new_tokens":9}}"#, Some(9)),
+            (r#"{"textGenerationConfig":{"maxTokenCount":9}}"#, Some(9)),
+            (r#"{"max_gen_len":9}"#, Some(9)),
+            (
+                r#"{"max_tokens":1e20}"#,
+                Some(100_000_000_000_000_000_000_u128),
+            ),
+            (r#"{"max_tokens":-1,"max_tokens_to_sample":3}"#, Some(3)),
+            (r#"{"max_tokens":{},"x":{"maxTokens":9}}"#, None),
+            (r#"{"inferenceConfig":[{"maxTokens":9}]}"#, None),
+            (
+                r#"{"inferenceConfig":{"inferenceConfig":{"maxTokens":9}}}"#,
+                None,
+            ),
+        ] {
+            let expected = expected.map(|most| u64::try_from(most).unwrap_or(u64::MAX));
+            assert_eq!(bound(text).unwrap(), expected, "{text}");
+        }
+        assert_eq!(
+            bound(r#"{"inferenceConfig":{"maxTokens":9,"max\u0054okens":8}}"#),
+            Err(ShapeError::DuplicateKey("maxTokens".into()))
+        );
     }
 
     #[test]

@@ -1,16 +1,22 @@
 //! What a reply says it cost, read from the bytes as they pass.
 //!
 //! Nothing of a reply is kept but its usage object (OpenAI: `usage`, in the Responses API
-//! `response.usage`; Anthropic: `usage`, `message.usage`; Gemini: `usageMetadata`). Events of
-//! a stream may be split at any byte.
+//! `response.usage`; Anthropic: `usage`, `message.usage`; Gemini: `usageMetadata`; Bedrock:
+//! `usage`, in a model's own stream `amazon-bedrock-invocationMetrics` as well). Events of a
+//! stream may be split at any byte. A usage object in which no count is known is none: what
+//! was used is estimated then, not free.
 
+mod frames;
+mod json;
+
+use memchr::memchr2;
 use serde::Deserialize;
 
-/// Longest usage object, in bytes; real ones have a few hundred.
-const MAX_USAGE: usize = 8 << 10;
+use frames::Frames;
+use json::{Json, may_tell};
 
-/// Longest key that is compared, in bytes.
-const MAX_KEY: usize = 24;
+/// Bytes of a JSON text that make about one token.
+const BYTES_PER_TOKEN: u64 = 4;
 
 /// Tokens of one call.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,19 +32,36 @@ pub struct Usage {
 /// Follows a reply.
 #[derive(Debug)]
 pub struct UsageMeter {
-    lines: Option<Lines>,
+    format: Format,
     json: Json,
     seen: Option<Usage>,
     /// Events that carried data; about one token of output each.
     events: u64,
 }
 
+#[derive(Debug)]
+enum Format {
+    Events(Lines),
+    Frames(Frames),
+    /// Nothing of it has come yet that tells.
+    Unknown,
+    /// One JSON text, of so many bytes.
+    Text(u64),
+    /// Neither: audio, say.
+    Other,
+}
+
 impl UsageMeter {
-    /// For a reply of this content type.
+    /// For a reply that is an event stream, or is not. One of Amazon's is known by its first
+    /// byte, which no JSON text has.
     #[must_use]
     pub fn new(event_stream: bool) -> Self {
         Self {
-            lines: event_stream.then(Lines::default),
+            format: if event_stream {
+                Format::Events(Lines::default())
+            } else {
+                Format::Unknown
+            },
             json: Json::default(),
             seen: None,
             events: 0,
@@ -47,27 +70,31 @@ impl UsageMeter {
 
     /// Takes the next bytes of the body.
     pub fn feed(&mut self, bytes: &[u8]) {
-        let Some(lines) = &mut self.lines else {
-            for byte in bytes {
-                if let Some(object) = self.json.feed(*byte) {
-                    take(&mut self.seen, object);
-                }
+        if matches!(self.format, Format::Unknown) {
+            self.format = match bytes.trim_ascii_start().first() {
+                None => return,
+                Some(b'{' | b'[') => Format::Text(0),
+                Some(0) => Format::Frames(Frames::default()),
+                Some(_) => Format::Other,
+            };
+        }
+        let Self {
+            format,
+            json,
+            seen,
+            events,
+        } = self;
+        match format {
+            Format::Events(lines) => lines.feed(bytes, json, events, |object| take(seen, object)),
+            Format::Frames(frames) => frames.feed(bytes, |payload| {
+                *events += 1;
+                Json::default().feed(payload, |object| take(seen, object));
+            }),
+            Format::Text(length) => {
+                *length += bytes.len() as u64;
+                json.feed(bytes, |object| take(seen, object));
             }
-            return;
-        };
-        for byte in bytes {
-            match lines.feed(*byte) {
-                Line::Data(byte) => {
-                    if let Some(object) = self.json.feed(byte) {
-                        take(&mut self.seen, object);
-                    }
-                }
-                Line::EventEnd => {
-                    self.events += 1;
-                    self.json = Json::default();
-                }
-                Line::Nothing => {}
-            }
+            Format::Unknown | Format::Other => {}
         }
     }
 
@@ -77,10 +104,14 @@ impl UsageMeter {
         self.seen
     }
 
-    /// Events with data so far.
+    /// Events with data so far, about a token of output each; of a JSON text that does not say
+    /// what it cost, about how many tokens it has.
     #[must_use]
     pub const fn events(&self) -> u64 {
-        self.events
+        match (&self.format, self.seen) {
+            (Format::Text(length), None) => length.div_ceil(BYTES_PER_TOKEN),
+            _ => self.events,
+        }
     }
 }
 
@@ -88,6 +119,9 @@ fn take(seen: &mut Option<Usage>, object: &[u8]) {
     let Ok(raw) = serde_json::from_slice::<Raw>(object) else {
         return;
     };
+    if raw.read().is_none() && raw.written().is_none() {
+        return;
+    }
     let usage = seen.get_or_insert_default();
     // A stream tells parts at different times, and totals that only grow.
     usage.input = usage.input.max(raw.input());
@@ -109,12 +143,26 @@ struct Raw {
     cache_read_input_tokens: Option<u64>,
     #[serde(rename = "promptTokenCount")]
     prompt_token_count: Option<u64>,
+    #[serde(rename = "toolUsePromptTokenCount")]
+    tool_use_prompt_token_count: Option<u64>,
     #[serde(rename = "candidatesTokenCount")]
     candidates_token_count: Option<u64>,
     #[serde(rename = "thoughtsTokenCount")]
     thoughts_token_count: Option<u64>,
     #[serde(rename = "cachedContentTokenCount")]
     cached_content_token_count: Option<u64>,
+    #[serde(rename = "inputTokens")]
+    bedrock_input: Option<u64>,
+    #[serde(rename = "outputTokens")]
+    bedrock_output: Option<u64>,
+    #[serde(rename = "cacheReadInputTokens")]
+    bedrock_cache_read: Option<u64>,
+    #[serde(rename = "cacheWriteInputTokens")]
+    bedrock_cache_write: Option<u64>,
+    #[serde(rename = "inputTokenCount")]
+    invocation_input: Option<u64>,
+    #[serde(rename = "outputTokenCount")]
+    invocation_output: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -124,23 +172,45 @@ struct Details {
 }
 
 impl Raw {
-    fn input(&self) -> u64 {
-        // Anthropic counts what was written to and read from its cache apart.
-        let apart = self
-            .cache_creation_input_tokens
-            .unwrap_or(0)
-            .saturating_add(self.cache_read_input_tokens.unwrap_or(0));
+    fn read(&self) -> Option<u64> {
         self.prompt_tokens
             .or(self.prompt_token_count)
             .or(self.input_tokens)
-            .unwrap_or(0)
-            .saturating_add(apart)
+            .or(self.bedrock_input)
+            .or(self.invocation_input)
     }
 
-    fn output(&self) -> u64 {
+    fn written(&self) -> Option<u64> {
         self.completion_tokens
             .or(self.output_tokens)
             .or(self.candidates_token_count)
+            .or(self.bedrock_output)
+            .or(self.invocation_output)
+            .or(self.thoughts_token_count.map(|_| 0))
+    }
+
+    fn input(&self) -> u64 {
+        if let Some(all) = self.prompt_tokens {
+            return all;
+        }
+        // Anthropic and Bedrock count what was written to and read from a cache apart, and
+        // Gemini what its tools gave the model to read.
+        [
+            self.read(),
+            self.cache_creation_input_tokens,
+            self.cache_read_input_tokens,
+            self.bedrock_cache_read,
+            self.bedrock_cache_write,
+            self.tool_use_prompt_token_count,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(0, u64::saturating_add)
+    }
+
+    fn output(&self) -> u64 {
+        // Gemini counts what was thought apart.
+        self.written()
             .unwrap_or(0)
             .saturating_add(self.thoughts_token_count.unwrap_or(0))
     }
@@ -153,6 +223,7 @@ impl Raw {
         details
             .and_then(|details| details.cached_tokens)
             .or(self.cache_read_input_tokens)
+            .or(self.bedrock_cache_read)
             .or(self.cached_content_token_count)
             .unwrap_or(0)
     }
@@ -181,198 +252,93 @@ impl Default for Field {
     }
 }
 
-enum Line {
-    Data(u8),
-    EventEnd,
-    Nothing,
-}
-
 impl Lines {
-    fn feed(&mut self, byte: u8) -> Line {
-        if std::mem::take(&mut self.after_cr) && byte == b'\n' {
-            return Line::Nothing;
-        }
-        if matches!(byte, b'\r' | b'\n') {
-            self.after_cr = byte == b'\r';
-            let empty = !std::mem::take(&mut self.line_has_bytes);
-            self.field = Field::default();
-            if empty && std::mem::take(&mut self.has_data) {
-                return Line::EventEnd;
+    /// Takes the next bytes: counts the events that end in them, and reads what they carry
+    /// with `json`.
+    fn feed(
+        &mut self,
+        bytes: &[u8],
+        json: &mut Json,
+        events: &mut u64,
+        mut found: impl FnMut(&[u8]),
+    ) {
+        let mut rest = bytes;
+        while let Some((byte, after)) = rest.split_first() {
+            if std::mem::take(&mut self.after_cr) && *byte == b'\n' {
+                rest = after;
+                continue;
             }
-            return Line::Nothing;
-        }
-        self.line_has_bytes = true;
-        match self.field {
-            Field::Name(matched) => {
+            if matches!(byte, b'\r' | b'\n') {
+                self.after_cr = *byte == b'\r';
+                self.field = Field::default();
+                let empty = !std::mem::take(&mut self.line_has_bytes);
+                if empty && std::mem::take(&mut self.has_data) {
+                    *events += 1;
+                    *json = Json::default();
+                }
+                rest = after;
+                continue;
+            }
+            if !self.line_has_bytes
+                && !self.has_data
+                && let Some(left) = pass_over(rest)
+            {
+                *events += 1;
+                rest = left;
+                // Its last byte is the end of a line, and may be the first half of that.
+                self.after_cr = bytes
+                    .get(..bytes.len() - left.len())
+                    .is_some_and(|passed| passed.last() == Some(&b'\r'));
+                continue;
+            }
+            self.line_has_bytes = true;
+            if self.field == Field::Space {
+                self.field = Field::Value;
+                if *byte == b' ' {
+                    rest = after;
+                    continue;
+                }
+            }
+            if let Field::Name(matched) = self.field {
                 self.field = match b"data:".get(matched) {
-                    Some(expected) if *expected == byte && matched == 4 => {
+                    Some(expected) if expected == byte && matched == 4 => {
                         self.has_data = true;
                         Field::Space
                     }
-                    Some(expected) if *expected == byte => Field::Name(matched + 1),
+                    Some(expected) if expected == byte => Field::Name(matched + 1),
                     _ => Field::Other,
                 };
-                Line::Nothing
+                rest = after;
+                continue;
             }
-            Field::Space => {
-                self.field = Field::Value;
-                if byte == b' ' {
-                    Line::Nothing
-                } else {
-                    Line::Data(byte)
-                }
+            let (line, left) = rest.split_at(line_end(rest));
+            if self.field == Field::Value {
+                json.feed(line, &mut found);
             }
-            Field::Value => Line::Data(byte),
-            Field::Other => Line::Nothing,
+            rest = left;
         }
     }
 }
 
-/// Finds usage objects in JSON text at the first two levels, without keeping anything else.
-#[derive(Debug, Default)]
-struct Json {
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-    /// Of the first two levels: objects, not arrays.
-    object: [bool; 2],
-    /// Of the first two levels: the next string is a key.
-    expects_key: [bool; 2],
-    key: Vec<u8>,
-    reads_key: bool,
-    /// The last key of the first two levels.
-    place: [Key; 2],
-    captured: Vec<u8>,
-    /// Depth at which the object being captured began.
-    capturing: Option<usize>,
+fn line_end(rest: &[u8]) -> usize {
+    memchr2(b'\r', b'\n', rest).unwrap_or(rest.len())
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Key {
-    Usage,
-    /// An object that may hold a usage object.
-    Envelope,
-    #[default]
-    Other,
-}
-
-impl Json {
-    /// The complete usage object that ends with this byte.
-    fn feed(&mut self, byte: u8) -> Option<&[u8]> {
-        if self.capturing.is_some() {
-            if self.captured.len() < MAX_USAGE {
-                self.captured.push(byte);
-            } else {
-                self.capturing = None;
-                self.captured.clear();
-            }
-        }
-        if self.in_string {
-            self.string(byte);
-            return None;
-        }
-        match byte {
-            b'"' => {
-                self.in_string = true;
-                self.key.clear();
-                self.reads_key = self
-                    .depth
-                    .checked_sub(1)
-                    .and_then(|level| self.expects_key.get(level))
-                    .copied()
-                    .unwrap_or(false);
-            }
-            b'{' => self.open(true),
-            b'[' => self.open(false),
-            b'}' | b']' => return self.close(),
-            b',' => self.next_item(),
-            b':' => self.expect_key(self.depth, false),
-            _ => {}
-        }
-        None
-    }
-
-    fn string(&mut self, byte: u8) {
-        if std::mem::take(&mut self.escaped) {
-            return;
-        }
-        match byte {
-            b'\\' => self.escaped = true,
-            b'"' => {
-                self.in_string = false;
-                if std::mem::take(&mut self.reads_key) {
-                    self.set_place(match self.key.as_slice() {
-                        b"usage" | b"usageMetadata" => Key::Usage,
-                        b"response" | b"message" => Key::Envelope,
-                        _ => Key::Other,
-                    });
-                }
-            }
-            _ if self.reads_key && self.key.len() < MAX_KEY => self.key.push(byte),
-            _ => {}
-        }
-    }
-
-    fn open(&mut self, object: bool) {
-        let wanted = match self.depth {
-            // A Gemini stream without SSE is an array of replies.
-            1 => self.object[0] && self.place[0] == Key::Usage,
-            2 if self.object[0] => self.place == [Key::Envelope, Key::Usage],
-            2 => self.place[1] == Key::Usage,
-            _ => false,
-        };
-        if object && wanted && self.capturing.is_none() {
-            self.captured.clear();
-            self.captured.push(b'{');
-            self.capturing = Some(self.depth);
-        }
-        if let Some(is_object) = self.object.get_mut(self.depth) {
-            *is_object = object;
-        }
-        self.depth += 1;
-        self.set_place(Key::Other);
-        self.expect_key(self.depth, object);
-    }
-
-    fn next_item(&mut self) {
-        let object = self
-            .depth
-            .checked_sub(1)
-            .and_then(|level| self.object.get(level))
-            .copied()
-            .unwrap_or(false);
-        self.set_place(Key::Other);
-        self.expect_key(self.depth, object);
-    }
-
-    fn set_place(&mut self, key: Key) {
-        if let Some(place) = self
-            .depth
-            .checked_sub(1)
-            .and_then(|level| self.place.get_mut(level))
-        {
-            *place = key;
-        }
-    }
-
-    fn close(&mut self) -> Option<&[u8]> {
-        self.depth = self.depth.saturating_sub(1);
-        self.expect_key(self.depth, false);
-        if self.capturing == Some(self.depth) {
-            self.capturing = None;
-            return Some(&self.captured);
-        }
-        None
-    }
-
-    fn expect_key(&mut self, depth: usize, expected: bool) {
-        if let Some(expects) = depth
-            .checked_sub(1)
-            .and_then(|level| self.expects_key.get_mut(level))
-        {
-            *expects = expected;
-        }
-    }
+/// What follows an event of a single line that is here as a whole and tells no usage. Nearly
+/// all events are such, and are not looked into any further.
+fn pass_over(rest: &[u8]) -> Option<&[u8]> {
+    let line = rest.strip_prefix(b"data:")?;
+    let (data, after) = line.split_at(line_end(line));
+    let after = match after.strip_prefix(b"\r\n") {
+        Some(after) => after,
+        // The other half of the line's end may be still to come.
+        None if after.len() < 2 => return None,
+        None => after.get(1..)?,
+    };
+    let after = after
+        .strip_prefix(b"\n")
+        .or_else(|| after.strip_prefix(b"\r"))?;
+    (!may_tell(data)).then_some(after)
 }
 
 #[cfg(test)]

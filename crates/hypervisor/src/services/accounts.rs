@@ -1,7 +1,9 @@
 //! Accounts, as administrators see them: listed, disabled and enabled again.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
-use types::{DisabledView, UserName, UserView};
+use types::{DisabledView, UserId, UserName, UserView};
 
 use super::audit::Entry;
 use crate::actor::Actor;
@@ -49,12 +51,13 @@ pub async fn list(app: &App, actor: &Actor) -> Result<Vec<UserView>, Error> {
 
 /// Disables an account: nobody signs in as it or recovers it, what it was signed in with ends,
 /// its API tokens and open invitations are gone, its sandboxes stop, and what goes on through
-/// them is cut at once. Files, passkeys and recovery codes stay.
+/// them is cut at once. Files, passkeys and recovery codes stay. For an account that is disabled
+/// already, all that is done once more: an earlier attempt may have failed half way.
 ///
 /// # Errors
 /// Not an admin; it is the admin's own account, the last admin's, or disabled already.
 pub async fn disable(
-    app: &App,
+    app: &Arc<App>,
     actor: &Actor,
     name: &UserName,
     request: &DisableRequest,
@@ -76,24 +79,32 @@ pub async fn disable(
         .about_user(user.id, &user.name)
         .with("note", note);
     app.audit.record(actor, entry).await?;
-    match app
-        .store
-        .disable_user(user.id, note, app.clock.now_ms())
-        .await?
-    {
-        Disabling::Done => {}
-        Disabling::Already => {
-            return Err(Error::conflict(format!("{name} is disabled already")));
-        }
-        Disabling::LastAdmin => {
-            return Err(Error::conflict(format!(
-                "{name} is the last administrator; make another one first"
-            )));
-        }
+    // In a task of its own: a caller that goes away must not leave an account half disabled.
+    let (app, id, note) = (Arc::clone(app), user.id, note.to_owned());
+    let disabled =
+        tokio::spawn(async move { end_all(&app, id, &note).await.map(|done| (app, done)) });
+    let (app, done) = disabled.await.map_err(Error::internal)??;
+    match done {
+        Disabling::Done => find(&app, name).await.map(view),
+        Disabling::Already => Err(Error::conflict(format!(
+            "{name} is disabled already; what may still have run is stopped"
+        ))),
+        Disabling::LastAdmin => Err(Error::conflict(format!(
+            "{name} is the last administrator; make another one first"
+        ))),
     }
-    app.sessions_ended(user.id).await;
-    app.sandboxes.stop_of(user.id).await?;
-    find(app, name).await.map(view)
+}
+
+/// Ends everything of an account, once the database knows that it is disabled.
+async fn end_all(app: &App, user: UserId, note: &str) -> Result<Disabling, Error> {
+    let done = app.store.disable_user(user, note, app.clock.now_ms()).await;
+    app.sandboxes.owner_changed(user);
+    let done = done?;
+    if !matches!(done, Disabling::LastAdmin) {
+        app.sessions_ended(user).await;
+        app.sandboxes.stop_of(user).await?;
+    }
+    Ok(done)
 }
 
 /// Enables an account again. Its owner signs in anew; nothing is started.
@@ -116,4 +127,44 @@ async fn find(app: &App, name: &UserName) -> Result<UserRow, Error> {
         .user_by_name(name)
         .await?
         .ok_or(Error::NotFound("user"))
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{Role, SandboxState, UserName};
+
+    use super::{DisableRequest, disable};
+    use crate::actor::{Actor, User};
+    use crate::error::Error;
+    use crate::services::sandboxes::Whose;
+    use crate::services::sandboxes::testing::{Installation, NOW, add_user};
+
+    #[tokio::test]
+    async fn disabling_once_more_stops_what_a_first_attempt_left() {
+        let installation = Installation::new("").await;
+        let app = &installation.app;
+        let admin = Actor {
+            user: Some(User {
+                is_admin: true,
+                ..add_user(app, "root").await
+            }),
+            ..installation.actor()
+        };
+        let owner = installation.actor();
+        app.sandboxes
+            .start(&owner, Whose::Own, Role::Live)
+            .await
+            .unwrap();
+        // As far as an attempt gets that fails right after it was written down.
+        let id = installation.user.id;
+        app.store.disable_user(id, "first", NOW).await.unwrap();
+        let live = installation.sandbox(Role::Live).await;
+        assert_eq!(app.sandboxes.status(live).state, SandboxState::Running);
+        let alice: UserName = "alice".parse().unwrap();
+        let again = disable(app, &admin, &alice, &DisableRequest::default()).await;
+        assert!(matches!(again, Err(Error::Conflict(_))), "{again:?}");
+        assert_eq!(app.sandboxes.status(live).state, SandboxState::Stopped);
+        let row = app.store.user(id).await.unwrap().unwrap();
+        assert_eq!(row.disabled.unwrap().note, "first");
+    }
 }

@@ -1,8 +1,11 @@
 //! What model calls took: one by one, and by day.
 
+use std::collections::HashMap;
+
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
 use types::{RequestId, SandboxId, UserId};
+use uuid::Uuid;
 
 use super::{Store, StoreError, number};
 
@@ -120,67 +123,135 @@ pub struct SpentRow {
     pub cost: i64,
 }
 
+/// Rows of one statement.
+const ROWS: usize = 64;
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// An id in 16 bytes.
+fn id(id: &Uuid) -> Vec<u8> {
+    id.as_bytes().to_vec()
+}
+
+/// Whose calls of which day.
+#[derive(PartialEq, Eq, Hash)]
+struct DayKey<'a> {
+    day: i64,
+    user: UserId,
+    sandbox: SandboxId,
+    provider: &'a str,
+    model: &'a str,
+}
+
+/// Calls of a day added up.
+#[derive(Default)]
+struct DaySum {
+    calls: i64,
+    failures: i64,
+    input: i64,
+    output: i64,
+    cached: i64,
+    cost: i64,
+}
+
+fn by_day(calls: &[CallRow]) -> HashMap<DayKey<'_>, DaySum> {
+    let mut days: HashMap<DayKey<'_>, DaySum> = HashMap::new();
+    for call in calls {
+        let key = DayKey {
+            day: call.at.div_euclid(DAY_MS),
+            user: call.user_id,
+            sandbox: call.sandbox_id,
+            provider: &call.provider,
+            model: &call.model,
+        };
+        let sum = days.entry(key).or_default();
+        sum.calls += 1;
+        sum.failures += i64::from(!call.ok);
+        for (to, tokens) in [
+            (&mut sum.input, call.input_tokens),
+            (&mut sum.output, call.output_tokens),
+            (&mut sum.cached, call.cached_tokens),
+        ] {
+            *to = to.saturating_add(signed(tokens));
+        }
+        sum.cost = sum.cost.saturating_add(call.cost);
+    }
+    days
+}
+
 impl Store {
-    /// Writes calls, all or none.
+    /// Writes calls, all or none. `again`: after an attempt that failed, and that may have
+    /// been written all the same.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn record_calls(&self, calls: &[CallRow]) -> Result<(), StoreError> {
+    pub async fn record_calls(&self, calls: &[CallRow], again: bool) -> Result<(), StoreError> {
+        let Some(first) = calls.first() else {
+            return Ok(());
+        };
         let mut write = self.write.begin().await?;
-        for call in calls {
-            let inserted = sqlx::query(
+        if again {
+            let there = sqlx::query("SELECT 1 FROM provider_calls WHERE request_id = $1")
+                .bind(id(first.request_id.as_uuid()))
+                .fetch_optional(&mut *write)
+                .await?;
+            if there.is_some() {
+                return Ok(());
+            }
+        }
+        // A statement of one length is prepared once; what is left over goes one by one.
+        let (whole, rest) = calls.split_at(calls.len() - calls.len() % ROWS);
+        for rows in whole.chunks(ROWS).chain(rest.chunks(1)) {
+            let mut insert = QueryBuilder::<Sqlite>::new(
                 "INSERT INTO provider_calls (request_id, at, sandbox_id, user_id, provider, model, \
                  status, outcome, latency_ms, first_byte_ms, input_tokens, output_tokens, \
-                 cached_tokens, estimated, cost) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
-                 ON CONFLICT (request_id) DO NOTHING",
-            )
-            .bind(call.request_id.to_string())
-            .bind(call.at)
-            .bind(call.sandbox_id.to_string())
-            .bind(call.user_id.to_string())
-            .bind(&call.provider)
-            .bind(&call.model)
-            .bind(i64::from(call.status))
-            .bind(call.outcome)
-            .bind(signed(call.latency_ms))
-            .bind(call.first_byte_ms.map(signed))
-            .bind(signed(call.input_tokens))
-            .bind(signed(call.output_tokens))
-            .bind(signed(call.cached_tokens))
-            .bind(call.estimated)
-            .bind(call.cost)
-            .execute(&mut *write)
-            .await?;
-            if inserted.rows_affected() == 0 {
-                continue;
-            }
+                 cached_tokens, estimated, cost) ",
+            );
+            insert.push_values(rows, |mut row, call| {
+                row.push_bind(id(call.request_id.as_uuid()))
+                    .push_bind(call.at)
+                    .push_bind(id(call.sandbox_id.as_uuid()))
+                    .push_bind(id(call.user_id.as_uuid()))
+                    .push_bind(&*call.provider)
+                    .push_bind(&*call.model)
+                    .push_bind(i64::from(call.status))
+                    .push_bind(call.outcome)
+                    .push_bind(signed(call.latency_ms))
+                    .push_bind(call.first_byte_ms.map(signed))
+                    .push_bind(signed(call.input_tokens))
+                    .push_bind(signed(call.output_tokens))
+                    .push_bind(signed(call.cached_tokens))
+                    .push_bind(call.estimated)
+                    .push_bind(call.cost);
+            });
+            insert.build().execute(&mut *write).await?;
+        }
+        for (key, sum) in by_day(calls) {
             sqlx::query(
                 "INSERT INTO provider_days (day, user_id, sandbox_id, provider, model, calls, \
                  failures, input_tokens, output_tokens, cached_tokens, cost) \
-                 VALUES ($1, $2, $3, $4, $5, 1, $6, $7, $8, $9, $10) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
                  ON CONFLICT (day, user_id, sandbox_id, provider, model) DO UPDATE SET \
-                 calls = provider_days.calls + 1, \
+                 calls = provider_days.calls + excluded.calls, \
                  failures = provider_days.failures + excluded.failures, \
                  input_tokens = provider_days.input_tokens + excluded.input_tokens, \
                  output_tokens = provider_days.output_tokens + excluded.output_tokens, \
                  cached_tokens = provider_days.cached_tokens + excluded.cached_tokens, \
                  cost = provider_days.cost + excluded.cost",
             )
-            .bind(call.at.div_euclid(DAY_MS))
-            .bind(call.user_id.to_string())
-            .bind(call.sandbox_id.to_string())
-            .bind(&call.provider)
-            .bind(&call.model)
-            .bind(i64::from(!call.ok))
-            .bind(signed(call.input_tokens))
-            .bind(signed(call.output_tokens))
-            .bind(signed(call.cached_tokens))
-            .bind(call.cost)
+            .bind(key.day)
+            .bind(key.user.to_string())
+            .bind(key.sandbox.to_string())
+            .bind(key.provider)
+            .bind(key.model)
+            .bind(sum.calls)
+            .bind(sum.failures)
+            .bind(sum.input)
+            .bind(sum.output)
+            .bind(sum.cached)
+            .bind(sum.cost)
             .execute(&mut *write)
             .await?;
         }
@@ -188,13 +259,19 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets single calls that ended before a moment; their days stay.
+    /// Forgets single calls that began before a moment; their days stay.
     ///
     /// # Errors
     /// The database failed.
     pub async fn forget_calls(&self, before: i64) -> Result<u64, StoreError> {
-        let done = sqlx::query("DELETE FROM provider_calls WHERE at < $1")
-            .bind(before)
+        // The ids of requests are ordered by the time at which they began, and the table by them.
+        let mut first = [0; 16];
+        let at = u64::try_from(before).unwrap_or(0).to_be_bytes();
+        for (to, from) in first.iter_mut().zip(at.iter().skip(2)) {
+            *to = *from;
+        }
+        let done = sqlx::query("DELETE FROM provider_calls WHERE request_id < $1")
+            .bind(id(&Uuid::from_bytes(first)))
             .execute(&self.write)
             .await?;
         Ok(done.rows_affected())

@@ -4,6 +4,7 @@
 //! and response bodies, query strings, environment values, command output, `Authorization`.
 //! What slips through in a formatted field is masked by [`redact`] before it is written.
 
+mod json;
 mod redact;
 mod writer;
 
@@ -28,7 +29,7 @@ pub fn begin(log: &Log) -> io::Result<Guard> {
         .with_env_filter(filter)
         .with_writer(lines);
     let begun = match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.event_format(json::JsonLines).try_init(),
         LogFormat::Text => builder.with_ansi(false).try_init(),
     };
     if begun.is_err() {

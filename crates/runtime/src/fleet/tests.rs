@@ -149,6 +149,10 @@ impl Host for Plane {
 
     fn serve_channel(&self, _instance: Arc<Instance>, _listener: UnixListener) {}
 
+    fn adopted(&self, _instance: Arc<Instance>) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     fn healthy(&self, _instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
         let healthy = self.healthy.load(Ordering::SeqCst);
         Box::pin(async move {
@@ -316,7 +320,7 @@ async fn stopping_ends_the_instance_before_anything_else() {
     let instance = bench.fleet.start(bench.sandbox).await.unwrap();
     assert!(!instance.ended().is_cancelled());
     bench.fleet.stop(bench.sandbox).await;
-    assert!(instance.ended().is_cancelled());
+    assert!(instance.ended().is_cancelled() && instance.start_ended().is_cancelled());
     assert!(bench.fleet.running(bench.sandbox).is_none());
 }
 
@@ -340,6 +344,7 @@ async fn a_crashed_guest_starts_again_in_the_same_start_where_that_is_possible()
     // The commands of the start go on; what was tied to the guest that crashed is cut.
     assert_eq!(again.start_id, first.start_id);
     assert!(first.ended().is_cancelled() && !again.ended().is_cancelled());
+    assert!(!first.start_ended().is_cancelled(), "its runners go on");
     let counts = || {
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
         let driver = &bench.driver;
@@ -355,13 +360,16 @@ async fn a_crashed_guest_starts_again_in_the_same_start_where_that_is_possible()
     bench.driver.crash();
     reached(&bench, SandboxState::Failed).await;
     assert_eq!(counts(), (2, 2, 2));
+    assert!(first.start_ended().is_cancelled() && again.ended().is_cancelled());
     bench.host.healthy.store(true, Ordering::SeqCst);
     // A stop in the pause takes down what the crash left.
-    bench.fleet.start(bench.sandbox).await.unwrap();
+    let last = bench.fleet.start(bench.sandbox).await.unwrap();
     bench.driver.crash();
     reached(&bench, SandboxState::Starting).await;
+    assert!(last.ended().is_cancelled() && !last.start_ended().is_cancelled());
     bench.fleet.stop(bench.sandbox).await;
     assert_eq!(counts(), (3, 2, 3));
+    assert!(last.start_ended().is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@
 
 mod egress;
 mod handlers;
+pub(crate) mod lanes;
 mod linger;
 mod paths;
 #[cfg(test)]
@@ -27,7 +28,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::Instance;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, RequestId};
 
@@ -102,8 +102,8 @@ struct Channel {
 /// Serves a channel in the background until its start (or its runner) ends.
 pub(crate) fn serve(plane: Arc<Plane>, peer: Peer, listener: StdUnixListener) {
     let channel = Arc::new(Channel {
+        right: plane.right(&peer.ended),
         plane,
-        right: peer.ended.child_token(),
         peer,
         misuses: AtomicU32::new(0),
         caller: OnceLock::new(),
@@ -131,11 +131,11 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
     };
     let slots = Arc::new(Semaphore::new(most));
     // Dropped at the end of the channel, which ends every connection at once.
-    let mut connections = JoinSet::new();
+    let sandbox = channel.peer.instance.sandbox_id;
+    let mut connections = channel.plane.lanes.connections(sandbox);
     let lapse = channel.peer.slot.lapsed(&channel.plane.clock);
     tokio::pin!(lapse);
     loop {
-        while connections.try_join_next().is_some() {}
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
             Some((slot, listener.accept().await))
@@ -152,7 +152,7 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
                     "the gateway token of a sandbox lapsed unrenewed; everything on its channel is cut"
                 );
                 channel.right.cancel();
-                connections = JoinSet::new();
+                connections.cut();
                 continue;
             }
             accepted = next => accepted,
@@ -160,7 +160,7 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
         match accepted {
             Some((slot, Ok((stream, _)))) => {
                 let channel = Arc::clone(channel);
-                connections.spawn(async move {
+                connections.add(async move {
                     serve_connection(channel, stream).await;
                     drop(slot);
                 });

@@ -1,15 +1,20 @@
 //! A channel over a real socket: what it serves, to whom, and for how long.
 
+mod cuts;
+
 use std::path::Path;
 use std::time::Duration;
 
+use crypto::{Token, TokenKind};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use types::Role;
 
+use crate::actor::{Actor, User};
 use crate::services::sandboxes::Whose;
-use crate::services::sandboxes::testing::Installation;
+use crate::services::sandboxes::testing::{Installation, add_user};
+use cuts::runner;
 
 /// How long a token lives by default.
 const LIFETIME: Duration = Duration::from_secs(900);
@@ -152,6 +157,114 @@ async fn every_request_of_a_connection_has_to_show_the_token() {
     );
 }
 
+/// Somebody who administers the installation.
+async fn admin(installation: &Installation) -> Actor {
+    let name = "root".parse().unwrap();
+    let known = installation.app.store.user_by_name(&name).await;
+    let user = match known.unwrap() {
+        Some(row) => User {
+            id: row.id,
+            name: row.name,
+            is_admin: true,
+        },
+        None => User {
+            is_admin: true,
+            ..add_user(&installation.app, "root").await
+        },
+    };
+    Actor {
+        user: Some(user),
+        ..installation.actor()
+    }
+}
+
+/// What the ledger has of misused tokens, oldest first.
+async fn misuses(installation: &Installation) -> Vec<ledger::Entry> {
+    let admin = admin(installation).await;
+    let entries = installation.app.audit.tail(&admin, 10_000).await.unwrap();
+    let misuse = |entry: &ledger::Entry| entry.record.action == "token.misuse";
+    entries.into_iter().filter(misuse).collect()
+}
+
+fn counted(installation: &Installation, reason: &str) -> Option<String> {
+    let text = installation.app.sandboxes.plane().metrics.text();
+    let name = format!("choir_channel_refusals_total{{reason=\"{reason}\"}} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    line.map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_misused_token_is_refused_with_advice_counted_and_recorded() {
+    let installation = Installation::new("").await;
+    let (channel, own) = started(&installation, Role::Live).await;
+    let (_, foreign) = started(&installation, Role::Dev).await;
+    let live = installation.sandbox(Role::Live).await;
+    let dev = installation.sandbox(Role::Dev).await.to_string();
+    let start = installation.app.sandboxes.running(live).unwrap().start_id;
+    let made_up = Token::generate(TokenKind::Gateway, &installation.app.random).unwrap();
+    let secrets = [own.clone(), foreign.clone(), made_up.expose().to_owned()];
+    let mut wire = Wire::open(&channel).await;
+    for (at, (reason, shown, advice)) in [
+        ("missing", None, "send the gateway token"),
+        ("malformed", Some(&own[..40]), "send the whole value"),
+        ("foreign", Some(&foreign[..]), "belongs to another channel"),
+        ("unknown", Some(made_up.expose()), "restart the sandbox"),
+        ("expired", Some(&own[..]), "was not renewed"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        if reason == "expired" {
+            installation.app.clock.advance(LIFETIME);
+        }
+        assert_eq!(counted(&installation, reason), None, "{reason}");
+        let (status, body) = wire.ask("GET /provider/v1", shown, "").await;
+        assert_eq!(status, 401, "{reason}");
+        let problem: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(problem["code"], "unauthenticated", "{reason}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(advice), "{reason}: {detail}");
+        assert_eq!(counted(&installation, reason).as_deref(), Some("1"));
+
+        let recorded = misuses(&installation).await;
+        assert_eq!(recorded.len(), at + 1, "{reason}");
+        let record = &recorded[at].record;
+        assert_eq!(record.outcome, ledger::Outcome::Denied);
+        assert_eq!(record.reason.as_deref(), Some(reason));
+        assert_eq!(record.sandbox, Some(live));
+        let details = &record.details;
+        assert_eq!(details["start"], start.to_string());
+        assert_eq!(details["route"], "/provider/v1");
+        let of = (reason == "foreign").then_some(&dev);
+        assert_eq!(
+            details.get("token_of"),
+            of,
+            "whose it is, when it is somebody's"
+        );
+        let text = format!("{record:?}{body}");
+        for secret in &secrets {
+            assert!(!text.contains(&secret[..16]), "{reason}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn misuse_in_a_loop_is_counted_and_does_not_fill_the_ledger() {
+    let installation = Installation::new("").await;
+    let (channel, _) = started(&installation, Role::Live).await;
+    let mut wire = Wire::open(&channel).await;
+    for _ in 0..40 {
+        assert_eq!(wire.ask("GET /provider/v1", None, "").await.0, 401);
+    }
+    assert_eq!(counted(&installation, "missing").as_deref(), Some("40"));
+    assert_eq!(misuses(&installation).await.len(), 32);
+    // The bound is a channel's own: another one's misuse is still heard of.
+    let (channel, _) = started(&installation, Role::Dev).await;
+    let mut wire = Wire::open(&channel).await;
+    assert_eq!(wire.ask("GET /provider/v1", None, "").await.0, 401);
+    assert_eq!(misuses(&installation).await.len(), 33);
+}
+
 #[tokio::test]
 async fn renewal_keeps_the_token_alive() {
     let installation = Installation::new("").await;
@@ -164,65 +277,88 @@ async fn renewal_keeps_the_token_alive() {
 }
 
 #[tokio::test]
-async fn a_token_that_lapses_takes_with_it_what_it_began() {
+async fn a_token_is_refused_on_every_channel_but_its_own() {
+    let installation = Installation::new("").await;
+    let (guests, guests_token) = started(&installation, Role::Live).await;
+    let (one, other) = (runner(&installation).await, runner(&installation).await);
+    let parties = [
+        ("guest", &guests, &guests_token),
+        ("one runner", &one.channel, &one.token),
+        ("another runner", &other.channel, &other.token),
+    ];
+    for (whose, channel, own) in parties {
+        let mut wire = Wire::open(channel).await;
+        for (of, _, token) in parties {
+            let (status, said) = wire.ask("GET /provider/v1", Some(token), "").await;
+            let expected = if token == own { 200 } else { 401 };
+            assert_eq!(status, expected, "{of}'s on the channel of {whose}");
+            assert_eq!(said.contains("belongs to another channel"), token != own);
+        }
+    }
+    assert_eq!(counted(&installation, "foreign").as_deref(), Some("6"));
+}
+
+/// Reads until the other side hangs up.
+async fn hung_up(stream: &mut TcpStream) {
+    while stream.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {}
+}
+
+/// Time stands still while this is alive, for half a minute of real time at most: no timer
+/// fires, and whatever happens was brought about by what happened before.
+fn time_stands_still() -> std::sync::mpsc::Sender<()> {
+    tokio::time::pause();
+    let (goes_on, waits) = std::sync::mpsc::channel();
+    // While something blocks, the paused clock is not moved on.
+    tokio::task::spawn_blocking(move || waits.recv_timeout(Duration::from_secs(30)));
+    goes_on
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_noticed_above_by_itself() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}/v1", listener.local_addr().unwrap());
     let installation = Installation::new(&format!(
-        "[gateway]\ntoken_lifetime = \"1s\"\n\
-         [[providers]]\nname = \"p\"\nkind = \"openai\"\nbase_url = {base:?}\nmodels = [\"m\"]\n\
+        "[[providers]]\nname = \"p\"\nkind = \"openai\"\nbase_url = {base:?}\nmodels = [\"m\"]\n\
          addresses = \"private_network_too\"\n"
     ))
     .await;
     let (channel, token) = started(&installation, Role::Live).await;
-    let mut idle = Wire::open(&channel).await;
-    assert_eq!(idle.ask("GET /provider/v1", Some(&token), "").await.0, 200);
-    let mut upload = Wire::open(&channel).await;
-    let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 9\r\n\r\n{{"
-    );
-    upload.0.write_all(head.as_bytes()).await.unwrap();
-    let mut streaming = Wire::open(&channel).await;
-    let body = r#"{"model":"m","stream":true,"messages":[]}"#;
-    let request = head.replace("Content-Length: 9\r\n\r\n{", "");
-    let request = format!("{request}Content-Length: {}\r\n\r\n{body}", body.len());
-    streaming.0.write_all(request.as_bytes()).await.unwrap();
-    let (mut upstream, _) = listener.accept().await.unwrap();
-    let mut seen = vec![0; 4096];
-    assert!(upstream.read(&mut seen).await.unwrap() > 0);
-    let reply = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n";
-    upstream.write_all(reply.as_bytes()).await.unwrap();
-    let mut seen = Vec::new();
-    while !seen.ends_with(b"data: 1\n\r\n") {
-        seen.push(streaming.0.read_u8().await.unwrap());
-    }
-
-    installation.app.clock.advance(Duration::from_secs(1));
-    for (what, wire) in [
-        ("idle", &mut idle),
-        ("upload", &mut upload),
-        ("stream", &mut streaming),
+    for (what, stream, reply) in [
+        ("before the head", false, ""),
+        ("before the head of a stream", true, ""),
+        (
+            "in a reply",
+            false,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{",
+        ),
+        (
+            "in a stream",
+            true,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n",
+        ),
     ] {
-        let left = wire.0.read(&mut [0; 64]).await.unwrap_or(0);
-        assert_eq!(
-            left, 0,
-            "{what}: it breaks off, and nothing looks like its end"
+        let mut wire = Wire::open(&channel).await;
+        let body = format!(r#"{{"model":"m","stream":{stream},"messages":[]}}"#);
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
         );
+        wire.0.write_all(request.as_bytes()).await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
+        upstream.write_all(reply.as_bytes()).await.unwrap();
+        if !reply.is_empty() {
+            assert!(wire.0.read(&mut [0; 4096]).await.unwrap() > 0, "{what}");
+        }
+        let goes_on = time_stands_still();
+        let began = tokio::time::Instant::now();
+        drop(wire);
+        // Nothing more comes from above that could fail to be written.
+        hung_up(&mut upstream).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "{what}");
+        drop(goes_on);
+        tokio::time::resume();
     }
-    let hung_up = async {
-        while upstream
-            .read(&mut [0; 4096])
-            .await
-            .is_ok_and(|read| read > 0)
-        {}
-    };
-    tokio::time::timeout(Duration::from_secs(20), hung_up)
-        .await
-        .expect("the provider is left");
-    // The channel itself is there, and says why.
-    let mut wire = Wire::open(&channel).await;
-    let (status, said) = wire.ask("GET /provider/v1", Some(&token), "").await;
-    assert_eq!(status, 401);
-    assert!(said.contains("has expired"), "{said}");
 }
 
 #[tokio::test]

@@ -60,7 +60,8 @@ pub(super) fn serve(
     kept: Kept,
     listener: UnixListener,
 ) {
-    let ended = instance.ended().child_token();
+    // Not with the guest: one that crashes is started again next to its runners.
+    let ended = instance.start_ended().child_token();
     let Kept {
         token_hash,
         mut grant,
@@ -84,6 +85,8 @@ pub(super) fn serve(
     tokio::spawn(async move {
         tokio::select! {
             () = ended.cancelled() => {}
+            // A later hypervisor serves it again.
+            () = plane.closing.cancelled() => ended.cancel(),
             // The runner's channel and token end with it.
             () = wait_for_exit(&instance, id) => {
                 ended.cancel();

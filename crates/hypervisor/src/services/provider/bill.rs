@@ -2,16 +2,16 @@
 //! that is. A bill that is dropped in the middle is one whose client left.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use gateway::provider::{Outcome, ReplyEnd, Usage};
 use tokio_util::sync::CancellationToken;
-use types::{CommandId, RequestId, SandboxId, UserId};
+use types::{RequestId, SandboxId, UserId};
 
 use super::limits::{Admission, Amount};
 use super::usage::Slot;
 use crate::clock::Clock;
-use crate::config::Price;
+use crate::config::{NANO_DOLLARS, Price};
 use crate::http::metrics::Metrics;
 use crate::store::CallRow;
 
@@ -21,12 +21,18 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// Tokens of a reply that is expected when the request names no bound.
 const EXPECTED_OUTPUT: u64 = 1024;
 
+/// The most tokens that are reserved for a reply; no model writes as many. A request that
+/// names a bound that is none takes no more from the others.
+const MOST_OUTPUT: u64 = 1 << 17;
+
+/// Tokens that a model writes in a second, where nothing of what it wrote was seen.
+const TOKENS_PER_SECOND: u64 = 50;
+
 /// Who calls, for the record.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Who {
     pub(super) sandbox: SandboxId,
     pub(super) user: UserId,
-    pub(super) command: Option<CommandId>,
     pub(super) request: RequestId,
 }
 
@@ -42,6 +48,8 @@ pub(super) struct Bill {
     pub(super) price: Option<Price>,
     /// Bytes of the request.
     pub(super) request_bytes: u64,
+    /// The most tokens it may be answered with, by the request.
+    pub(super) max_output: Option<u64>,
     /// Of the sandbox, the user and the provider.
     pub(super) admissions: Vec<Admission>,
     pub(super) slot: Option<Slot>,
@@ -62,13 +70,17 @@ pub(super) fn expected(
 ) -> Amount {
     let usage = Usage {
         input: request_bytes / BYTES_PER_TOKEN,
-        output: max_output.unwrap_or(EXPECTED_OUTPUT),
+        output: expected_output(max_output),
         cached: 0,
     };
     Amount {
         tokens: usage.input.saturating_add(usage.output),
         money: cost(usage, price),
     }
+}
+
+fn expected_output(max_output: Option<u64>) -> u64 {
+    max_output.unwrap_or(EXPECTED_OUTPUT).min(MOST_OUTPUT)
 }
 
 /// What tokens cost, in billionths of a US dollar.
@@ -90,38 +102,26 @@ impl Bill {
 
     fn close(&mut self, mut end: ReplyEnd) {
         let Some(slot) = self.slot.take() else { return };
+        if !self.sent {
+            // Refused: no call was made, and what was reserved is given back.
+            self.admissions.clear();
+            return;
+        }
         // A connection that went with the caller's right did not leave by itself.
         if end.outcome == Outcome::ClientGone && self.right.is_cancelled() {
             end.outcome = Outcome::Cut;
         }
-        let succeeded = self.status < 400;
-        let (usage, estimated) = match end.usage {
-            Some(usage) => (usage, false),
-            // A refusal costs nothing; what was answered and not counted is estimated.
-            None if !succeeded || !self.sent || self.free => (Usage::default(), false),
-            None => (
-                Usage {
-                    input: self.request_bytes / BYTES_PER_TOKEN,
-                    output: end.events,
-                    cached: 0,
-                },
-                true,
-            ),
-        };
+        let latency = self.began.elapsed();
+        let (usage, estimated) = self.usage(&end, latency);
         let cost = cost(usage, self.price);
         let used = Amount {
             tokens: usage.input.saturating_add(usage.output),
             money: cost,
         };
+        let at = self.clock.now_ms();
         for admission in self.admissions.drain(..) {
-            admission.settle(used);
+            admission.settle(used, at);
         }
-        let millis =
-            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let latency_ms = millis(self.began.elapsed());
-        let first_byte_ms = end
-            .first_byte
-            .map(|at| millis(at.saturating_duration_since(self.began)));
         self.metrics.models().call(
             &self.provider,
             &self.model,
@@ -129,46 +129,93 @@ impl Bill {
             end.outcome.as_str(),
             cost,
         );
-        if !self.sent {
-            return;
-        }
-        tracing::info!(
-            request_id = %self.who.request,
-            sandbox_id = %self.who.sandbox,
-            user_id = %self.who.user,
-            command_id = self.who.command.map(|id| id.to_string()),
-            provider = self.provider,
-            model = self.model,
-            status = self.status,
-            latency_ms,
-            first_byte_ms,
-            input_tokens = usage.input,
-            output_tokens = usage.output,
-            cached_tokens = usage.cached,
-            estimated,
-            cost_nano_usd = cost,
-            outcome = end.outcome.as_str(),
-            "model call"
-        );
-        slot.record(CallRow {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let row = CallRow {
             request_id: self.who.request,
-            at: self.clock.now_ms(),
+            at,
             sandbox_id: self.who.sandbox,
             user_id: self.who.user,
-            provider: self.provider.clone(),
-            model: self.model.clone(),
+            provider: std::mem::take(&mut self.provider),
+            model: std::mem::take(&mut self.model),
             status: self.status,
             outcome: end.outcome.as_str(),
-            latency_ms,
-            first_byte_ms,
+            latency_ms: millis(latency),
+            first_byte_ms: end
+                .first_byte
+                .map(|at| millis(at.saturating_duration_since(self.began))),
             input_tokens: usage.input,
             output_tokens: usage.output,
             cached_tokens: usage.cached,
             estimated,
             cost,
-            ok: succeeded && end.outcome == Outcome::Complete,
-        });
+            ok: self.status < 400 && end.outcome == Outcome::Complete,
+        };
+        log(&row);
+        slot.record(row);
     }
+
+    /// What the call took, and whether that is an estimate of ours.
+    fn usage(&self, end: &ReplyEnd, latency: Duration) -> (Usage, bool) {
+        // A refusal costs nothing, whoever's it is; a call that was cut before it was answered
+        // was not refused.
+        let is_refusal = self.status >= 400 && !(end.outcome == Outcome::Cut && end.bytes == 0);
+        if end.usage.is_none() && (is_refusal || self.free) {
+            return (Usage::default(), false);
+        }
+        let written = if end.bytes == 0 {
+            // Of an answer that comes in one piece nothing was seen, and yet it was being
+            // written.
+            (latency.as_secs().saturating_mul(TOKENS_PER_SECOND))
+                .clamp(1, expected_output(self.max_output).max(1))
+        } else {
+            end.events
+        };
+        let read = self.request_bytes / BYTES_PER_TOKEN;
+        match end.usage {
+            // A stream that did not end well has told what it took at its beginning at best.
+            Some(usage) if end.outcome != Outcome::Complete && written > usage.output => {
+                let usage = Usage {
+                    output: written,
+                    ..usage
+                };
+                (usage, true)
+            }
+            Some(usage) => (usage, false),
+            None => {
+                let usage = Usage {
+                    input: read,
+                    output: written,
+                    cached: 0,
+                };
+                (usage, true)
+            }
+        }
+    }
+}
+
+/// The usage line: one for each call, with these fields and no others; `cost` in US dollars.
+fn log(call: &CallRow) {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "exact up to nine million dollars"
+    )]
+    let cost = call.cost as f64 / NANO_DOLLARS;
+    tracing::info!(
+        sandbox_id = %call.sandbox_id,
+        user_id = %call.user_id,
+        provider = call.provider,
+        model = call.model,
+        status = call.status,
+        latency_ms = call.latency_ms,
+        first_byte_ms = call.first_byte_ms,
+        input_tokens = call.input_tokens,
+        output_tokens = call.output_tokens,
+        cached_tokens = call.cached_tokens,
+        cost,
+        request_id = %call.request_id,
+        outcome = call.outcome,
+        "model call"
+    );
 }
 
 impl Drop for Bill {
@@ -220,5 +267,6 @@ mod tests {
         let amount = expected(4000, Some(500), Some(PRICE));
         assert_eq!((amount.tokens, amount.money), (1500, 7_500_000));
         assert_eq!(expected(0, None, None).tokens, EXPECTED_OUTPUT);
+        assert_eq!(expected(0, Some(u64::MAX), None).tokens, MOST_OUTPUT);
     }
 }

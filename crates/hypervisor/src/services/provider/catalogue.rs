@@ -1,24 +1,19 @@
 //! The providers of one configuration: who offers which model, and where.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::answer::CallError;
-use super::limits::{Account, Scope, Spent};
+use super::limits::{Account, Scope};
 use super::listing;
 use super::place::Place;
+use super::register::Register;
 use super::retries::RetryBudget;
 use super::{Called, ProvidersError};
 use crate::config::{Config, Price, Provider, ProviderKind};
 use crate::error::Error;
-use crate::store::Store;
-
-/// Milliseconds of a day.
-const DAY_MS: i64 = 86_400_000;
 
 /// The providers.
 #[derive(Debug)]
@@ -81,7 +76,7 @@ impl Entry {
 impl Catalogue {
     pub(super) fn new(
         config: &Config,
-        spent: &HashMap<(Scope, String), Spent>,
+        register: &Register,
         now_ms: i64,
     ) -> Result<Self, ProvidersError> {
         let entries = config
@@ -95,35 +90,17 @@ impl Catalogue {
                         Place::new(provider, upstream, config.gateway.max_request_bytes)
                     })
                     .collect::<Result<_, _>>()?;
-                let key = (Scope::Provider, provider.name.clone());
-                let spent = spent.get(&key).copied().unwrap_or_default();
+                let name = provider.name.clone();
                 Ok(Entry {
                     config: provider.clone(),
                     places,
-                    account: Arc::new(Account::new(
-                        Scope::Provider,
-                        provider.limits,
-                        spent,
-                        now_ms,
-                    )),
+                    account: register.account(Scope::Provider, name, provider.limits, now_ms),
                     retries: RetryBudget::default(),
                     turn: AtomicU32::new(0),
                 })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self { entries })
-    }
-
-    /// With the accounts of an earlier catalogue, where their bounds are the same.
-    pub(super) fn with_accounts(mut self, before: &Self) -> Self {
-        for entry in &mut self.entries {
-            if let Some(same) = before.by_name(&entry.config.name)
-                && same.config.limits == entry.config.limits
-            {
-                entry.account = Arc::clone(&same.account);
-            }
-        }
-        self
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -253,32 +230,4 @@ impl Catalogue {
     pub(super) fn models(&self, kind: ProviderKind) -> Value {
         listing::list(kind, self.offered(kind).collect())
     }
-}
-
-/// What everybody has spent today and in this month.
-pub(super) async fn spent(
-    store: &Store,
-    now_ms: i64,
-) -> Result<HashMap<(Scope, String), Spent>, Error> {
-    let today = now_ms.div_euclid(DAY_MS);
-    let date = jiff::Timestamp::from_millisecond(now_ms)
-        .unwrap_or_default()
-        .to_zoned(TimeZone::UTC)
-        .date();
-    let first = today - i64::from(date.day()) + 1;
-    let mut spent: HashMap<(Scope, String), Spent> = HashMap::new();
-    for row in store.spent_since(first).await? {
-        for key in [
-            (Scope::Sandbox, row.sandbox_id),
-            (Scope::User, row.user_id),
-            (Scope::Provider, row.provider),
-        ] {
-            let sum = spent.entry(key).or_default();
-            sum.this_month = sum.this_month.saturating_add(row.cost);
-            if row.day == today {
-                sum.today = sum.today.saturating_add(row.cost);
-            }
-        }
-    }
-    Ok(spent)
 }

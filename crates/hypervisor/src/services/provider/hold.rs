@@ -97,8 +97,13 @@ impl Room {
         cancel: &CancellationToken,
     ) -> Result<Held, CallError> {
         tokio::select! {
+            // Most bodies are there already, and nothing has to be waited for.
+            biased;
+            held = self.read(body, announced, share) => match held {
+                Ok(_) if cancel.is_cancelled() => Err(Error::SandboxNotRunning.into()),
+                held => held,
+            },
             () = cancel.cancelled() => Err(Error::SandboxNotRunning.into()),
-            held = self.read(body, announced, share) => held,
         }
     }
 

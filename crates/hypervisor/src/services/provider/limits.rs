@@ -3,6 +3,9 @@
 //! Tokens and money are reserved when a call is admitted and settled when it ends, so that
 //! calls side by side cannot overrun a bound together. Everything is counted with atomics of
 //! the one account it belongs to: no lock is shared between sandboxes.
+//!
+//! A call counts in the day and the month in which it ends, as it does in the usage table; a
+//! reservation that midnight overtakes is gone with the day that it was made in.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +14,18 @@ use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota};
-use jiff::tz::TimeZone;
 
+use super::spending::{Calendar, Spending, Taken, left};
 use crate::config::Rates;
 
 const MINUTE_MS: i64 = 60_000;
-const DAY_MS: i64 = 24 * 60 * MINUTE_MS;
+
+/// One minute's tokens, in the unit of [`Account::tokens_until`].
+const BURST: i64 = MINUTE_MS * 1000;
+
+/// The longest that tokens already taken keep further calls waiting, in microseconds: what a
+/// reply says it took is believed, but locks nobody out for good.
+const LONGEST_DEBT: i64 = 60 * BURST;
 
 /// Whose account it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,9 +82,9 @@ pub(crate) struct Amount {
 /// What was spent before this process began, in billionths of a US dollar.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Spent {
-    /// Today (UTC).
+    /// On the day (UTC) it was asked for.
     pub(crate) today: i64,
-    /// In this calendar month (UTC).
+    /// In the calendar month (UTC) it was asked for.
     pub(crate) this_month: i64,
 }
 
@@ -84,109 +93,95 @@ pub(crate) struct Spent {
 pub(crate) struct Account {
     scope: Scope,
     rates: Rates,
-    requests: Option<DefaultDirectRateLimiter>,
-    /// Thousandths of a millisecond at which the bucket of tokens is empty again.
+    requests: Option<Arc<DefaultDirectRateLimiter>>,
+    /// Microseconds at which the bucket of tokens is empty again.
     tokens_until: AtomicI64,
+    counts: Arc<Counts>,
+}
+
+/// What outlives other bounds.
+#[derive(Debug)]
+struct Counts {
     open: AtomicU32,
     day: Spending,
     month: Spending,
 }
 
-#[derive(Debug, Default)]
-struct Spending {
-    /// The day or month that `spent` is of.
-    period: AtomicI64,
-    spent: AtomicI64,
-}
-
-impl Spending {
-    fn new(period: i64, spent: i64) -> Self {
-        Self {
-            period: AtomicI64::new(period),
-            spent: AtomicI64::new(spent),
-        }
-    }
-
-    /// Adds, unless that passes `budget`.
-    fn add(&self, period: i64, money: i64, budget: Option<i64>) -> bool {
-        let before = self.period.load(Ordering::Acquire);
-        if before != period
-            && self
-                .period
-                .compare_exchange(before, period, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-        {
-            self.spent.store(0, Ordering::Release);
-        }
-        let Some(budget) = budget else {
-            self.spent.fetch_add(money, Ordering::AcqRel);
-            return true;
-        };
-        self.spent
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |spent| {
-                let after = spent.saturating_add(money);
-                // With nothing left, not even a call that is expected to be free.
-                (after <= budget && spent < budget).then_some(after)
-            })
-            .is_ok()
-    }
-
-    /// Corrects what was reserved, unless its period is over.
-    fn correct(&self, period: i64, by: i64) {
-        if self.period.load(Ordering::Acquire) == period {
-            self.spent.fetch_add(by, Ordering::AcqRel);
-        }
-    }
-}
-
-/// The day and the month of a moment, and what is left of them.
-#[derive(Debug, Clone, Copy)]
-struct Calendar {
-    day: i64,
-    month: i64,
-    day_left: Duration,
-    month_left: Duration,
-}
-
-impl Calendar {
-    fn at(now_ms: i64) -> Self {
-        let day = now_ms.div_euclid(DAY_MS);
-        let left = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-        let day_left = left((day + 1) * DAY_MS - now_ms);
-        let date = jiff::Timestamp::from_millisecond(now_ms)
-            .unwrap_or_default()
-            .to_zoned(TimeZone::UTC)
-            .date();
-        let days_left = i64::from(date.days_in_month()) - i64::from(date.day());
-        Self {
-            day,
-            month: i64::from(date.year()) * 12 + i64::from(date.month()),
-            day_left,
-            month_left: day_left + left(days_left * DAY_MS),
-        }
-    }
-}
-
 impl Account {
-    /// An account that has `spent` so much already.
-    pub(crate) fn new(scope: Scope, rates: Rates, spent: Spent, now_ms: i64) -> Self {
-        let calendar = Calendar::at(now_ms);
+    /// An account of which so much was spent when it was `spent_at`.
+    pub(crate) fn new(scope: Scope, rates: Rates, spent: Spent, spent_at: i64) -> Self {
+        let calendar = Calendar::at(spent_at);
         Self {
             scope,
             rates,
-            requests: rates
-                .requests_per_minute
-                .map(|calls| DefaultDirectRateLimiter::direct(Quota::per_minute(calls))),
+            requests: requests(&rates),
             tokens_until: AtomicI64::new(0),
-            open: AtomicU32::new(0),
-            day: Spending::new(calendar.day, spent.today),
-            month: Spending::new(calendar.month, spent.this_month),
+            counts: Arc::new(Counts {
+                open: AtomicU32::new(0),
+                day: Spending::new(calendar.day, spent.today),
+                month: Spending::new(calendar.month, spent.this_month),
+            }),
         }
+    }
+
+    /// The same account with other bounds. What is spent, now and by the calls that are open,
+    /// counts in both; tokens taken so far are carried over.
+    pub(crate) fn with_rates(&self, rates: Rates, now_ms: i64) -> Self {
+        let requests = if rates.requests_per_minute == self.rates.requests_per_minute {
+            self.requests.clone()
+        } else {
+            requests(&rates)
+        };
+        let now = now_ms.saturating_mul(1000);
+        let debt = i128::from((self.tokens_until.load(Ordering::Acquire) - now).max(0));
+        let debt = match (self.rates.tokens_per_minute, rates.tokens_per_minute) {
+            (Some(before), Some(after)) => debt * i128::from(before) / i128::from(after.max(1)),
+            _ => 0,
+        };
+        let debt = i64::try_from(debt).unwrap_or(LONGEST_DEBT);
+        Self {
+            scope: self.scope,
+            rates,
+            requests,
+            tokens_until: AtomicI64::new(now.saturating_add(debt.min(LONGEST_DEBT))),
+            counts: Arc::clone(&self.counts),
+        }
+    }
+
+    /// Its bounds.
+    pub(crate) const fn rates(&self) -> Rates {
+        self.rates
     }
 
     /// Calls open at the moment.
     pub(crate) fn open(&self) -> u32 {
-        self.open.load(Ordering::Relaxed)
+        self.counts.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether a new account in its place would allow more than it does.
+    pub(crate) fn remembers(&self, now_ms: i64) -> bool {
+        let calendar = Calendar::at(now_ms);
+        let spent = |budget: Option<i64>, spending: &Spending, period| {
+            budget.is_some() && spending.in_period(period) > 0
+        };
+        self.open() > 0
+            || self.tokens_until.load(Ordering::Acquire) > now_ms.saturating_mul(1000)
+            || spent(self.rates.daily_budget, &self.counts.day, calendar.day)
+            || spent(
+                self.rates.monthly_budget,
+                &self.counts.month,
+                calendar.month,
+            )
+            || self.has_called_of_late()
+    }
+
+    /// Takes all calls of a minute if they are there to be taken, so it has to be the last
+    /// question.
+    fn has_called_of_late(&self) -> bool {
+        match (&self.requests, self.rates.requests_per_minute) {
+            (Some(requests), Some(calls)) => !matches!(requests.check_n(calls), Ok(Ok(()))),
+            _ => false,
+        }
     }
 
     fn limited(&self, bound: &'static str, retry_after: Duration) -> Limited {
@@ -208,18 +203,19 @@ impl Account {
     ) -> Result<Admission, Limited> {
         let second = Duration::from_secs(1);
         let fits = |open: u32| self.rates.concurrent.is_none_or(|most| open < most);
-        self.open
+        self.counts
+            .open
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
                 fits(open).then_some(open + 1)
             })
             .map_err(|_| self.limited("concurrent", second))?;
-        let calendar = Calendar::at(now_ms);
         // From here on what was taken is given back when this is dropped.
         let mut admission = Admission {
             account: Arc::clone(self),
-            reserved: Amount::default(),
-            day: calendar.day,
-            month: calendar.month,
+            time: 0,
+            until: 0,
+            day: Taken::default(),
+            month: Taken::default(),
         };
         if let Some(requests) = &self.requests {
             requests.check().map_err(|not_until| {
@@ -227,90 +223,123 @@ impl Account {
                 self.limited("requests_per_minute", wait)
             })?;
         }
-        self.take_tokens(amount.tokens, now_ms)
+        let (time, until) = self
+            .take_tokens(amount.tokens, now_ms)
             .map_err(|wait| self.limited("tokens_per_minute", wait))?;
-        admission.reserved.tokens = amount.tokens;
-        if !self
-            .day
+        admission.time = time;
+        admission.until = until;
+        let calendar = Calendar::at(now_ms);
+        let (day, month) = (&self.counts.day, &self.counts.month);
+        admission.day = day
             .add(calendar.day, amount.money, self.rates.daily_budget)
-        {
-            return Err(self.limited("daily_budget", calendar.day_left));
-        }
-        if !self
-            .month
+            .ok_or_else(|| self.limited("daily_budget", left(now_ms).0))?;
+        admission.month = month
             .add(calendar.month, amount.money, self.rates.monthly_budget)
-        {
-            self.day.correct(calendar.day, -amount.money);
-            return Err(self.limited("monthly_budget", calendar.month_left));
-        }
-        admission.reserved.money = amount.money;
+            .ok_or_else(|| self.limited("monthly_budget", left(now_ms).1))?;
         Ok(admission)
     }
 
-    /// The time that tokens take, in microseconds.
-    fn time_of(&self, tokens: i128) -> i64 {
+    /// The time that tokens take, in microseconds, never more than the longest debt.
+    fn time_of(&self, tokens: u64) -> i64 {
         let Some(per_minute) = self.rates.tokens_per_minute else {
             return 0;
         };
-        let micros = tokens * i128::from(MINUTE_MS) * 1000 / i128::from(per_minute.max(1));
-        i64::try_from(micros).unwrap_or(i64::MAX / 4)
+        let micros =
+            u128::from(tokens) * u128::from(BURST.cast_unsigned()) / u128::from(per_minute.max(1));
+        i64::try_from(micros).map_or(LONGEST_DEBT, |micros| micros.min(LONGEST_DEBT))
     }
 
-    /// GCRA with a burst of one minute's tokens. A call that is larger than the whole bound
-    /// is let through when the bucket is full, and empties it.
-    fn take_tokens(&self, tokens: u64, now_ms: i64) -> Result<(), Duration> {
+    /// GCRA with a burst of one minute's tokens: how much time was taken, and until when. A
+    /// call that is larger than the whole bound is let through when the bucket is full, and
+    /// reserves all of it, not more: others wait for what it takes, not for what it might.
+    fn take_tokens(&self, tokens: u64, now_ms: i64) -> Result<(i64, i64), Duration> {
         if self.rates.tokens_per_minute.is_none() {
-            return Ok(());
+            return Ok((0, 0));
         }
-        let minute = MINUTE_MS * 1000;
         let now = now_ms.saturating_mul(1000);
-        let cost = self.time_of(i128::from(tokens));
-        let need = cost.min(minute);
+        let cost = self.time_of(tokens).min(BURST);
+        let from = |until: i64| {
+            // Further ahead than any debt: the clock was put back.
+            let is_debt = until > now && until - now <= LONGEST_DEBT;
+            if is_debt { until } else { now }
+        };
         self.tokens_until
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |until| {
-                let from = until.max(now);
-                (from - now + need <= minute).then_some(from.saturating_add(cost))
+                let until = from(until) + cost;
+                (until - now <= BURST).then_some(until)
             })
-            .map(drop)
+            .map(|until| (cost, from(until) + cost))
             .map_err(|until| {
-                let wait = until - now + need - minute;
+                let wait = from(until) + cost - now - BURST;
                 Duration::from_micros(u64::try_from(wait).unwrap_or(0))
             })
     }
+
+    fn move_bucket(&self, to: impl Fn(i64) -> i64) {
+        if self.rates.tokens_per_minute.is_some() {
+            // Nothing is ever refused here.
+            let _ = self
+                .tokens_until
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |until| Some(to(until)));
+        }
+    }
+}
+
+fn requests(rates: &Rates) -> Option<Arc<DefaultDirectRateLimiter>> {
+    rates
+        .requests_per_minute
+        .map(|calls| Arc::new(DefaultDirectRateLimiter::direct(Quota::per_minute(calls))))
 }
 
 /// A call that was admitted. Dropped without being settled it costs nothing.
 #[derive(Debug)]
 pub(crate) struct Admission {
     account: Arc<Account>,
-    reserved: Amount,
-    day: i64,
-    month: i64,
+    /// What the reserved tokens take of the bucket, in microseconds, and where that ends.
+    time: i64,
+    until: i64,
+    day: Taken,
+    month: Taken,
 }
 
 impl Admission {
-    /// The call has taken `used` instead of what was reserved.
-    pub(crate) fn settle(mut self, used: Amount) {
-        self.correct(used);
+    /// The call has ended and has taken `used` instead of what was reserved.
+    pub(crate) fn settle(mut self, used: Amount, now_ms: i64) {
+        let account = Arc::clone(&self.account);
+        let now = now_ms.saturating_mul(1000);
+        let mut change = account.time_of(used.tokens) - self.time;
+        if change < 0 {
+            // Of what was not used, that which has run out of the bucket by now is gone.
+            let unspent = (self.until - now).clamp(0, self.time);
+            change = change.max(-unspent);
+        }
+        account.move_bucket(|until| {
+            let until = if change > 0 { until.max(now) } else { until };
+            until
+                .saturating_add(change)
+                .min(now.saturating_add(LONGEST_DEBT))
+        });
+        let calendar = Calendar::at(now_ms);
+        let counts = &account.counts;
+        counts.day.settle(self.day, calendar.day, used.money);
+        counts.month.settle(self.month, calendar.month, used.money);
         // Nothing is left to be given back when this is dropped.
-        self.reserved = Amount::default();
-    }
-
-    fn correct(&self, used: Amount) {
-        let account = &self.account;
-        let tokens = i128::from(used.tokens) - i128::from(self.reserved.tokens);
-        let time = account.time_of(tokens);
-        account.tokens_until.fetch_add(time, Ordering::AcqRel);
-        let money = used.money.saturating_sub(self.reserved.money);
-        account.day.correct(self.day, money);
-        account.month.correct(self.month, money);
+        self.time = 0;
+        self.day = Taken::default();
+        self.month = Taken::default();
     }
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.correct(Amount::default());
-        self.account.open.fetch_sub(1, Ordering::AcqRel);
+        let Counts { open, day, month } = &*self.account.counts;
+        if self.time != 0 {
+            self.account
+                .move_bucket(|until| until.saturating_sub(self.time));
+        }
+        day.give_back(self.day);
+        month.give_back(self.month);
+        open.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -12,16 +12,17 @@ pub(crate) mod limits;
 mod listing;
 mod paths;
 mod place;
+mod register;
 mod retries;
 mod send;
+mod spending;
 #[cfg(test)]
 mod tests;
 mod usage;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -43,8 +44,9 @@ pub(crate) use answer::error_member;
 use bill::{Bill, Who};
 use catalogue::{Catalogue, Entry};
 use hold::{Room, Share};
-use limits::{Account, Admission, Amount, Limited, Scope, Spent};
+use limits::{Account, Admission, Amount, Limited, Scope};
 use paths::Names;
+use register::Register;
 use usage::UsageLog;
 
 /// How often key files are looked at.
@@ -106,11 +108,12 @@ pub(crate) struct Accounts {
 impl Caller {
     /// Admits a call that is expected to take `amount`, to the bounds of sandbox and user.
     pub(crate) fn admit(&self, amount: Amount, now_ms: i64) -> Result<Vec<Admission>, Limited> {
-        let accounts = [&self.accounts.sandbox, &self.accounts.user];
-        accounts
-            .into_iter()
-            .map(|account| account.admit(amount, now_ms))
-            .collect()
+        // And room for the provider's.
+        let mut admissions = Vec::with_capacity(3);
+        for account in [&self.accounts.sandbox, &self.accounts.user] {
+            admissions.push(account.admit(amount, now_ms)?);
+        }
+        Ok(admissions)
     }
 }
 
@@ -136,9 +139,7 @@ pub(crate) enum Called<'a> {
 /// The configured providers.
 pub struct Providers {
     catalogue: Arc<RwLock<Arc<Catalogue>>>,
-    /// By scope and id; looked up when a channel begins, not by calls.
-    accounts: Mutex<HashMap<(Scope, String), Arc<Account>>>,
-    spent: HashMap<(Scope, String), Spent>,
+    register: Register,
     sandbox_rates: Rates,
     user_rates: Rates,
     room: Room,
@@ -167,14 +168,13 @@ impl Providers {
         metrics: Arc<Metrics>,
     ) -> Result<Self, Error> {
         let now = clock.now_ms();
-        let spent = catalogue::spent(store, now).await?;
-        let catalogue = Catalogue::new(config, &spent, now).map_err(Error::internal)?;
+        let register = Register::read(store, now).await?;
+        let catalogue = Catalogue::new(config, &register, now).map_err(Error::internal)?;
         let ended = CancellationToken::new();
         let gateway = &config.gateway;
         let providers = Self {
             catalogue: Arc::new(RwLock::new(Arc::new(catalogue))),
-            accounts: Mutex::default(),
-            spent,
+            register,
             sandbox_rates: gateway.sandbox,
             user_rates: gateway.user,
             room: Room::new(
@@ -214,8 +214,7 @@ impl Providers {
     /// # Errors
     /// A key file or a section that cannot be used; nothing has changed then.
     pub fn reload(&self, config: &Config) -> Result<(), ProvidersError> {
-        let before = self.catalogue();
-        let next = Catalogue::new(config, &self.spent, self.clock.now_ms())?.with_accounts(&before);
+        let next = Catalogue::new(config, &self.register, self.clock.now_ms())?;
         *self
             .catalogue
             .write()
@@ -255,14 +254,8 @@ impl Providers {
         user: UserId,
         command: Option<CommandId>,
     ) -> Caller {
-        let account = |scope, id: String, rates| {
-            let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-            let account = accounts.entry((scope, id)).or_insert_with_key(|key| {
-                let spent = self.spent.get(key).copied().unwrap_or_default();
-                Arc::new(Account::new(scope, rates, spent, self.clock.now_ms()))
-            });
-            Arc::clone(account)
-        };
+        let now = self.clock.now_ms();
+        let account = |scope, id: String, rates| self.register.account(scope, id, rates, now);
         Caller {
             sandbox,
             user,
@@ -277,15 +270,19 @@ impl Providers {
 
     /// Calls that a sandbox, its runners included, has open.
     pub(crate) fn open_calls(&self, sandbox: SandboxId) -> u32 {
-        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts
-            .get(&(Scope::Sandbox, sandbox.to_string()))
-            .map_or(0, |account| account.open())
+        self.register
+            .open_calls(Scope::Sandbox, sandbox.to_string())
     }
 
     /// Writes everything to the usage table that has ended so far.
     pub async fn flush(&self) {
         self.usage.flush().await;
+    }
+
+    /// Waits until every call that was begun has ended and is in the usage table; none may be
+    /// begun any more.
+    pub(crate) async fn settle(&self) {
+        self.usage.settle().await;
     }
 
     /// Makes one call. `cancel` ends with the caller's right to call and cuts it at once.
@@ -329,13 +326,17 @@ impl Providers {
             ),
         };
         let response = answered.unwrap_or_else(|error| {
-            tracing::info!(
-                %request_id,
-                sandbox_id = %caller.sandbox,
-                user_id = %caller.user,
-                reason = error.code(),
-                "model call refused"
-            );
+            // A call that was made has its line already.
+            if !error.was_sent() {
+                tracing::info!(
+                    %request_id,
+                    sandbox_id = %caller.sandbox,
+                    user_id = %caller.user,
+                    command_id = caller.command.map(|id| id.to_string()),
+                    reason = error.code(),
+                    "model call refused"
+                );
+            }
             error.into_response(kind)
         });
         self.metrics
@@ -379,7 +380,6 @@ impl Providers {
             who: Who {
                 sandbox: caller.sandbox,
                 user: caller.user,
-                command: caller.command,
                 request: request_id,
             },
             clock: self.clock.clone(),
@@ -389,6 +389,7 @@ impl Providers {
             model: "-".to_owned(),
             price: None,
             request_bytes: held.body.len() as u64,
+            max_output: call.max_output,
             admissions: Vec::new(),
             slot: Some(self.usage.slot()?),
             free: paths::is_free(kind, &parts.method, rest),
@@ -397,12 +398,12 @@ impl Providers {
             right: cancel.clone(),
         };
         let now = self.clock.now_ms();
-        let first = choices.first().and_then(catalogue::Choice::price);
-        let amount = if bill.free {
-            Amount::default()
-        } else {
-            bill::expected(bill.request_bytes, call.max_output, first)
-        };
+        // What the dearest of those that may take it asks for.
+        let expected = choices
+            .iter()
+            .map(|choice| bill::expected(bill.request_bytes, call.max_output, choice.price()))
+            .max_by_key(|amount| amount.money);
+        let amount = expected.filter(|_| !bill.free).unwrap_or_default();
         bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
         send::send(
             &choices,
@@ -427,19 +428,36 @@ fn current(catalogue: &RwLock<Arc<Catalogue>>) -> Arc<Catalogue> {
 struct Call {
     model: Option<String>,
     max_output: Option<u64>,
+    /// The key by which it lets a router choose the model.
+    routing: Option<&'static str>,
     shape: Option<Shape>,
 }
 
 fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
+    let read = || Shape::read(body).map_err(CallError::Shape);
     let shape = match names {
         Names::Nowhere => return Ok(Call::default()),
         Names::InPath(model) => {
+            let model = paths::decoded(model).ok_or(CallError::NoModel)?;
+            // What is asked for or removed has no body.
+            let shape = if body.is_empty() {
+                Shape::default()
+            } else {
+                read()?
+            };
+            let again = shape.model.as_deref();
+            let again = again.map(|name| name.strip_prefix("models/").unwrap_or(name));
+            if again.is_some_and(|name| name != model) {
+                return Err(CallError::TwoModels);
+            }
             return Ok(Call {
-                model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
-                ..Call::default()
+                model: Some(model),
+                max_output: shape.max_output_tokens,
+                routing: shape.routing,
+                shape: None,
             });
         }
-        Names::InBody => Shape::read(body).map_err(CallError::Shape)?,
+        Names::InBody => read()?,
         Names::Unchecked => match Shape::read(body) {
             Err(ShapeError::NotJson(_) | ShapeError::NotAnObject) => return Ok(Call::default()),
             Ok(shape) if shape.model.is_none() => return Ok(Call::default()),
@@ -449,6 +467,7 @@ fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
     Ok(Call {
         model: Some(shape.model.clone().ok_or(CallError::NoModel)?),
         max_output: shape.max_output_tokens,
+        routing: shape.routing,
         shape: Some(shape),
     })
 }

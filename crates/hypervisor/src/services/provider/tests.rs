@@ -1,5 +1,6 @@
 //! Calls against providers on loopback that misbehave in every way.
 
+mod billing;
 mod places;
 mod requests;
 
@@ -347,6 +348,21 @@ async fn the_end_of_a_right_cuts_a_stream() {
     bed.right.cancel();
     assert!(within(response.body_mut().frame()).await.unwrap().is_err());
     within(up.ended.recv()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_open_is_waited_for_before_the_end() {
+    let up = upstream(&[STREAM]).await;
+    let bed = Bed::new(&provider("acme", &up.base, "")).await;
+    let response = bed.chat(r#"{"model":"gpt-x","stream":true}"#).await;
+    let settled = bed.providers.settle();
+    tokio::pin!(settled);
+    let still = std::future::poll_fn(|cx| std::task::Poll::Ready(settled.as_mut().poll(cx)));
+    assert!(still.await.is_pending(), "its reply was not read yet");
+    drop(response);
+    within(settled).await;
+    let rows = bed.store.usage(None, NOW / 86_400_000, UsageBy::Day).await;
+    assert_eq!(rows.unwrap()[0].calls, 1);
 }
 
 #[tokio::test]

@@ -2,23 +2,25 @@
 //! shutdown. A call is admitted only when there is room for its record, so that nothing has
 //! to be dropped later.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::{Clock, millis};
 use crate::error::Error;
 use crate::store::{CallRow, Store};
 
 /// Records that wait to be written, those of calls under way included.
-const BACKLOG: usize = 16_384;
+const BACKLOG: usize = 32_768;
 
 /// Most records of one transaction.
-const GROUP: usize = 512;
+const GROUP: usize = 4096;
 
-/// The longest that a record waits for others; what a power cut can lose at most, together
-/// with the time of one transaction.
-const WAIT: Duration = Duration::from_millis(500);
+/// How long a record waits for others; what a power cut can lose at most, together with the
+/// time of one transaction.
+const WAIT: Duration = Duration::from_millis(200);
 
 /// Pause after the database failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -51,50 +53,78 @@ impl Slot {
 #[derive(Debug, Clone)]
 pub(super) struct UsageLog {
     sender: mpsc::Sender<Message>,
+    writer: Arc<Writer>,
+}
+
+/// What the writer and those who hand records to it tell each other.
+#[derive(Debug, Default)]
+struct Writer {
+    /// The last attempt to write failed: what is called now would wait for longer than a second.
+    fails: AtomicBool,
+    /// Somebody waits for what was handed over so far.
+    hurry: Notify,
 }
 
 impl UsageLog {
     /// Begins to write. Single calls are forgotten when they are older than `kept`.
     pub(super) fn begin(store: Store, clock: Clock, kept: Duration) -> Self {
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        tokio::spawn(write(receiver, store, clock, kept));
-        Self { sender }
+        let writer = Arc::<Writer>::default();
+        tokio::spawn(write(receiver, Arc::clone(&writer), store, clock, kept));
+        Self { sender, writer }
     }
 
     /// Room for one more record.
     ///
     /// # Errors
-    /// The database does not keep up, so that a call could not be accounted for.
+    /// The database fails or does not keep up, so that a call could not be accounted for.
     pub(super) fn slot(&self) -> Result<Slot, Error> {
-        self.sender
-            .clone()
-            .try_reserve_owned()
-            .map(Slot)
-            .map_err(|_| {
-                Error::Unavailable(
-                    "the usage table does not keep up, and calls are not made unaccounted"
-                        .to_owned(),
-                )
-            })
+        let refused = || {
+            Error::Unavailable(
+                "the usage table does not keep up, and calls are not made unaccounted".to_owned(),
+            )
+        };
+        if self.writer.fails.load(Ordering::Relaxed) {
+            return Err(refused());
+        }
+        let room = self.sender.clone().try_reserve_owned();
+        room.map(Slot).map_err(|_| refused())
+    }
+
+    /// Waits until every call that has a slot has ended, and is in the database.
+    pub(super) async fn settle(&self) {
+        // All room there is: nobody holds any of it, and nothing waits in it. An error means
+        // that the writer is gone.
+        if self.sender.reserve_many(BACKLOG).await.is_ok() {
+            self.flush().await;
+        }
     }
 
     /// Waits until everything handed over so far is in the database.
     pub(super) async fn flush(&self) {
         let (done, flushed) = oneshot::channel();
         if self.sender.send(Message::Flush(done)).await.is_ok() {
+            self.writer.hurry.notify_one();
             // An error means that the writer is gone, and with it whom to wait for.
             let _ = flushed.await;
         }
     }
 }
 
-async fn write(mut receiver: mpsc::Receiver<Message>, store: Store, clock: Clock, kept: Duration) {
+async fn write(
+    mut receiver: mpsc::Receiver<Message>,
+    writer: Arc<Writer>,
+    store: Store,
+    clock: Clock,
+    kept: Duration,
+) {
+    let mut messages = Vec::new();
     let mut calls: Vec<CallRow> = Vec::new();
     let mut flushes = Vec::new();
     let mut forget = tokio::time::interval(FORGET_EVERY);
     loop {
-        let message = tokio::select! {
-            message = receiver.recv() => message,
+        let received = tokio::select! {
+            received = receiver.recv_many(&mut messages, GROUP) => received,
             _ = forget.tick() => {
                 let before = clock.now_ms().saturating_sub(millis(kept));
                 if let Err(error) = store.forget_calls(before).await {
@@ -103,29 +133,36 @@ async fn write(mut receiver: mpsc::Receiver<Message>, store: Store, clock: Clock
                 continue;
             }
         };
-        let Some(message) = message else { return };
-        sort(message, &mut calls, &mut flushes);
-        let until = tokio::time::Instant::now() + WAIT;
-        while calls.len() < GROUP && flushes.is_empty() {
-            match tokio::time::timeout_at(until, receiver.recv()).await {
-                Ok(Some(message)) => sort(message, &mut calls, &mut flushes),
-                Ok(None) | Err(_) => break,
+        if received == 0 {
+            return;
+        }
+        if received < GROUP {
+            tokio::select! {
+                () = tokio::time::sleep(WAIT) => {}
+                () = writer.hurry.notified() => {}
+            }
+            let more = receiver.len().min(GROUP - received);
+            if more > 0 {
+                receiver.recv_many(&mut messages, more).await;
             }
         }
-        while let Err(error) = store.record_calls(&calls).await {
+        for message in messages.drain(..) {
+            match message {
+                Message::Call(call) => calls.push(*call),
+                Message::Flush(done) => flushes.push(done),
+            }
+        }
+        let mut again = false;
+        while let Err(error) = store.record_calls(&calls, again).await {
+            again = true;
+            writer.fails.store(true, Ordering::Relaxed);
             tracing::error!(%error, waiting = calls.len(), "model calls could not be recorded yet");
             tokio::time::sleep(PAUSE).await;
         }
+        writer.fails.store(false, Ordering::Relaxed);
         calls.clear();
         for flushed in flushes.drain(..) {
             let _ = flushed.send(());
         }
-    }
-}
-
-fn sort(message: Message, calls: &mut Vec<CallRow>, flushes: &mut Vec<oneshot::Sender<()>>) {
-    match message {
-        Message::Call(call) => calls.push(*call),
-        Message::Flush(done) => flushes.push(done),
     }
 }

@@ -10,6 +10,10 @@ const GUEST_GATEWAY: &str = "http://127.0.0.1:9090";
 /// The same for a runner, whose relay has a port of its own.
 const RUNNER_GATEWAY: &str = "http://127.0.0.1:{port}";
 
+/// Programs in the owner's own `HOME` that come before all others, `codex` to begin with
+/// (`docs/agents.md`).
+const OWN_PROGRAMS: &str = "/home/choir/.choir/bin";
+
 /// What programs connect to themselves: the workbench's own loopback.
 const NOT_PROXIED: &str = "localhost,127.0.0.1,::1";
 
@@ -42,6 +46,9 @@ pub(crate) fn of_guest(config: &Config, identity: Identity, token: &str) -> Vari
 /// A runner's environment without what was asked for with the command.
 pub(crate) fn of_runner(config: &Config, identity: Identity, network: NetworkMode) -> Variables {
     let mut variables = shared(config, identity);
+    if let Some((_, path)) = variables.iter_mut().find(|(name, _)| name == "PATH") {
+        *path = format!("{OWN_PROGRAMS}:{path}");
+    }
     if network == NetworkMode::None {
         variables.push(network_disabled());
     }

@@ -8,6 +8,7 @@ pub(crate) mod follow;
 mod idle;
 pub(crate) mod limits;
 pub(crate) mod notices;
+mod owners;
 mod plane;
 pub(crate) mod snapshots;
 mod swap;
@@ -39,6 +40,7 @@ use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
+use crate::http::channel::lanes::Lanes;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
 use crate::services::authorize;
@@ -113,6 +115,8 @@ impl Sandboxes {
             metrics: Arc::clone(metrics),
             providers,
             routes: table::RouteTable::default(),
+            owners: owners::Owners::default(),
+            lanes: Lanes::default(),
             tokens: tokens::Tokens::new(config.gateway.token_lifetime),
             notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
             networks: crate::services::egress::Networks::new(config),
@@ -126,6 +130,7 @@ impl Sandboxes {
             changes: broadcast::Sender::new(plane::CHANGES_BACKLOG),
             places: capacity::places(config.sandbox.limits.running_per_host),
             copies: Arc::default(),
+            closing: CancellationToken::new(),
         });
         let host = Arc::new(plane::Asked(Arc::clone(&plane)));
         let fleet = Fleet::new(driver, host, FleetOptions::default());
@@ -141,6 +146,13 @@ impl Sandboxes {
     /// The providers of model calls.
     pub fn providers(&self) -> &Providers {
         &self.plane.providers
+    }
+
+    /// Cuts what is still being called through channels, and waits until every call is in the
+    /// usage table. Nothing is called any more afterwards.
+    pub async fn close_calls(&self) {
+        self.plane.closing.cancel();
+        self.plane.providers.settle().await;
     }
 
     pub(crate) fn plane(&self) -> &Arc<Plane> {
@@ -253,6 +265,11 @@ impl Sandboxes {
         self.fleet.stop(sandbox).await;
         self.begin(sandbox).await?;
         Ok(self.view(&route, &owner.name, role))
+    }
+
+    /// An account has changed in the database: nothing goes on by what it was before.
+    pub(crate) fn owner_changed(&self, user: UserId) {
+        self.plane.owners.changed(user);
     }
 
     /// Stops both sandboxes of a user, because the account was disabled. What goes on through
@@ -502,7 +519,6 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
             if let Some(instance) = app.sandboxes.fleet.running(sandbox) {
                 // From here on its idleness is counted.
                 plane.upstream(&instance)?;
-                crate::services::commands::take_over(plane, &instance).await;
             }
         }
     }

@@ -12,11 +12,13 @@ use runtime::spec::{Bind, GUEST_BINARY, GuestSpec, HostIds, Nonce, SandboxSpec, 
 use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 use types::{Role, SandboxId, StartId, UserId, UserName};
 
 use super::environment::{self, Identity};
 use super::limits::EffectiveLimits;
 use super::notices::Notices;
+use super::owners::Owners;
 use super::snapshots::copies::Copies;
 use super::symptoms::Symptoms;
 use super::table::RouteTable;
@@ -27,8 +29,10 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::http::channel;
+use crate::http::channel::lanes::Lanes;
 use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
+use crate::services::commands;
 use crate::services::egress::Networks;
 use crate::services::health;
 use crate::services::ports::Tunnels;
@@ -52,7 +56,10 @@ pub(crate) struct Plane {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) providers: Providers,
     pub(crate) routes: RouteTable,
+    pub(crate) owners: Owners,
     pub(crate) tokens: Tokens,
+    /// Where the connections of channels are worked on.
+    pub(crate) lanes: Lanes,
     pub(crate) notices: Notices,
     pub(crate) networks: Networks,
     pub(crate) upstreams: Upstreams,
@@ -70,6 +77,8 @@ pub(crate) struct Plane {
     pub(crate) places: usize,
     /// Copying that is under way.
     pub(crate) copies: Arc<Copies>,
+    /// Cancelled when no model is called any more, because the process is about to end.
+    pub(crate) closing: CancellationToken,
 }
 
 /// The programs that belong to this one.
@@ -154,6 +163,20 @@ impl Plane {
             .get_or_insert(start, || Upstream::app(start, socket, ended, Limits::app())))
     }
 
+    /// The right of a channel to call models: it ends with the channel, and before the process
+    /// does, so that what was used until then is written down.
+    pub(crate) fn right(&self, channel: &CancellationToken) -> CancellationToken {
+        let right = channel.child_token();
+        let (ends, closing) = (right.clone(), self.closing.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = closing.cancelled() => ends.cancel(),
+                () = ends.cancelled() => {}
+            }
+        });
+        right
+    }
+
     /// Who acts through a channel of this sandbox: its owner, and the role it has now.
     ///
     /// # Errors
@@ -170,23 +193,9 @@ impl Plane {
                 self.route(row.user_id).await?
             }
         };
-        let user = self
-            .store
-            .user(route.user_id)
-            .await?
-            .ok_or(Error::NotFound("user"))?;
-        if user.disabled.is_some() {
-            return Err(disabled(&user.name));
-        }
+        let user = self.owners.get(&self.store, route.user_id).await?;
         let role = route.role_of(sandbox).ok_or(Error::NotFound("sandbox"))?;
-        Ok((
-            User {
-                id: user.id,
-                name: user.name,
-                is_admin: user.is_admin,
-            },
-            role,
-        ))
+        Ok((user, role))
     }
 
     async fn prepare(&self, sandbox: SandboxId, start: StartId) -> Result<StartRequest, Error> {
@@ -345,6 +354,10 @@ impl Host for Asked {
             ended,
         };
         channel::serve(Arc::clone(&self.0), peer, listener);
+    }
+
+    fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()> {
+        Box::pin(async move { commands::take_over(&self.0, &instance).await })
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {

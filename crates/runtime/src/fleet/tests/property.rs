@@ -204,6 +204,10 @@ impl Host for Plane {
 
     fn serve_channel(&self, _instance: Arc<Instance>, _listener: UnixListener) {}
 
+    fn adopted(&self, _instance: Arc<Instance>) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
         let healthy = self
             .0

@@ -3,34 +3,47 @@
 
 mod client;
 mod places;
+mod shown;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use serde_json::{Value, json};
-use system_tests::processes::Process;
 use system_tests::{Account, Setup};
 use types::Role;
 
 use client::{Load, Seen, load};
 use places::{Place, Upstream};
 
-/// How long each measurement goes on, and the load before it that is not counted.
-const FOR: Duration = Duration::from_secs(5);
+/// The load before a measurement that is not counted.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// Load after which the gateway's memory is read.
-const LONG: Duration = Duration::from_secs(10);
-
 /// What is measured: name, connections, streamed.
-const LOADS: [(&str, usize, bool); 4] = [
+const LOADS: [(&str, usize, bool); 5] = [
     ("plain", 1, false),
     ("plain", 16, false),
     ("plain", 64, false),
+    ("stream", 1, true),
     ("stream", 16, true),
 ];
 
-/// Measures everything and shows it.
-pub(crate) async fn run(as_json: bool) {
+/// Who stands in front of the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Who {
+    /// What everything is compared with.
+    Nginx,
+    /// ChoirOS.
+    Gateway,
+    /// LiteLLM's proxy.
+    Litellm,
+    /// Portkey's gateway.
+    Portkey,
+}
+
+/// Measures everything and shows it. Fails when a call failed that we answer for.
+pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitCode {
+    let wanted = |who| only.is_empty() || only.contains(&who);
     let upstream = Upstream::start();
     let installation = Setup::default()
         .hostile_guest()
@@ -43,132 +56,135 @@ pub(crate) async fn run(as_json: bool) {
         account.start(Role::Live).await;
         account.enter(Role::Live).await;
     }
-    let hypervisor = installation.process();
-    let of = async |account| Place::gateway(&installation, account, hypervisor).await;
-    let (gateway, neighbour) = (of(&alice).await, of(&bob).await);
-    let mut places = vec![
-        upstream.place(),
-        upstream.nginx(installation.scratch()),
-        gateway,
-    ];
-    places.extend(upstream.litellm(installation.scratch()));
-    let mut rows = Vec::new();
+    let of = async |account| Place::gateway(&installation, account, installation.process()).await;
+    let neighbour = of(&bob).await;
+    let mut places = vec![upstream.place()];
+    if wanted(Who::Nginx) {
+        places.push(upstream.nginx(installation.scratch()));
+    }
+    if wanted(Who::Gateway) {
+        places.push(of(&alice).await);
+    }
+    if wanted(Who::Litellm) {
+        places.extend(upstream.litellm(installation.scratch()));
+    }
+    if wanted(Who::Portkey) {
+        places.extend(upstream.portkey(installation.scratch()));
+    }
+    let mut rows: Vec<Value> = Vec::new();
     for (name, connections, streamed) in LOADS {
-        let mut direct = None;
-        let mut nginx = None;
+        let what = Load {
+            connections,
+            streamed,
+        };
+        let first = rows.len();
         for place in &places {
-            let what = Load {
-                connections,
-                streamed,
-            };
-            load(place, what, WARM_UP).await;
+            let warm = load(place, what, WARM_UP).await;
             let before = place.ticks();
-            let seen = load(place, what, FOR).await;
+            let mut seen = load(place, what, seconds).await;
             let cpu = place.ticks() - before;
-            let row = row(place, name, connections, &seen, cpu, &direct, &nginx);
-            if place.name == "upstream" {
-                direct = Some(seen);
-            } else if place.name == "nginx" {
-                nginx = Some(seen);
-            }
-            rows.push(row);
+            seen.errors += warm.errors;
+            seen.failed_with = warm.failed_with.or(seen.failed_with);
+            let row = row(place, what, name, &seen, cpu, seconds);
+            rows.push(compared(row, &rows[first..]));
         }
     }
-    let gateway = &places[2];
-    let what = Load {
-        connections: 64,
-        streamed: false,
-    };
-    load(gateway, what, LONG).await;
-    let memory = json!({ "rss_mib": rss_mib(hypervisor), "after_s": LONG.as_secs() });
-    let fairness = fairness(gateway, &neighbour).await;
+    let mut after = Vec::new();
+    for place in places.iter().skip(1) {
+        // A neighbour of nginx is one more connection to it: what the machine alone does.
+        let neighbour = match place.name {
+            "gateway" => &neighbour,
+            "nginx" => place,
+            _ => continue,
+        };
+        after.push(long(place, seconds * 2).await);
+        after.push(fairness(place, neighbour, seconds).await);
+    }
+    let targets = shown::targets(&rows, &after);
+    let failures = shown::failures(&rows, &after);
     if as_json {
         println!(
             "{}",
-            json!({ "rows": rows, "memory": memory, "fairness": fairness })
+            json!({ "rows": rows, "after": after, "targets": targets, "failures": failures })
         );
-        return;
+    } else {
+        shown::show(&rows, &after, &targets, seconds);
     }
-    show(&rows);
-    println!(
-        "\nMemory of the hypervisor after 64 connections for {} s: {} MiB",
-        LONG.as_secs(),
-        memory["rss_mib"]
-    );
-    println!(
-        "One connection of a neighbour, p99 in ms: {} alone, {} while another sandbox makes calls over 64",
-        fairness["quiet_p99_ms"], fairness["beside_p99_ms"]
-    );
+    for failure in &failures {
+        eprintln!("CALLS FAILED: {failure}");
+    }
+    // A peer that fails is the peer's business; its row says so.
+    let ours =
+        |failure: &&String| !failure.starts_with("litellm") && !failure.starts_with("portkey");
+    match failures.iter().find(ours) {
+        Some(_) => ExitCode::FAILURE,
+        None => ExitCode::SUCCESS,
+    }
+}
+
+fn micros(seconds: f64) -> f64 {
+    (seconds * 1e6).round()
 }
 
 fn row(
     place: &Place,
+    what: Load,
     name: &str,
-    connections: usize,
     seen: &Seen,
     cpu: Duration,
-    direct: &Option<Seen>,
-    nginx: &Option<Seen>,
+    within: Duration,
 ) -> Value {
-    let per_second = seen.per_second(FOR);
-    let micros = |seconds: f64| (seconds * 1e6).round();
     json!({
         "load": name,
-        "connections": connections,
+        "connections": what.connections,
         "place": place.name,
-        "per_second": per_second.round(),
+        "per_second": seen.per_second(within).round(),
         "p50_us": micros(seen.p50()),
         "p99_us": micros(seen.p99()),
         "first_byte_p50_us": micros(seen.first_p50()),
-        "added_p50_us": direct.as_ref().map(|direct| micros(seen.p50() - direct.p50())),
-        "added_first_byte_us": direct.as_ref().map(|direct| micros(seen.first_p50() - direct.first_p50())),
-        "cpu_us": (cpu.as_secs_f64() * 1e6 / seen.count().max(1) as f64).round(),
+        "cpu_us": (cpu.as_secs_f64() * 1e7 / seen.count().max(1) as f64).round() / 10.0,
+        "rss_mib": place.rss_mib(),
         "errors": seen.errors,
-        "to_nginx": nginx.as_ref().map(|nginx| {
-            (per_second / nginx.per_second(FOR) * 100.0).round() / 100.0
-        }),
+        "failed_with": seen.failed_with,
     })
 }
 
-fn show(rows: &[Value]) {
-    println!(
-        "Model calls to one upstream, {} s each; the gateway checks the token, counts and bounds tokens and money,\n\
-         reads the usage and writes a record and a log line per call; nginx writes its access log\n",
-        FOR.as_secs()
-    );
-    let columns = [
-        ("load", "load", 7),
-        ("connections", "conns", 6),
-        ("place", "through", 10),
-        ("per_second", "calls/s", 8),
-        ("p50_us", "p50 µs", 8),
-        ("p99_us", "p99 µs", 8),
-        ("added_p50_us", "added", 7),
-        ("first_byte_p50_us", "first µs", 9),
-        ("added_first_byte_us", "added", 7),
-        ("cpu_us", "cpu µs", 7),
-        ("errors", "errors", 6),
-        ("to_nginx", "to nginx", 8),
-    ];
-    for (_, title, width) in columns {
-        print!("{title:>width$} ");
-    }
-    println!();
-    for row in rows {
-        for (key, _, width) in columns {
-            let text = match &row[key] {
-                Value::Null => "-".to_owned(),
-                Value::String(text) => text.clone(),
-                value => value.to_string().trim_end_matches(".0").to_owned(),
-            };
-            print!("{text:>width$} ");
+/// Adds how a row compares with the upstream's own and with nginx's under the same load.
+fn compared(mut row: Value, others: &[Value]) -> Value {
+    let of = |place: &str| others.iter().find(|other| other["place"] == place);
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or_default();
+    if let Some(direct) = of("upstream") {
+        for (added, key) in [
+            ("added_p50_us", "p50_us"),
+            ("added_first_byte_us", "first_byte_p50_us"),
+        ] {
+            row[added] = json!(number(&row, key) - number(direct, key));
         }
-        println!();
     }
+    if let Some(nginx) = of("nginx") {
+        for key in ["per_second", "p50_us", "p99_us", "cpu_us", "rss_mib"] {
+            let ratio = number(&row, key) / number(nginx, key);
+            row["to_nginx"][key] = json!((ratio * 100.0).round() / 100.0);
+        }
+    }
+    row
+}
+
+/// Memory after a load that goes on for longer.
+async fn long(place: &Place, within: Duration) -> Value {
+    let what = Load {
+        connections: 64,
+        streamed: false,
+    };
+    let seen = load(place, what, within).await;
+    json!({
+        "what": "memory", "place": place.name, "rss_mib": place.rss_mib(),
+        "after_s": within.as_secs(), "errors": seen.errors, "failed_with": seen.failed_with,
+    })
 }
 
 /// What one sandbox notices of another one's calls.
-async fn fairness(loud: &Place, neighbour: &Place) -> Value {
+async fn fairness(loud: &Place, neighbour: &Place, within: Duration) -> Value {
     let one = Load {
         connections: 1,
         streamed: false,
@@ -178,20 +194,14 @@ async fn fairness(loud: &Place, neighbour: &Place) -> Value {
         streamed: false,
     };
     load(neighbour, one, WARM_UP).await;
-    let quiet = load(neighbour, one, FOR).await;
-    let (_, beside) = tokio::join!(load(loud, many, FOR), load(neighbour, one, FOR));
-    let millis = |seconds: f64| (seconds * 1e5).round() / 100.0;
+    let quiet = load(neighbour, one, within).await;
+    let (hammer, beside) = tokio::join!(load(loud, many, within), load(neighbour, one, within));
     json!({
-        "quiet_p50_ms": millis(quiet.p50()), "quiet_p99_ms": millis(quiet.p99()),
-        "beside_p50_ms": millis(beside.p50()), "beside_p99_ms": millis(beside.p99()),
+        "what": "fairness", "place": loud.name,
+        "quiet_p50_us": micros(quiet.p50()), "quiet_p99_us": micros(quiet.p99()),
+        "beside_p50_us": micros(beside.p50()), "beside_p99_us": micros(beside.p99()),
+        "ratio_p99": (beside.p99() / quiet.p99() * 100.0).round() / 100.0,
+        "errors": quiet.errors + hammer.errors + beside.errors,
+        "failed_with": quiet.failed_with.or(hammer.failed_with).or(beside.failed_with),
     })
-}
-
-fn rss_mib(process: Process) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next())
-        .and_then(|number| number.parse::<f64>().ok());
-    (kib.unwrap_or_default() / 102.4).round() / 10.0
 }

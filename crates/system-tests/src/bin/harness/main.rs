@@ -14,6 +14,7 @@ mod upstream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -82,6 +83,12 @@ enum Command {
     },
     /// Model calls through the gateway, next to nginx and others on the same upstream.
     Gateway {
+        /// How long each measurement goes on.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+        seconds: u64,
+        /// Only these, separated by commas; the upstream itself is always measured.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<gateway::Who>,
         /// One JSON document.
         #[arg(long)]
         json: bool,
@@ -121,7 +128,11 @@ async fn main() -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
-        Command::Gateway { json } => gateway::run(json).await,
+        Command::Gateway {
+            seconds,
+            only,
+            json,
+        } => return gateway::run(Duration::from_secs(seconds), &only, json).await,
         Command::Upstream => upstream::run().await,
         Command::Bombs { json } => bombs::run(json).await,
         Command::Screens { dir } => screens::run(&dir).await,

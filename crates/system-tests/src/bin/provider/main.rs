@@ -55,6 +55,7 @@ struct Seen {
     model: String,
     text: String,
     bytes: usize,
+    stream: bool,
     status: u16,
     /// Whether the reply says what it cost: streams of Anthropic's do so at their beginning,
     /// those of OpenAI's at their end, and of chat completions only when asked.
@@ -76,7 +77,7 @@ impl Seen {
             .collect();
         json!({
             "path": self.path, "headers": headers, "model": self.model, "text": self.text,
-            "bytes": self.bytes, "status": self.status, "usage": self.usage,
+            "bytes": self.bytes, "stream": self.stream, "status": self.status, "usage": self.usage,
             "end": self.end.map(|(end, _)| match end { End::Whole => "whole", End::Cut => "cut" }),
             "ended_ms": self.end.map(|(_, at)| at as u64),
         })
@@ -260,7 +261,8 @@ async fn answer(double: &Arc<Double>, request: Request<Incoming>) -> Response<Bo
             path: head.uri.to_string(),
             headers: head.headers,
             model: ask.model.clone(),
-            text: ask.text.chars().take(200).collect(),
+            text: ask.said().chars().take(200).collect(),
+            stream: ask.stream,
             bytes: bytes.len(),
             status,
             usage: match api {

@@ -24,6 +24,16 @@ pub(crate) struct Ask {
     pub(crate) bytes: usize,
 }
 
+impl Ask {
+    /// What the user said: the line that leaves a call without an end, when there is one,
+    /// because agents put texts of their own around it.
+    pub(crate) fn said(&self) -> &str {
+        let endless = |line: &&str| line.starts_with("slow ") || line.starts_with("silent ");
+        let mut lines = self.text.lines().map(str::trim);
+        lines.find(endless).unwrap_or(&self.text)
+    }
+}
+
 /// What is done.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Act {

@@ -21,6 +21,8 @@ pub(super) struct Seen {
     whole: Vec<f64>,
     first: Vec<f64>,
     pub(super) errors: u64,
+    /// The status of the first that failed; 0 when the connection broke or a stream ended early.
+    pub(super) failed_with: Option<u16>,
 }
 
 impl Seen {
@@ -44,10 +46,16 @@ impl Seen {
         percentile(&self.first, 50)
     }
 
+    fn fail(&mut self, status: u16) {
+        self.errors += 1;
+        self.failed_with.get_or_insert(status);
+    }
+
     fn add(&mut self, other: Self) {
         self.whole.extend(other.whole);
         self.first.extend(other.first);
         self.errors += other.errors;
+        self.failed_with = self.failed_with.or(other.failed_with);
     }
 }
 
@@ -64,7 +72,7 @@ pub(super) async fn load(place: &Place, what: Load, within: Duration) -> Seen {
     for _ in 0..what.connections {
         let stream = place.connect().await;
         let request = request.clone();
-        all.spawn(calls(stream, request, until));
+        all.spawn(calls(stream, request, what.streamed, until));
     }
     let mut seen = Seen::default();
     while let Some(one) = all.join_next().await {
@@ -80,26 +88,38 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn calls(mut stream: Box<dyn Stream>, request: Vec<u8>, until: Instant) -> Seen {
+async fn calls(
+    mut stream: Box<dyn Stream>,
+    request: Vec<u8>,
+    streamed: bool,
+    until: Instant,
+) -> Seen {
     let mut seen = Seen::default();
     let mut bytes = Vec::with_capacity(64 << 10);
     while Instant::now() < until {
         let began = Instant::now();
         bytes.clear();
         match call(&mut stream, &request, &mut bytes).await {
-            Some((200, first)) => {
+            Some((200, first)) if streamed == ends_as_a_stream(&bytes) => {
                 seen.first.push((first - began).as_secs_f64());
                 seen.whole.push(began.elapsed().as_secs_f64());
             }
-            Some(_) => seen.errors += 1,
+            Some((200, _)) => seen.fail(0),
+            Some((status, _)) => seen.fail(status),
             None => {
                 // Without a connection there is nothing left to measure here.
-                seen.errors += 1;
+                seen.fail(0);
                 break;
             }
         }
     }
     seen
+}
+
+/// Whether a reply is a stream that came to its end: an error in place of one is no fast call.
+fn ends_as_a_stream(bytes: &[u8]) -> bool {
+    let tail = bytes.len().saturating_sub(64);
+    find(&bytes[tail..], b"[DONE]").is_some()
 }
 
 /// One call: its status, and when its body began. `None` when the connection broke.

@@ -1,7 +1,7 @@
 //! Who is called: the upstream itself, our gateway, and others in front of it.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 use system_tests::processes::Process;
 use system_tests::{Account, Installation, channel, installation, wait};
+use tempfile::NamedTempFile;
 use tokio::net::TcpStream;
 use types::Role;
 
@@ -18,6 +19,17 @@ use crate::load::Running;
 
 /// Clock ticks of `/proc/PID/stat` in a second (`USER_HZ`).
 const TICKS: u64 = 100;
+
+/// What is shown to the upstream and to peers; LiteLLM does not start without one.
+const MASTER_KEY: &str = "sk-bench-0123456789abcdef0123456789abcdef";
+
+/// Portkey changes the headers of the reply that `fetch` gave it, which Node.js refuses for a
+/// stream: without this, each of its streams is a 500.
+const PORTKEY_FETCH: &str = "const plain = globalThis.fetch;\n\
+     globalThis.fetch = async (...call) => {\n\
+       const reply = await plain(...call);\n\
+       return new Response(reply.body, { status: reply.status, headers: new Headers(reply.headers) });\n\
+     };\n";
 
 /// Where somebody listens.
 #[derive(Debug)]
@@ -32,6 +44,8 @@ pub(super) struct Place {
     address: Address,
     path: &'static str,
     authorization: String,
+    /// Further header lines of a request, each with its end.
+    headers: String,
     /// Its first process; its descendants count as well.
     process: Process,
     _running: Option<Running>,
@@ -60,6 +74,7 @@ impl Place {
             address: Address::Unix(run.join("channel/channel.sock")),
             path: "/v1/chat/completions",
             authorization: format!("Bearer {token}"),
+            headers: String::new(),
             process: hypervisor,
             _running: None,
         }
@@ -76,9 +91,10 @@ impl Place {
             r#"{{"messages":[{{"role":"user","content":"What does the fox say?"}}],"model":"bench","max_tokens":64{stream}}}"#
         );
         format!(
-            "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\nContent-Type: application/json\r\n{}Content-Length: {}\r\n\r\n{body}",
             self.path,
             self.authorization,
+            self.headers,
             body.len()
         )
         .into_bytes()
@@ -97,14 +113,32 @@ impl Place {
         }
     }
 
-    /// Processor time so far, of all its processes.
-    pub(super) fn ticks(&self) -> Duration {
+    fn processes(&self) -> Vec<Process> {
         let mut all = vec![self.process];
         // The hypervisor's descendants are sandboxes, which take no part in it.
         if self.name != "gateway" {
             all.extend(self.process.descendants());
         }
-        let ticks: u64 = all
+        all
+    }
+
+    /// Resident memory of all its processes; what they share counts for each.
+    pub(super) fn rss_mib(&self) -> f64 {
+        let kib = |process: Process| {
+            let status = fs::read_to_string(format!("/proc/{}/status", process.pid)).ok()?;
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("VmRSS:"))?;
+            line.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        let all: f64 = self.processes().into_iter().filter_map(kib).sum();
+        (all / 102.4).round() / 10.0
+    }
+
+    /// Processor time so far, of all its processes.
+    pub(super) fn ticks(&self) -> Duration {
+        let ticks: u64 = self
+            .processes()
             .into_iter()
             .filter_map(|process| Some(process.usage()?.cpu_ticks))
             .sum();
@@ -116,10 +150,14 @@ impl Place {
 pub(super) struct Upstream {
     port: u16,
     running: Running,
+    /// The platform key: with one, every byte of a reply is searched for it.
+    key: NamedTempFile,
 }
 
 impl Upstream {
     pub(super) fn start() -> Self {
+        let mut key = NamedTempFile::new().expect("a file");
+        writeln!(key, "{MASTER_KEY}").expect("a file");
         let mut child = Command::new(std::env::current_exe().expect("our own path"))
             .arg("upstream")
             .stdin(Stdio::null())
@@ -133,18 +171,21 @@ impl Upstream {
         Self {
             port: line.trim().parse().expect("a port"),
             running: Running(child),
+            key,
         }
     }
 
-    /// A hypervisor's configuration with it as the provider, and every bound on.
+    /// A hypervisor's configuration with it as the provider, and every bound on, each above
+    /// what the load comes to.
     pub(super) fn config(&self) -> String {
+        let bounds = "requests_per_minute = 1000000\ntokens_per_minute = 1000000000000\nconcurrent = 1024\n\
+                      daily_budget = 100000.0\nmonthly_budget = 1000000.0\n";
+        let key = self.key.path();
         format!(
-            "[gateway.sandbox]\nrequests_per_minute = 1000000\ntokens_per_minute = 1000000000000\nconcurrent = 512\n\
-             daily_budget = 100000.0\nmonthly_budget = 1000000.0\n\
-             [gateway.user]\nrequests_per_minute = 1000000\ndaily_budget = 100000.0\n\
+            "[gateway.sandbox]\n{bounds}[gateway.user]\n{bounds}\
              [[providers]]\nname = \"bench\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:{}/v1\"\n\
-             models = [\"bench\"]\nprices = {{ bench = {{ input = 0.1, output = 0.2 }} }}\n\
-             addresses = \"private_network_too\"\n",
+             key_file = {key:?}\nmodels = [\"bench\"]\nprices = {{ bench = {{ input = 0.1, output = 0.2 }} }}\n\
+             addresses = \"private_network_too\"\n[providers.limits]\n{bounds}",
             self.port
         )
     }
@@ -160,7 +201,8 @@ impl Upstream {
             name,
             address,
             path: "/v1/chat/completions",
-            authorization: "Bearer none".to_owned(),
+            authorization: format!("Bearer {MASTER_KEY}"),
+            headers: String::new(),
             process: Process::of(pid).expect("it runs"),
             _running: running,
         }
@@ -221,21 +263,64 @@ impl Upstream {
         );
         fs::write(&file, config).expect("a file");
         let port = installation::free_port();
-        let child = Command::new("litellm")
+        let mut command = Command::new("litellm");
+        command
             .args(["--host", "127.0.0.1", "--port", &port.to_string()])
             .arg("--config")
             .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(child) = child else {
-            eprintln!("LiteLLM is not installed (no `litellm` on PATH); it is left out");
+            .env("LITELLM_MASTER_KEY", MASTER_KEY)
+            .env("LITELLM_LOCAL_MODEL_COST_MAP", "True");
+        let Some(running) = peer(&mut command, port) else {
+            eprintln!(
+                "LiteLLM is left out: no `litellm` on PATH that starts (pip install 'litellm[proxy]')"
+            );
             return None;
         };
-        wait::until_blocking("LiteLLM", || {
-            std::net::TcpStream::connect(("127.0.0.1", port)).ok()
-        });
-        Some(self.behind("litellm", Address::Tcp(port), Some(Running(child))))
+        Some(self.behind("litellm", Address::Tcp(port), Some(running)))
     }
+
+    /// Portkey's gateway, when it is installed.
+    pub(super) fn portkey(&self, scratch: &Path) -> Option<Place> {
+        let how = "npm install @portkey-ai/gateway, and PORTKEY_GATEWAY = its directory";
+        let Some(dir) = std::env::var_os("PORTKEY_GATEWAY").map(PathBuf::from) else {
+            eprintln!("Portkey is left out: {how}");
+            return None;
+        };
+        let before = scratch.join("portkey.mjs");
+        fs::write(&before, PORTKEY_FETCH).expect("a file");
+        let port = installation::free_port();
+        let mut command = Command::new("node");
+        command
+            .arg("--import")
+            .arg(&before)
+            .arg(dir.join("build/start-server.js"))
+            .args([&format!("--port={port}"), "--headless"]);
+        let Some(running) = peer(&mut command, port) else {
+            eprintln!("Portkey is left out: `node` or it does not start ({how})");
+            return None;
+        };
+        let mut place = self.behind("portkey", Address::Tcp(port), Some(running));
+        place.headers = format!(
+            "x-portkey-provider: openai\r\nx-portkey-custom-host: http://127.0.0.1:{}/v1\r\n",
+            self.port
+        );
+        Some(place)
+    }
+}
+
+/// A peer, once it listens. `None` when it ends before that, or is not there at all.
+fn peer(command: &mut Command, port: u16) -> Option<Running> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let listens = wait::until_blocking("a peer", || {
+        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Some(true);
+        }
+        matches!(child.try_wait(), Ok(Some(_))).then_some(false)
+    });
+    listens.then_some(Running(child))
 }
