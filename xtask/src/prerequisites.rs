@@ -106,6 +106,12 @@ const TEST: &[Prerequisite] = &[
         nix: "curl",
     },
     Prerequisite {
+        what: "mkfs.btrfs (a file system on which copies share blocks)",
+        programs: &["mkfs.btrfs"],
+        debian: &["btrfs-progs"],
+        nix: "btrfs-progs",
+    },
+    Prerequisite {
         what: "setpriv (to test as an ordinary user)",
         programs: &["setpriv"],
         debian: &["util-linux"],

@@ -55,7 +55,7 @@ pub fn examine(config: &Config) -> Findings {
                 )
             }),
     );
-    checks.extend(runtime::probe());
+    checks.extend(runtime::probe(&config.sandbox.accept_missing));
     checks.extend(cgroups(config));
     Findings {
         ok: checks.iter().all(|check| check.ok || !check.mandatory),
@@ -87,6 +87,7 @@ fn check(name: &str, ok: bool, mandatory: bool, detail: String, remedy: &str) ->
         name: name.to_owned(),
         ok,
         mandatory,
+        accept: None,
         detail,
         remedy,
     }

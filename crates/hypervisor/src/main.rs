@@ -14,6 +14,7 @@ use hypervisor::clock::Clock;
 use hypervisor::config::{Config, RawConfig, RuntimeOrigins};
 use hypervisor::data_dir::DataDir;
 use hypervisor::http::{Listener, control, metrics};
+use hypervisor::telemetry::otlp::Exporter;
 use hypervisor::{doctor, hardening, services, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -189,6 +190,7 @@ async fn run(
     metrics::begin(&app)
         .await
         .context("cannot listen on listen.metrics_address")?;
+    let exporter = telemetry::otlp::begin(&app)?;
     let router = control::router(&app);
     let served = tokio::spawn(listener.serve(Arc::clone(&app), router));
     if let Some(link) = &link {
@@ -208,7 +210,7 @@ async fn run(
     }
     tracing::info!(deadline = ?app.config.drain, stop_on_exit, "draining; a second signal ends this at once");
     tokio::select! {
-        drained = drain(&app, served, stop_on_exit) => drained,
+        drained = drain(&app, served, stop_on_exit, exporter) => drained,
         _ = term.recv() => anyhow::bail!(HURRIED),
         _ = int.recv() => anyhow::bail!(HURRIED),
     }
@@ -238,7 +240,12 @@ const HURRIED: &str = "told to end a second time: what was under way is cut off,
                        that still run go on; stop them with `hypervisor stop --all`";
 
 /// Lets what is under way finish, and stops the sandboxes when they are to end too.
-async fn drain(app: &App, served: JoinHandle<()>, stop_on_exit: bool) -> anyhow::Result<()> {
+async fn drain(
+    app: &App,
+    served: JoinHandle<()>,
+    stop_on_exit: bool,
+    exporter: Option<Exporter>,
+) -> anyhow::Result<()> {
     app.draining.cancel();
     served.await?;
     if stop_on_exit {
@@ -250,6 +257,9 @@ async fn drain(app: &App, served: JoinHandle<()>, stop_on_exit: bool) -> anyhow:
         .is_err()
     {
         tracing::error!("what some model calls used could not be written down");
+    }
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
     }
     app.store.close().await;
     Ok(())

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use serde::{Deserialize, Serialize};
 
 use crate::packet;
+use crate::spec::OptionalWall;
 use crate::sys::{self, Forked};
 use crate::walls::filter::Filter;
 use crate::walls::profile::Profile;
@@ -19,6 +20,9 @@ pub struct Check {
     pub ok: bool,
     /// Whether nothing starts without it (arch §8).
     pub mandatory: bool,
+    /// What a configuration names to go without it, where that is possible at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept: Option<OptionalWall>,
     /// What was found, for people.
     pub detail: String,
     /// What to do when it is missing, for people.
@@ -29,109 +33,122 @@ pub struct Check {
 /// A wall and how to try it in a child process.
 struct Wall {
     name: &'static str,
-    mandatory: bool,
+    /// What goes without it, when the configuration names that.
+    accept: Option<OptionalWall>,
     attempt: fn() -> Result<(), WallError>,
 }
 
 const WALLS: &[Wall] = &[
     Wall {
         name: "user namespace",
-        mandatory: true,
+        accept: None,
         attempt: || enter(sys::NEW_USER),
     },
     Wall {
         name: "mount namespace",
-        mandatory: true,
+        accept: None,
         attempt: || enter(sys::NEW_MOUNT),
     },
     Wall {
         name: "pid namespace",
-        mandatory: true,
+        accept: None,
         attempt: || enter(sys::NEW_PID),
     },
     Wall {
         name: "network namespace",
-        mandatory: true,
+        accept: None,
         attempt: network,
     },
     Wall {
         name: "ipc namespace",
-        mandatory: true,
+        accept: None,
         attempt: || enter(sys::NEW_IPC),
     },
     Wall {
         name: "uts namespace",
-        mandatory: true,
+        accept: None,
         attempt: || enter(sys::NEW_UTS),
     },
     Wall {
         name: "cgroup namespace",
-        mandatory: true,
+        accept: None,
         attempt: || enter(sys::NEW_CGROUP),
     },
     Wall {
         name: "private root",
-        mandatory: true,
+        accept: None,
         attempt: private_root,
     },
     Wall {
         name: "fresh /proc",
-        mandatory: true,
+        accept: None,
         attempt: fresh_proc,
     },
     Wall {
         name: "nested namespaces",
-        mandatory: true,
+        accept: None,
         attempt: nested,
     },
     Wall {
         name: "Landlock files",
-        mandatory: true,
+        accept: None,
         attempt: || landlock::lock_in(&[], false),
     },
     Wall {
         name: "Landlock scopes",
-        mandatory: false,
+        accept: Some(OptionalWall::LandlockScopes),
         attempt: || landlock::lock_in(&[], true),
     },
     Wall {
         name: "no_new_privs and no capabilities",
-        mandatory: true,
+        accept: None,
         attempt: capabilities_away,
     },
     Wall {
         name: "seccomp",
-        mandatory: true,
+        accept: None,
         attempt: seccomp,
     },
 ];
 
 /// Tries every wall in child processes and tells what was found, each with its remedy.
+/// Those that `accept_missing` names are not mandatory, as for a start.
 ///
 /// Changes nothing of the calling process. It forks; a program with threads had better
 /// run `supervisor probe`, which prints the same as JSON.
 #[must_use]
-pub fn probe() -> Vec<Check> {
-    WALLS.iter().map(check).collect()
+pub fn probe(accept_missing: &[OptionalWall]) -> Vec<Check> {
+    WALLS
+        .iter()
+        .map(|wall| judge(wall, in_child(wall.attempt), accept_missing))
+        .collect()
 }
 
-fn check(wall: &Wall) -> Check {
-    let found = in_child(wall.attempt);
+fn judge(wall: &Wall, found: Result<(), WallError>, accept_missing: &[OptionalWall]) -> Check {
+    let accepted = wall.accept.filter(|one| accept_missing.contains(one));
     let (ok, detail, remedy) = match found {
         Ok(()) => (true, "can be built".to_owned(), None),
         Err(error) => {
             let remedy = if wall.name.starts_with("Landlock") {
-                Some(hints::landlock())
+                hints::landlock()
             } else {
-                hints::cause(&error)
+                hints::remedy(&error)
             };
-            (false, error.to_string(), remedy)
+            let remedy = match accepted {
+                Some(one) => format!(
+                    "{remedy}; sandbox.accept_missing names {}, so sandboxes start without",
+                    one.as_str()
+                ),
+                None => remedy,
+            };
+            (false, error.to_string(), Some(remedy))
         }
     };
     Check {
         name: wall.name.to_owned(),
         ok,
-        mandatory: wall.mandatory,
+        mandatory: accepted.is_none(),
+        accept: wall.accept,
         detail,
         remedy,
     }
@@ -231,12 +248,37 @@ fn seccomp() -> Result<(), WallError> {
 
 #[cfg(test)]
 mod tests {
+    use super::{WALLS, WallError, judge, probe};
+    use crate::spec::OptionalWall;
+
     #[test]
     fn every_wall_stands_on_a_machine_that_runs_the_tests() {
-        let missing: Vec<_> = super::probe()
-            .into_iter()
-            .filter(|check| !check.ok)
-            .collect();
+        let missing: Vec<_> = probe(&[]).into_iter().filter(|check| !check.ok).collect();
         assert!(missing.is_empty(), "{missing:#?}");
+    }
+
+    /// As `supervisor::start` does: what is missing keeps everything from starting, unless it
+    /// was accepted by its name.
+    #[test]
+    fn a_missing_wall_is_mandatory_unless_it_was_accepted_by_name_and_has_a_remedy() {
+        let missing = || {
+            Err(WallError {
+                step: "do what it takes".into(),
+                reason: "there is none".into(),
+                errno: Some(libc::ENOSYS),
+            })
+        };
+        let all = [
+            OptionalWall::LandlockScopes,
+            OptionalWall::CgroupLimits,
+            OptionalWall::CgroupCpu,
+        ];
+        for wall in WALLS {
+            let check = judge(wall, missing(), &[]);
+            assert!(!check.ok && check.mandatory, "{check:?}");
+            assert!(check.remedy.is_some_and(|text| !text.is_empty()));
+            let check = judge(wall, missing(), &all);
+            assert_eq!(check.mandatory, wall.name != "Landlock scopes", "{check:?}");
+        }
     }
 }

@@ -119,6 +119,18 @@ pub enum OptionalWall {
     CgroupCpu,
 }
 
+impl OptionalWall {
+    /// Its name in a configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LandlockScopes => "landlock_scopes",
+            Self::CgroupLimits => "cgroup_limits",
+            Self::CgroupCpu => "cgroup_cpu",
+        }
+    }
+}
+
 /// Limits by control groups of one start, and the user whose share it counts into.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

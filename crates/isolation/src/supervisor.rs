@@ -45,7 +45,7 @@ pub fn main() -> ExitCode {
         return crate::copier::main();
     }
     if argument.is_some_and(|argument| argument == "probe") {
-        return match say(&crate::probe::probe()) {
+        return match say(&crate::probe::probe(&[])) {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };

@@ -39,6 +39,17 @@ const TAIL_WITHIN: Duration = Duration::from_millis(200);
 /// How long [`Control::log_tail`] reads at most: a guest may write without end.
 const TAIL_TOTAL: Duration = Duration::from_secs(1);
 
+/// What this machine or this process has too little of for the moment.
+const PASSING: [rustix::io::Errno; 6] = [
+    rustix::io::Errno::MFILE,
+    rustix::io::Errno::NFILE,
+    rustix::io::Errno::NOMEM,
+    rustix::io::Errno::NOBUFS,
+    // Also a full backlog of a Unix socket.
+    rustix::io::Errno::AGAIN,
+    rustix::io::Errno::INTR,
+];
+
 /// What can go wrong between a hypervisor and a supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -54,12 +65,30 @@ pub enum ControlError {
     /// It is not the supervisor that was started.
     #[error("not our supervisor: {0}")]
     NotOurs(&'static str),
+    /// It was started by another release of this program.
+    #[error("the supervisor speaks version {0} of its protocol, and this hypervisor {VERSION}")]
+    Version(u32),
     /// A frame of its cannot be read.
     #[error("the supervisor broke the protocol")]
     Frame(#[from] ProtocolError),
     /// It refused, and said why and what to do.
     #[error(transparent)]
     Refused(#[from] Refusal),
+}
+
+impl ControlError {
+    /// Whether it says nothing about the supervisor: the same question may be answered in a
+    /// moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            Self::Io(error) => {
+                let errno = rustix::io::Errno::from_io_error(error);
+                errno.is_some_and(|errno| PASSING.contains(&errno))
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<io::Error> for ControlError {
@@ -367,7 +396,7 @@ impl Connection {
                 stopping,
                 ..
             } => Ok(Greeting { pid, stopping }),
-            Reply::Hello { .. } => Err(ControlError::NotOurs("it speaks another version")),
+            Reply::Hello { version, .. } => Err(ControlError::Version(version)),
             _ => Err(ControlError::Protocol("expected a greeting")),
         }
     }

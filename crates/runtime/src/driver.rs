@@ -56,8 +56,11 @@ pub struct Adopted {
     pub start_id: StartId,
     /// When it began, RFC 3339.
     pub started_at: String,
-    /// The start itself.
-    pub started: Started,
+    /// How to talk to its supervisor.
+    pub control: Control,
+    /// The start itself; or why it cannot be taken over although it runs. Then it goes on
+    /// until it is stopped, and nothing else is started in its place.
+    pub started: Result<Started, StartError>,
 }
 
 /// Why a sandbox could not be started. Each text is a sentence for people.
@@ -117,9 +120,17 @@ pub trait SandboxRuntime: Send + Sync {
 
     /// Takes a sandbox down: runners first, then the guest with `grace_ms` between
     /// TERM and KILL. Idempotent; returns once nothing of the start is left.
-    fn stop(&self, start: StartId, control: Control, grace_ms: u64) -> BoxFuture<'_, ()>;
+    ///
+    /// # Errors
+    /// Something of it is left, which may use its files.
+    fn stop(
+        &self,
+        start: StartId,
+        control: Control,
+        grace_ms: u64,
+    ) -> BoxFuture<'_, Result<(), StartError>>;
 
     /// Finds the sandboxes that outlived the process that started them, each proved to
-    /// be the one it claims to be. What cannot be proved is removed.
+    /// be the one it claims to be. What is not, and what is being taken down, is removed.
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>>;
 }

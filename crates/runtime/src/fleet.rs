@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
 
+use crate::control::Control;
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
 use crate::instance::Instance;
-use crash::{Crash, exited_early, last_log_lines, with_log};
+use crash::{Crash, last_log_lines, with_log};
 
 /// What the fleet asks of the control plane.
 pub trait Host: Send + Sync {
@@ -31,6 +32,10 @@ pub trait Host: Send + Sync {
     /// Takes over what goes on in an adopted start besides its guest, whether that lives or
     /// not. Ends with [`Instance::start_ended`].
     fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()>;
+
+    /// Whether the guest of a start may be started again in it after a crash; a new start
+    /// takes its place otherwise.
+    fn restartable(&self, instance: &Instance) -> bool;
 
     /// Asks the guest once whether it is healthy; `Err` is a sentence for people.
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>>;
@@ -76,7 +81,8 @@ pub struct FleetOptions {
     pub stop_grace: Duration,
     /// A guest that lived this long before it crashed starts a new count of crashes.
     pub stable_after: Duration,
-    /// Pause before the first restart; doubles with each further crash.
+    /// Pause before the first restart; doubles with each further crash. A guest that dies
+    /// before its first health has crashed too.
     pub restart_backoff: Duration,
     /// This many crashes in a row make the sandbox `failed`.
     pub max_crashes: u32,
@@ -154,6 +160,24 @@ struct Entry {
     /// Counts how often it came to rest. Whoever waits for that must not miss it because
     /// somebody else started it again at once.
     rests: watch::Sender<u64>,
+    /// A start of it that could not be taken down, or not be taken over. Nothing is started
+    /// in its place before it is gone. Held for a look.
+    remains: Mutex<Option<Remains>>,
+}
+
+/// What is left of a start, and may use the sandbox's files.
+#[derive(Clone)]
+struct Remains {
+    start: StartId,
+    control: Control,
+    why: StartError,
+}
+
+impl Entry {
+    fn remains(&self) -> std::sync::MutexGuard<'_, Option<Remains>> {
+        // A look or an assignment leaves it valid.
+        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// All sandboxes of this hypervisor. Cheap to clone.
@@ -272,10 +296,12 @@ impl Fleet {
     /// The other sandboxes that take a place: they hold memory, or will in a moment.
     fn occupied(&self, but: SandboxId) -> Vec<SandboxId> {
         let takes_place = |entry: &Entry| {
-            matches!(
-                &*entry.state.borrow(),
-                State::Starting | State::Running(_) | State::Stopping
-            )
+            let state = entry.state.borrow();
+            entry.remains().is_some()
+                || matches!(
+                    &*state,
+                    State::Starting | State::Running(_) | State::Stopping
+                )
         };
         self.lock_entries()
             .iter()
@@ -285,6 +311,7 @@ impl Fleet {
     }
 
     /// Stops a sandbox and returns once nothing of it is left. A start under way is given up.
+    /// One that cannot be taken down is `failed` afterwards, and says why.
     pub async fn stop(&self, sandbox: SandboxId) {
         let entry = self.entry(sandbox);
         // Before the state is looked at: a rest that comes in between is then seen.
@@ -293,7 +320,15 @@ impl Fleet {
         entry.stops.send_modify(|count| *count += 1);
         entry.state.send_if_modified(|state| {
             let failed = matches!(state, State::Failed(_));
-            if failed {
+            if failed && entry.remains().is_some() {
+                *state = State::Stopping;
+                let (fleet, entry) = (self.clone(), Arc::clone(&entry));
+                // In a task of its own: whoever ordered it may go away.
+                tokio::spawn(async move {
+                    let _ = fleet.clear_remains(&entry).await;
+                    settle(&entry, State::Stopped);
+                });
+            } else if failed {
                 *state = State::Stopped;
             }
             failed
@@ -314,7 +349,8 @@ impl Fleet {
             let fleet = self.clone();
             stops.spawn(async move {
                 let stopped = tokio::time::timeout(within, fleet.stop(id)).await;
-                stopped.is_err().then_some(id)
+                let remains = fleet.entry(id).remains().is_some();
+                (stopped.is_err() || remains).then_some(id)
             });
         }
         stops.join_all().await.into_iter().flatten().collect()
@@ -338,9 +374,11 @@ impl Fleet {
                 tracing::warn!(sandbox = %adopted.sandbox_id, start = %adopted.start_id, "ending a second start of one sandbox");
                 let grace = fleet.stop_grace_ms();
                 looks.spawn(async move {
-                    let control = adopted.started.control;
                     let driver = &fleet.inner.driver;
-                    driver.stop(adopted.start_id, control, grace).await;
+                    let stopped = driver.stop(adopted.start_id, adopted.control, grace).await;
+                    if let Err(error) = stopped {
+                        tracing::error!(start = %adopted.start_id, %error, "a second start of one sandbox is still there");
+                    }
                 });
             }
         }
@@ -355,8 +393,22 @@ impl Fleet {
             sandbox_id,
             start_id,
             started_at,
+            control,
             started,
         } = adopted;
+        let started = match started {
+            Ok(started) => started,
+            Err(why) => {
+                let entry = self.entry(sandbox_id);
+                *entry.remains() = Some(Remains {
+                    start: start_id,
+                    control,
+                    why: why.clone(),
+                });
+                entry.state.send_replace(State::Failed(why));
+                return;
+            }
+        };
         let age = started_at
             .parse::<jiff::Timestamp>()
             .ok()
@@ -438,6 +490,7 @@ impl Fleet {
                 state: watch::Sender::new(State::Stopped),
                 stops: watch::Sender::new(0),
                 rests: watch::Sender::new(0),
+                remains: Mutex::new(None),
             })
         }))
     }
@@ -526,7 +579,7 @@ impl Fleet {
         entry: &Entry,
         stops: u64,
         crashes: u32,
-        running: Result<Option<Running>, StartError>,
+        running: Result<Option<Running>, Fault>,
         born: Instant,
     ) -> Option<Crash> {
         match running {
@@ -551,7 +604,10 @@ impl Fleet {
                     () = stable => None,
                 }
             }
-            Err(error) => {
+            // One that dies before its first health is tried again like any other: what it
+            // waits for may be there by then.
+            Err(Fault::Crashed(crash)) => Some(*crash),
+            Err(Fault::Refused(error)) => {
                 tracing::warn!(%sandbox, code = %error.code, %error, "sandbox did not start");
                 settle(entry, State::Failed(error));
                 None
@@ -567,7 +623,11 @@ impl Fleet {
         entry: &Entry,
         stops: u64,
         left: Arc<Instance>,
-    ) -> Result<Option<Running>, StartError> {
+    ) -> Result<Option<Running>, Fault> {
+        if !self.inner.host.restartable(&left) {
+            self.take_down(&left).await;
+            return self.start_once(sandbox, entry, stops).await;
+        }
         let control = left.control().clone();
         match self.inner.driver.restart(left.start_id, control).await {
             Ok(started) => {
@@ -577,7 +637,9 @@ impl Fleet {
                 // One that does not get healthy is taken down there.
                 match self.prove(entry, stops, instance, exited).await {
                     Ok(running) => return Ok(running),
-                    Err(error) => {
+                    // It was taken down there: the next try is a new start, after a pause.
+                    Err(fault @ Fault::Crashed(_)) => return Err(fault),
+                    Err(Fault::Refused(error)) => {
                         tracing::warn!(%sandbox, %error, "a restarted guest did not get healthy");
                     }
                 }
@@ -603,7 +665,8 @@ impl Fleet {
         sandbox: SandboxId,
         entry: &Entry,
         stops: u64,
-    ) -> Result<Option<Running>, StartError> {
+    ) -> Result<Option<Running>, Fault> {
+        self.clear_remains(entry).await?;
         let start = StartId::generate();
         let started_at = jiff::Timestamp::now().to_string();
         let request = self.inner.host.prepare(sandbox, start).await?;
@@ -619,17 +682,27 @@ impl Fleet {
         stops: u64,
         instance: Arc<Instance>,
         mut exited: BoxFuture<'static, CommandExit>,
-    ) -> Result<Option<Running>, StartError> {
+    ) -> Result<Option<Running>, Fault> {
         let healthy = tokio::select! {
-            healthy = unless_stopped(entry, stops, self.wait_healthy(&instance)) => healthy,
-            exit = &mut exited => Some(Err(exited_early(&exit))),
+            healthy = unless_stopped(entry, stops, self.wait_healthy(&instance)) => healthy.map(Ok),
+            exit = &mut exited => Some(Err(exit)),
         };
         match healthy {
-            Some(Ok(())) => Ok(Some((instance, exited))),
-            Some(Err(error)) => {
+            Some(Ok(Ok(()))) => Ok(Some((instance, exited))),
+            Some(Ok(Err(error))) => {
                 let error = with_log(error, last_log_lines(&instance).await);
                 self.take_down(&instance).await;
-                Err(error)
+                Err(error.into())
+            }
+            Some(Err(exit)) => {
+                let log = last_log_lines(&instance).await;
+                self.take_down(&instance).await;
+                Err(Fault::Crashed(Box::new(Crash {
+                    lived: Duration::ZERO,
+                    exit,
+                    log,
+                    left: None,
+                })))
             }
             None => {
                 self.take_down(&instance).await;
@@ -737,14 +810,38 @@ impl Fleet {
 
     async fn take_down(&self, instance: &Instance) {
         instance.start_ended().cancel();
-        self.inner
-            .driver
-            .stop(
-                instance.start_id,
-                instance.control().clone(),
-                self.stop_grace_ms(),
-            )
+        let control = instance.control().clone();
+        let driver = &self.inner.driver;
+        let stopped = driver
+            .stop(instance.start_id, control.clone(), self.stop_grace_ms())
             .await;
+        if let Err(why) = stopped {
+            tracing::error!(sandbox = %instance.sandbox_id, start = %instance.start_id, error = %why, "a sandbox could not be taken down");
+            *self.entry(instance.sandbox_id).remains() = Some(Remains {
+                start: instance.start_id,
+                control,
+                why,
+            });
+        }
+    }
+
+    /// Takes down what an earlier attempt left.
+    ///
+    /// # Errors
+    /// It is still there.
+    async fn clear_remains(&self, entry: &Entry) -> Result<(), StartError> {
+        let Some(remains) = entry.remains().clone() else {
+            return Ok(());
+        };
+        let driver = &self.inner.driver;
+        let stopped = driver
+            .stop(remains.start, remains.control.clone(), self.stop_grace_ms())
+            .await;
+        *entry.remains() = stopped.as_ref().err().map(|why| Remains {
+            why: why.clone(),
+            ..remains
+        });
+        stopped
     }
 
     fn stop_grace_ms(&self) -> u64 {
@@ -755,7 +852,27 @@ impl Fleet {
 /// A healthy start, and the future of its end.
 type Running = (Arc<Instance>, BoxFuture<'static, CommandExit>);
 
+/// Why a start did not get as far as health.
+enum Fault {
+    /// It could not be built, or did not answer in time. Another try would end the same way.
+    Refused(StartError),
+    /// The guest ended by itself.
+    Crashed(Box<Crash>),
+}
+
+impl From<StartError> for Fault {
+    fn from(error: StartError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// Brings a sandbox to rest. It is not stopped while something of it is left.
 fn settle(entry: &Entry, state: State) {
+    let remains = entry.remains().clone();
+    let state = match (state, remains) {
+        (State::Stopped, Some(remains)) => State::Failed(remains.why),
+        (state, _) => state,
+    };
     entry.state.send_replace(state);
     entry.rests.send_modify(|count| *count += 1);
 }

@@ -15,6 +15,7 @@ use isolation::protocol::Refusal;
 use isolation::spec::{Nonce, SandboxSpec};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -38,6 +39,11 @@ const REPLY_MAX: usize = 64 * 1024;
 
 /// Beyond the guest's grace: how long a supervisor may take to clean up.
 const CLEAN_UP_WITHIN: Duration = Duration::from_secs(5);
+
+/// A start that cannot be reached for a passing reason is tried this often, and between two
+/// tries is waited this long, doubled each time.
+const ADOPT_TRIES: u32 = 4;
+const ADOPT_PAUSE: Duration = Duration::from_millis(250);
 
 /// The file in a start's directory that lets a later hypervisor adopt it.
 const RECORD: &str = "start.json";
@@ -104,7 +110,9 @@ impl NamespaceDriver {
         let start = request.spec.start_id;
         let built = self.try_build(&dir, request).await;
         if built.is_err() {
-            discard(&dir, Duration::ZERO).await;
+            if let Err(error) = discard(&dir, Duration::ZERO).await {
+                tracing::error!(%start, %error, "a start that failed leaves something behind");
+            }
             Arc::clone(&self.groups).end(start).await;
         }
         built
@@ -168,7 +176,12 @@ impl NamespaceDriver {
             })
     }
 
-    async fn take_down(&self, start: StartId, control: Control, grace_ms: u64) {
+    async fn take_down(
+        &self,
+        start: StartId,
+        control: Control,
+        grace_ms: u64,
+    ) -> Result<(), StartError> {
         let dir = self.start_dir(start);
         let within = Duration::from_millis(grace_ms) + CLEAN_UP_WITHIN;
         match tokio::time::timeout(within, control.stop(grace_ms)).await {
@@ -178,8 +191,9 @@ impl NamespaceDriver {
             }
             Err(_) => tracing::warn!(%start, "the supervisor did not stop in time"),
         }
-        discard(&dir, CLEAN_UP_WITHIN).await;
+        discard(&dir, CLEAN_UP_WITHIN).await?;
         Arc::clone(&self.groups).end(start).await;
+        Ok(())
     }
 
     async fn adopt_all(&self) -> Vec<Adopted> {
@@ -188,14 +202,19 @@ impl NamespaceDriver {
         let mut looks = JoinSet::new();
         for dir in entries.flatten().map(|entry| entry.path()) {
             looks.spawn(async move {
-                match adopt_one(&dir).await {
-                    Ok(adopted) => Some(adopted),
-                    Err(error) => {
-                        tracing::info!(start = ?dir.file_name(), %error, "removing what is left of a start");
-                        discard(&dir, CLEAN_UP_WITHIN).await;
-                        None
-                    }
+                let error = match adopt_patiently(&dir).await {
+                    Ok(adopted) => return Some(adopted),
+                    Err(error) => error,
+                };
+                let left = left_running(&dir, &error);
+                if left.is_some() || error.is_passing() {
+                    tracing::error!(start = ?dir.file_name(), %error, "a sandbox cannot be taken over; it is left as it is");
+                    return left;
                 }
+                tracing::info!(start = ?dir.file_name(), %error, "removing what is left of a start");
+                let stuck = discard(&dir, CLEAN_UP_WITHIN).await.err()?;
+                tracing::error!(start = ?dir.file_name(), error = %stuck, "it is still there");
+                unadopted(&dir, stuck)
             });
         }
         let found: Vec<Adopted> = looks.join_all().await.into_iter().flatten().collect();
@@ -226,7 +245,12 @@ impl SandboxRuntime for NamespaceDriver {
         })
     }
 
-    fn stop(&self, start: StartId, control: Control, grace_ms: u64) -> BoxFuture<'_, ()> {
+    fn stop(
+        &self,
+        start: StartId,
+        control: Control,
+        grace_ms: u64,
+    ) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(self.take_down(start, control, grace_ms))
     }
 
@@ -256,9 +280,16 @@ impl Record {
 }
 
 impl Process {
-    /// Whether the process that was recorded still runs, and is not another with its pid.
+    /// Whether the process that was recorded still runs, and is not another with its pid. Where
+    /// that cannot be looked up it counts as alive.
     fn is_alive(self) -> bool {
-        start_ticks(self.pid) == Some(self.start_ticks)
+        match fs::read_to_string(stat_file(self.pid)) {
+            Ok(stat) => ticks_in(&stat) == Some(self.start_ticks),
+            Err(error) => !matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::NOENT | Errno::SRCH)
+            ),
+        }
     }
 }
 
@@ -310,6 +341,54 @@ async fn tell(child: &mut Child, spec: &SandboxSpec) -> Result<(), StartError> {
     }
 }
 
+/// Adopts a start, and tries again when that fails for a reason that passes.
+async fn adopt_patiently(dir: &Path) -> Result<Adopted, ControlError> {
+    let mut tries = 1;
+    loop {
+        match adopt_one(dir).await {
+            Err(error) if error.is_passing() && tries < ADOPT_TRIES => {
+                tracing::warn!(start = ?dir.file_name(), %error, tries, "a sandbox cannot be taken over yet");
+                tokio::time::sleep(ADOPT_PAUSE.saturating_mul(1 << tries)).await;
+                tries += 1;
+            }
+            adopted => return adopted,
+        }
+    }
+}
+
+/// A start that was not adopted for a reason that says nothing against it: healthy, as far as
+/// anybody knows, and not to be killed for what is not its fault.
+fn left_running(dir: &Path, error: &ControlError) -> Option<Adopted> {
+    let hint = match error {
+        ControlError::Version(_) => {
+            "it goes on as it is, and its pages do not answer until then: stop it and start it again (choir sandbox stop), or go back to the version of the hypervisor that started it"
+        }
+        error if error.is_passing() => {
+            "it goes on as it is, and its pages do not answer until then: restart the hypervisor once the machine has room again, or stop it (choir sandbox stop)"
+        }
+        _ => return None,
+    };
+    let message = format!("the sandbox runs and could not be taken over: {error}");
+    unadopted(
+        dir,
+        StartError::new("not_taken_over", message).with_hint(hint),
+    )
+}
+
+fn unadopted(dir: &Path, error: StartError) -> Option<Adopted> {
+    let record = Record::read(dir).ok()?;
+    if !record.process?.is_alive() {
+        return None;
+    }
+    Some(Adopted {
+        sandbox_id: record.sandbox_id,
+        start_id: record.start_id,
+        started_at: record.started_at,
+        control: Control::new(dir.to_owned(), record.nonce),
+        started: Err(error),
+    })
+}
+
 /// Proves that a start's supervisor is the one that was started, and takes it over.
 async fn adopt_one(dir: &Path) -> Result<Adopted, ControlError> {
     let record = Record::read(dir).map_err(ControlError::Io)?;
@@ -334,7 +413,8 @@ async fn adopt_one(dir: &Path) -> Result<Adopted, ControlError> {
         sandbox_id: record.sandbox_id,
         start_id: record.start_id,
         started_at: record.started_at.clone(),
-        started: take_over(control, dir, record.host_record).await?,
+        control: control.clone(),
+        started: Ok(take_over(control, dir, record.host_record).await?),
     })
 }
 
@@ -376,34 +456,47 @@ fn make_dirs(start_dir: &Path, spec: &SandboxSpec) -> io::Result<()> {
 
 /// Removes what is left of a start: its supervisor, which has `grace` to end by itself and
 /// takes everything it started along, and its directory.
-async fn discard(dir: &Path, grace: Duration) {
-    if let Some(process) = Record::read(dir).ok().and_then(|record| record.process) {
-        end(process, grace).await;
+///
+/// # Errors
+/// The supervisor is still there, and its directory with it, so that it is found again.
+async fn discard(dir: &Path, grace: Duration) -> Result<(), StartError> {
+    if let Some(process) = Record::read(dir).ok().and_then(|record| record.process)
+        && !end(process, grace).await
+    {
+        let pid = process.pid;
+        let message = format!("the sandbox's supervisor (pid {pid}) was killed and does not end");
+        return Err(StartError::new("does_not_end", message).with_hint(
+            "it hangs in the kernel, mostly on a disk or a network file system that does not answer; stop the sandbox again once that is mended, or restart the machine",
+        ));
     }
     remove_dir(dir).await;
+    Ok(())
 }
 
-/// Ends a supervisor that did not end by itself, and waits until it is gone. The pidfd
-/// is opened before the start time is compared, so a reused pid is never signalled.
-async fn end(process: Process, grace: Duration) {
+/// Ends a supervisor that did not end by itself, and waits until it is gone; whether it is.
+/// The pidfd is opened before the start time is compared, so a reused pid is never signalled.
+async fn end(process: Process, grace: Duration) -> bool {
     let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else {
-        return;
+        return true;
     };
-    let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
-        return;
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        // Also when there is no descriptor left: then nobody knows.
+        Err(_) => return !process.is_alive(),
     };
     if !process.is_alive() {
-        return;
+        return true;
     }
     let waiting = tokio::task::spawn_blocking(move || {
-        if !has_ended(&pidfd, grace) {
+        has_ended(&pidfd, grace) || {
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-            has_ended(&pidfd, CLEAN_UP_WITHIN);
+            has_ended(&pidfd, CLEAN_UP_WITHIN)
         }
     });
-    if waiting.await.is_err() {
-        tracing::error!(pid = process.pid, "waiting for a supervisor's end failed");
-    }
+    waiting.await.unwrap_or_else(|error| {
+        tracing::error!(pid = process.pid, %error, "waiting for a supervisor's end failed");
+        false
+    })
 }
 
 /// Waits until a process has ended, which makes its pidfd readable.
@@ -416,8 +509,15 @@ fn has_ended(pidfd: &OwnedFd, within: Duration) -> bool {
     rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
+fn stat_file(pid: u32) -> String {
+    format!("/proc/{pid}/stat")
+}
+
 fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    ticks_in(&fs::read_to_string(stat_file(pid)).ok()?)
+}
+
+fn ticks_in(stat: &str) -> Option<u64> {
     // The command name in parentheses may contain anything; fields are counted behind it.
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(19)?.parse().ok()
@@ -443,3 +543,6 @@ fn unreachable(error: ControlError) -> StartError {
         format!("the supervisor cannot be reached: {error}"),
     )
 }
+
+#[cfg(test)]
+mod tests;

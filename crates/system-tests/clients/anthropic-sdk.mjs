@@ -54,6 +54,11 @@ const stream = once.messages.stream(body("hello to the stream"));
 const deltas = (await all(stream)).filter((event) => event.type === "content_block_delta");
 assert(deltas.length > 4, `${deltas.length}`);
 assert.match(await stream.finalText(), /: hello to the stream$/);
+const said = [(await say("echo")).content[0].text];
+said.push(await once.messages.stream(body("echo")).finalText());
+// The key itself is looked for by whoever knows it.
+assert(said.every((text) => text.startsWith("the key is ")), `${said}`);
+console.log(said);
 ok("streaming");
 
 // Tools: asked for, done, and told.

@@ -61,6 +61,11 @@ with streamed(user("hello to the stream")) as stream:
     final = stream.get_final_message()
 assert "".join(pieces).endswith(": hello to the stream") and len(pieces) > 4, pieces
 assert final.usage.output_tokens == 7, final.usage
+with streamed(user("echo")) as stream:
+    said = [say("echo").content[0].text, stream.get_final_text()]
+# The key itself is looked for by whoever knows it.
+assert all(text.startswith("the key is ") for text in said), said
+print(said, flush=True)
 ok("streaming")
 
 # Tools: asked for, done, and told, streamed and not.

@@ -54,6 +54,12 @@ assert.equal(chunks.at(-1).usage.completion_tokens, 7);
 const stream = once.responses.stream({ model: "gpt-double", input: "hello to the stream" });
 const deltas = (await all(stream)).filter((event) => event.type === "response.output_text.delta");
 assert(deltas.length > 4, `${deltas.length}`);
+const said = [(await chat("echo")).choices[0].message.content];
+const echoed = await all(await chat("echo", { stream: true }));
+said.push(echoed.map((chunk) => chunk.choices[0]?.delta.content ?? "").join(""));
+// The key itself is looked for by whoever knows it.
+assert(said.every((text) => text.startsWith("the key is ")), `${said}`);
+console.log(said);
 ok("streaming");
 
 // Tools: asked for, done, and told.

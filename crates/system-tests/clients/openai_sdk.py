@@ -49,6 +49,7 @@ made = once.responses.create(model="gpt-double", input="hello")
 assert made.output_text.endswith(": hello") and made.usage.input_tokens == 11, made
 vector = once.embeddings.create(model="gpt-double", input="hello").data[0].embedding
 assert vector == [0.25] * 4, vector
+said = [chat("echo").choices[0].message.content]
 ok("plain")
 
 # Streaming.
@@ -63,6 +64,14 @@ with once.responses.stream(model="gpt-double", input="hello to the stream") as s
     kinds = [event.type for event in stream]
     assert kinds.count("response.output_text.delta") > 4, kinds
     assert stream.get_final_response().output_text.endswith(": hello to the stream")
+said.append("".join(
+    chunk.choices[0].delta.content or "" for chunk in chat("echo", stream=True) if chunk.choices
+))
+with once.responses.stream(model="gpt-double", input="echo") as stream:
+    said.append(stream.get_final_response().output_text)
+# The key itself is looked for by whoever knows it.
+assert all(text.startswith("the key is ") for text in said), said
+print(said, flush=True)
 ok("streaming")
 
 # Tools: asked for, done, and told, streamed and not.

@@ -1,5 +1,7 @@
 //! Starting, waking, administering, and going on after the hypervisor has gone.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 use serde_json::json;
 use system_tests::http::Ask;
@@ -219,4 +221,162 @@ async fn a_toolchain_of_the_host_can_be_shown_inside() {
     assert!(output.starts_with("cargo 1."), "{output}");
     let write = json!({ "argv": ["touch", "/opt/rust/mine"] });
     assert_eq!(alice.command(Role::Live, &write).await.0, Some(1));
+}
+
+/// What a token was lost for does not come back with the hypervisor, nor with a guest that is
+/// started again: that one gets a start, and a token, of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_lapsed_stays_dead_under_the_next_hypervisor() {
+    let mut installation = Setup::default()
+        .hostile_guest()
+        .config("[gateway]\ntoken_lifetime = \"3s\"")
+        .leave_running()
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let listing = "/hostile/listing?environment";
+    let token = async || {
+        let answer = alice.runtime(Role::Live, "GET", listing, None).await;
+        let token = answer.expect(200).json()["CHOIR_PROVIDER_GATEWAY_TOKEN"].clone();
+        token.as_str().expect("a token").to_owned()
+    };
+    let first = token().await;
+    let start = alice.sandbox(Role::Live).await["start_id"].clone();
+    let dir = installation.data_dir().join("run");
+    let dir = dir.join(start.as_str().unwrap());
+    let socket = dir.join("channel/channel.sock");
+    let asked = async || {
+        let answer = system_tests::channel::get(&socket, "/provider/v1", Some(&first)).await;
+        (answer.status, answer.text())
+    };
+    assert_eq!(asked().await.0, 200);
+    until("the end of the token", async || {
+        (asked().await.0 == 401 && dir.join("lapsed").exists()).then_some(())
+    })
+    .await;
+    let notices = alice.control("GET", "/me/sandboxes/live/notices", None);
+    let notices = notices.await.expect(200).text();
+    assert!(
+        notices.contains("did not renew its gateway token"),
+        "{notices}"
+    );
+
+    installation.end(Signal::KILL);
+    installation.spawn().await;
+    let (status, said) = asked().await;
+    assert_eq!(status, 401, "{said}");
+    assert!(said.contains("has expired"), "{said}");
+
+    let mut guests = installation.others().into_iter();
+    let guest = guests.find(|process| process.command_line().starts_with("/choir/bin/sandbox"));
+    guest.expect("the guest").signal(Signal::KILL);
+    until("a new start", async || {
+        let sandbox = alice.sandbox(Role::Live).await;
+        (sandbox["state"] == "running" && sandbox["start_id"] != start).then_some(())
+    })
+    .await;
+    assert_ne!(token().await, first);
+}
+
+/// A guest that dies before its first health is tried again, with a pause that doubles, and then
+/// given up. Its last words are there for its owner, also after a restart of the hypervisor.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_dies_at_its_start_is_given_up_with_its_last_words() {
+    let mut installation = Setup::default().hostile_guest().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    // The first start makes its directories.
+    alice.start(Role::Live).await;
+    alice.stop(Role::Live).await;
+    let id = alice.sandbox(Role::Live).await["id"].clone();
+    let dir = installation.data_dir().join("sandboxes");
+    let workspace = dir.join(id.as_str().unwrap()).join("state/workspace");
+    std::fs::write(workspace.join("stillborn"), "").unwrap();
+    let began = Instant::now();
+    let refused = alice
+        .control("POST", "/me/sandboxes/live/start", None)
+        .await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(
+        refused.text().contains("5 times in a row"),
+        "{}",
+        refused.text()
+    );
+    // 0.5, 1, 2 and 4 seconds.
+    assert!(began.elapsed() >= Duration::from_millis(7_500));
+    let last = |view: &serde_json::Value| view["log"].as_array().unwrap().last().cloned();
+    let said = Some(json!("line 3 of the settings makes no sense"));
+    let view = alice.sandbox(Role::Live).await;
+    assert_eq!(
+        (&view["state"], last(&view)),
+        (&json!("failed"), said.clone()),
+        "{view:#}"
+    );
+    let notices = alice
+        .control("GET", "/me/sandboxes/live/notices", None)
+        .await
+        .expect(200)
+        .text();
+    assert!(
+        notices.contains("crash 4 in a row") || notices.contains("5 times"),
+        "{notices}"
+    );
+    installation.end(Signal::KILL);
+    installation.spawn().await;
+    let view = alice.sandbox(Role::Live).await;
+    assert_eq!(
+        (&view["state"], last(&view)),
+        (&json!("failed"), said),
+        "{view:#}"
+    );
+    assert_eq!(installation.supervisors(), []);
+    // Mended, an order starts it.
+    std::fs::remove_file(workspace.join("stillborn")).unwrap();
+    alice.start(Role::Live).await;
+}
+
+/// Who waits for a command is gone with the hypervisor that answered; the command ends as it
+/// would have. What is meant to last does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_caller_went_with_the_hypervisor_ends() {
+    let mut installation = Setup::default().leave_running().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let target = "/me/sandboxes/live/commands";
+    let service = json!({ "argv": ["sleep", "601"], "detach": true });
+    alice
+        .control("POST", target, Some(service))
+        .await
+        .expect(201);
+    let terminal = json!({ "argv": ["sh"], "terminal": { "cols": 80, "rows": 24 } });
+    alice
+        .control("POST", target, Some(terminal))
+        .await
+        .expect(201);
+    let running = async || {
+        let listing = alice.control("GET", target, None).await.expect(200).json();
+        let commands = listing["commands"].as_array().unwrap().clone();
+        let running = commands.iter().filter(|view| view["state"] == "running");
+        let programs = running.map(|view| view["argv"].to_string());
+        programs.collect::<std::collections::BTreeSet<_>>()
+    };
+    let waited = json!({ "argv": ["sleep", "602"] });
+    let mut waiting = std::pin::pin!(alice.control("POST", target, Some(waited)));
+    tokio::select! {
+        answer = &mut waiting => panic!("{}", answer.text()),
+        () = until("all three", async || (running().await.len() == 3).then_some(())) => {}
+    }
+    // The caller is still there when the hypervisor dies.
+    installation.end(Signal::KILL);
+    installation.spawn().await;
+    until("the end of what nobody waits for", async || {
+        let left = running().await;
+        assert!(left.len() >= 2, "{left:?}");
+        (left.len() == 2).then_some(())
+    })
+    .await;
+    let left = running().await;
+    assert!(!left.contains("[\"sleep\",\"602\"]"), "{left:?}");
+    alice.stop(Role::Live).await;
 }

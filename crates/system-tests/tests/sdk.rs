@@ -40,7 +40,7 @@ fn clients() -> PathBuf {
 struct Place {
     provider: Provider,
     alice: Account,
-    _installation: Installation,
+    installation: Installation,
 }
 
 impl Place {
@@ -63,7 +63,7 @@ impl Place {
         Self {
             provider,
             alice,
-            _installation: installation,
+            installation,
         }
     }
 
@@ -155,7 +155,10 @@ async fn stock_sdks_work_unmodified_in_runners_and_terminals() {
         let place = &place;
         marks.push(mark.clone());
         async move {
-            let argv = [interpreter, script.as_str(), mark.as_str()];
+            let tee = format!("{CLIENTS}/tee.py");
+            let record = format!("/workspace/{mark}");
+            let argv = ["/usr/bin/python3", tee.as_str(), record.as_str()];
+            let argv = [&argv[..], &[interpreter, script.as_str(), mark.as_str()]].concat();
             (place.run(&argv).await, script)
         }
     });
@@ -195,6 +198,7 @@ async fn stock_sdks_work_unmodified_in_runners_and_terminals() {
         "the provider's key came down:\n{output}"
     );
     let seen = place.provider.seen().await;
+    no_byte_of_the_key_came_down(&place).await;
     cancelled_at_once(&output, &marks, &seen);
     only_the_allowlist_went_up(&seen);
     // The rows are written behind; four tokens of each reply that says so came from a cache.
@@ -224,6 +228,63 @@ async fn stock_sdks_work_unmodified_in_runners_and_terminals() {
         rows.iter().any(|row| row["cost_usd"].as_f64() > Some(0.0)),
         "{rows:?}"
     );
+}
+
+/// The key is in every reply of the double: in headers, in errors, in bodies, in streams.
+async fn no_byte_of_the_key_came_down(place: &Place) {
+    let sandbox = place.alice.sandbox(Role::Live).await;
+    let workspace = place
+        .installation
+        .data_dir()
+        .join("sandboxes")
+        .join(sandbox["id"].as_str().unwrap())
+        .join("state/workspace");
+    for (_, script) in SCRIPTS {
+        let mut whole = String::new();
+        let directory = workspace.join(format!("runner-{script}"));
+        for file in std::fs::read_dir(directory).expect(script) {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            whole.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        // Streams come in chunks, whose lengths may stand in the middle of anything.
+        let bodies = without_chunks(&whole);
+        assert!(whole.contains("HTTP/1.1 200 OK"), "{script}: {whole}");
+        let mask = "*".repeat(KEY.len());
+        for echo in [
+            format!("the key is {mask} as it was sent"),
+            format!("as it was told (key {mask})"),
+            // A piece of a stream.
+            format!("\"{mask} \""),
+        ] {
+            assert!(bodies.contains(&echo), "{echo} never came to {script}");
+        }
+        // Half of it would be as bad.
+        let (first, last) = KEY.split_at(KEY.len() / 2);
+        for text in [&whole, &bodies] {
+            for part in [first, last] {
+                assert!(!text.contains(part), "{part} came down to {script}: {text}");
+            }
+        }
+    }
+}
+
+/// What was sent, without the lines that say how long a chunk is.
+fn without_chunks(text: &str) -> String {
+    let is_length = |line: &str| {
+        !line.is_empty() && line.len() <= 8 && line.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let mut lines = text.split("\r\n").peekable();
+    let mut bodies = String::new();
+    while let Some(line) = lines.next() {
+        if !is_length(line) {
+            bodies.push_str(line);
+            // The line break before a length belongs to the framing.
+            if lines.peek().is_some_and(|next| !is_length(next)) {
+                bodies.push_str("\r\n");
+            }
+        }
+    }
+    bodies
 }
 
 /// The double noticed each call that was left, and no other.

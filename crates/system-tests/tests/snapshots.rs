@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use system_tests::account::parameter;
+use system_tests::http::Ask;
 use system_tests::wait::until;
-use system_tests::{Account, Installation, Setup};
+use system_tests::{Account, Installation, Setup, browser};
 use types::Role;
 
 /// Commits one row after the other, and notes each number once it is committed.
@@ -421,4 +423,141 @@ async fn whoever_dies_in_the_middle_of_a_snapshot_leaves_no_half_of_it() {
     );
     done(&alice, "/me/sandboxes/live/snapshots", json!({})).await;
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+}
+
+/// A page that is opened while files are copied says so and starts nothing; an order to start is
+/// answered at once. Once the copy is done the page wakes the sandbox by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_copied_is_not_started_and_says_so() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    sh(
+        &alice,
+        Role::Live,
+        "mkdir /workspace/many; for i in $(seq 8000); do echo $i > /workspace/many/$i; done",
+    )
+    .await;
+    alice.stop(Role::Live).await;
+    let host = alice.host(Role::Live);
+    let visit = || alice.client.send(Ask::new("GET", &host, "/").navigation());
+    let taking = done(&alice, "/me/sandboxes/live/snapshots", json!({}));
+    let watching = async {
+        until("the copy", async || {
+            let listing = listed(&alice, Role::Live).await;
+            // From here on its files are held.
+            (listing["under_way"]["phase"] == "copying").then_some(())
+        })
+        .await;
+        let page = visit().await;
+        let status = alice
+            .runtime(Role::Live, "GET", "/.choir/status?role=live", None)
+            .await;
+        let state = alice.sandbox(Role::Live).await["state"].clone();
+        let still = listed(&alice, Role::Live).await.get("under_way").is_some();
+        let start = alice
+            .control("POST", "/me/sandboxes/live/start", None)
+            .await;
+        (page, start, status, still, state)
+    };
+    let (taken, (page, start, status, still, state)) = tokio::join!(taking, watching);
+    assert_eq!(taken["frozen_ms"], 0, "nothing ran: {taken:#}");
+    assert!(still, "the copy ended too early to show anything");
+    let page = page.text();
+    assert!(
+        page.contains("a snapshot of this sandbox is under way"),
+        "{page}"
+    );
+    assert_eq!(state, "stopped", "it was started while it was copied");
+    let status = status.json();
+    assert!(status["copied"].as_str().is_some(), "{status:#}");
+    // The order waits for a moment, in which a copy may end.
+    if start.status != 200 {
+        assert_eq!(start.status, 503, "{}", start.text());
+        assert!(start.text().contains("a snapshot of this sandbox"));
+        start.header("retry-after").parse::<u32>().unwrap();
+    }
+    until("the woken sandbox", async || {
+        (visit().await.status == 200).then_some(())
+    })
+    .await;
+}
+
+/// The desktops of what is replaced load their page again, and each of these loads is a visit that
+/// wakes. None may start the sandbox on the files that are put aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn visits_in_the_middle_of_a_restore_get_the_restored_files() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    sh(&alice, Role::Live, "echo old > /workspace/mark").await;
+    let taken = done(&alice, "/me/sandboxes/live/snapshots", json!({})).await;
+    let id = taken["snapshot"]["id"].as_str().unwrap().to_owned();
+    let host = alice.host(Role::Live);
+    for round in 0..4 {
+        sh(&alice, Role::Live, "echo new > /workspace/mark").await;
+        let target = format!("/me/sandboxes/live/snapshots/{id}/restore");
+        let visitors = futures_util::future::join_all((0..12).map(|_| async {
+            loop {
+                let page = Ask::new("GET", &host, "/").navigation();
+                let _ = alice.client.try_send(page).await;
+            }
+        }));
+        let restored = tokio::select! {
+            _ = visitors => unreachable!("they never stop"),
+            restored = done(&alice, &target, json!({})) => restored,
+        };
+        let aside = restored["snapshot"]["id"].as_str().unwrap();
+        let dir = files(&installation, &alice, Role::Live).await;
+        let aside = dir.join("snapshots").join(aside).join("state/workspace");
+        let seen = sh(
+            &alice,
+            Role::Live,
+            &format!("cat /workspace/mark; echo > /workspace/mine{round}"),
+        )
+        .await;
+        assert_eq!(seen, "old\n", "round {round}");
+        assert!(
+            !aside.join(format!("mine{round}")).exists(),
+            "it runs on what was put aside"
+        );
+        assert_eq!(installation.supervisors().len(), 1);
+    }
+}
+
+/// One button on the sandbox's card, and what it says before it does anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_button_brings_the_last_known_good_state_back() {
+    let installation = Setup::default().start().await;
+    let input = json!({
+        "control": installation.control(),
+        "live": installation.runtime("alice"),
+        "setup": parameter(installation.link(), "setup"),
+        "user": "alice",
+        "pictures": std::env::var("CHOIR_PICTURES").ok(),
+    });
+    let seen = browser::run("snapshots.mjs", &input).await;
+    // Output comes in base64.
+    let (works, mine, broken) = ("d29ya3MK", "bWluZQo=", "YnJva2VuCg==");
+    let text = |of: &Value| of["text"].as_str().unwrap_or_default().to_owned();
+    assert!(
+        seen["advice"].as_str().unwrap().contains("known good"),
+        "{seen:#}"
+    );
+    for asked in [&seen["asked"], &seen["described"]] {
+        let asked = asked.as_str().unwrap();
+        assert!(
+            asked.contains("Lost from live") && asked.contains("Kept:"),
+            "{asked}"
+        );
+    }
+    assert!(text(&seen["broken"]).contains(broken), "{seen:#}");
+    assert!(text(&seen["untouched"]).contains(broken), "{seen:#}");
+    let back = text(&seen["back"]);
+    assert!(back.contains(works) && back.contains(mine), "{seen:#}");
+    let snapshots = seen["snapshots"].as_array().unwrap();
+    assert_eq!(snapshots[0]["reason"], "before_restore", "{seen:#}");
+    assert_eq!(snapshots.len(), 2, "{seen:#}");
 }

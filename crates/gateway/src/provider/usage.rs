@@ -35,6 +35,8 @@ pub struct UsageMeter {
     format: Format,
     json: Json,
     seen: Option<Usage>,
+    /// What was seen is of a stream's beginning; how much was written is still to be told.
+    begins: bool,
     /// Events that carried data; about one token of output each.
     events: u64,
 }
@@ -64,6 +66,7 @@ impl UsageMeter {
             },
             json: Json::default(),
             seen: None,
+            begins: false,
             events: 0,
         }
     }
@@ -82,26 +85,37 @@ impl UsageMeter {
             format,
             json,
             seen,
+            begins,
             events,
         } = self;
+        let mut found = |object: &[u8], of_beginning: bool| {
+            if take(seen, object) {
+                *begins = of_beginning;
+            }
+        };
         match format {
-            Format::Events(lines) => lines.feed(bytes, json, events, |object| take(seen, object)),
+            Format::Events(lines) => lines.feed(bytes, json, events, found),
             Format::Frames(frames) => frames.feed(bytes, |payload| {
                 *events += 1;
-                Json::default().feed(payload, |object| take(seen, object));
+                Json::default().feed(payload, &mut found);
             }),
             Format::Text(length) => {
                 *length += bytes.len() as u64;
-                json.feed(bytes, |object| take(seen, object));
+                json.feed(bytes, found);
             }
             Format::Unknown | Format::Other => {}
         }
     }
 
-    /// What the reply said it cost, if it did.
+    /// What the reply said it cost, if it did. Of a stream that told what it read and not, by
+    /// an error in the middle of it, what it wrote, the events are counted.
     #[must_use]
-    pub const fn reported(&self) -> Option<Usage> {
-        self.seen
+    pub fn reported(&self) -> Option<Usage> {
+        let mut usage = self.seen?;
+        if self.begins {
+            usage.output = usage.output.max(self.events);
+        }
+        Some(usage)
     }
 
     /// Events with data so far, about a token of output each; of a JSON text that does not say
@@ -115,18 +129,20 @@ impl UsageMeter {
     }
 }
 
-fn take(seen: &mut Option<Usage>, object: &[u8]) {
+/// Whether it tells how much was written.
+fn take(seen: &mut Option<Usage>, object: &[u8]) -> bool {
     let Ok(raw) = serde_json::from_slice::<Raw>(object) else {
-        return;
+        return false;
     };
     if raw.read().is_none() && raw.written().is_none() {
-        return;
+        return false;
     }
     let usage = seen.get_or_insert_default();
     // A stream tells parts at different times, and totals that only grow.
     usage.input = usage.input.max(raw.input());
     usage.output = usage.output.max(raw.output());
     usage.cached = usage.cached.max(raw.cached());
+    raw.written().is_some()
 }
 
 /// The usage objects of all dialects in one.
@@ -260,7 +276,7 @@ impl Lines {
         bytes: &[u8],
         json: &mut Json,
         events: &mut u64,
-        mut found: impl FnMut(&[u8]),
+        mut found: impl FnMut(&[u8], bool),
     ) {
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {

@@ -121,6 +121,22 @@ fn a_usage_object_without_a_known_count_is_none() {
 }
 
 #[test]
+fn a_stream_that_ends_in_an_error_is_counted_not_believed_at_its_beginning() {
+    let start = MESSAGES_STREAM.split_once(": ping").unwrap().0;
+    let delta = "data: {\"type\":\"content_block_delta\",\"delta\":{\"text\":\"a\"}}\n\n";
+    let error =
+        "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n";
+    let text = format!("{start}{}{error}", delta.repeat(30));
+    for size in [1, 17, 10_000] {
+        let usage = read(&text, true, size).0.unwrap();
+        assert_eq!((usage.input, usage.output, usage.cached), (17, 32, 5));
+    }
+    // What is told at the end counts, be it less.
+    let whole = format!("{text}{}", MESSAGES_STREAM.split_once("ping").unwrap().1);
+    assert_eq!(read(&whole, true, 17).0.unwrap().output, 15);
+}
+
+#[test]
 fn what_a_cache_gave_is_part_of_what_was_read_in_every_dialect() {
     let usage = |object: &str| {
         read(&format!(r#"{{"usage":{object}}}"#), false, 9)
@@ -178,6 +194,7 @@ fn totals_never_shrink_and_never_overflow() {
 /// What the WHATWG's text says, on the whole stream at once and with a parser of JSON.
 fn reference(text: &str) -> (Option<Usage>, u64) {
     let mut seen = None;
+    let mut begins = false;
     let mut events = 0;
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut data: Vec<&str> = Vec::new();
@@ -198,12 +215,18 @@ fn reference(text: &str) -> (Option<Usage>, u64) {
                 "/response/usage",
                 "/message/usage",
             ] {
-                if let Some(usage) = value.pointer(pointer).filter(|usage| usage.is_object()) {
-                    take(&mut seen, usage.to_string().as_bytes());
+                if let Some(usage) = value.pointer(pointer).filter(|usage| usage.is_object())
+                    && take(&mut seen, usage.to_string().as_bytes())
+                {
+                    begins = pointer == "/message/usage";
                 }
             }
         }
     }
+    let seen = seen.map(|usage: Usage| Usage {
+        output: usage.output.max(if begins { events } else { 0 }),
+        ..usage
+    });
     (seen, events)
 }
 

@@ -11,6 +11,7 @@ mod providers;
 mod raw;
 mod sandbox;
 mod sections;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -32,6 +33,7 @@ pub use providers::{
 pub use raw::RawConfig;
 pub use sandbox::{IdleStop, Mount, Places, Sandbox, Swap};
 pub use sections::{Auth, Listen, Log, LogFormat, Registration, TlsFiles};
+pub use telemetry::Otlp;
 
 /// Longer than a request that is under way usually takes, and than a guest's grace.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -61,6 +63,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// Logs.
     pub log: Log,
+    /// The collector that is told of model calls, if any.
+    pub otlp: Option<Otlp>,
 }
 
 impl Config {
@@ -104,6 +108,7 @@ impl Config {
             providers,
             gateway,
             log: Log::build(&raw.log)?,
+            otlp: raw.telemetry.otlp.as_ref().map(Otlp::build).transpose()?,
         })
     }
 

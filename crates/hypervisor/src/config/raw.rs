@@ -45,6 +45,8 @@ pub struct RawConfig {
     pub gateway: RawGateway,
     /// Logs.
     pub log: RawLog,
+    /// Telemetry that is sent somewhere.
+    pub telemetry: RawTelemetry,
 }
 
 /// `[listen]`
@@ -393,6 +395,30 @@ pub struct RawLog {
     pub format: Option<String>,
     /// A filter such as `info` or `info,hypervisor=debug`.
     pub level: Option<String>,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTelemetry {
+    /// OpenTelemetry's protocol; nothing is sent without it.
+    pub otlp: Option<RawOtlp>,
+}
+
+/// `[telemetry.otlp]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawOtlp {
+    /// The collector's base URL, without `/v1/metrics`.
+    pub endpoint: String,
+    /// File with header lines, `name: value`.
+    pub headers_file: Option<PathBuf>,
+    /// PEM file with the only certificates that are trusted.
+    pub ca_file: Option<PathBuf>,
+    /// How often it is told.
+    pub interval: Option<String>,
+    /// Longest wait for its answer.
+    pub timeout: Option<String>,
 }
 
 impl RawConfig {

@@ -430,3 +430,23 @@ fn network_modes_and_rules_are_refused_by_key_and_value() {
     let config = build("[network]\nmax = \"open\"\nallow = [\"*.Crates.io.\"]").unwrap();
     assert_eq!(config.network.allow[0].to_string(), "*.crates.io");
 }
+
+#[test]
+fn a_collector_is_told_nothing_unless_it_is_named_and_its_credential_is_in_a_file() {
+    let config = Config::build(RawConfig::read(None, Vec::new()).unwrap()).unwrap();
+    assert!(config.otlp.is_none());
+    for endpoint in [
+        "collector:4318",
+        "grpc://collector:4317",
+        "https://user:secret@collector",
+        "https://collector/?token=secret",
+    ] {
+        let text = refusal(&format!("telemetry.otlp.endpoint = {endpoint:?}"));
+        assert!(
+            text.contains("telemetry.otlp.endpoint") && text.contains("headers_file"),
+            "{text}"
+        );
+    }
+    let file = "[telemetry.otlp]\nendpoint = \"https://c\"\nheaders_file = \"/no/such\"";
+    assert!(refusal(file).contains("telemetry.otlp.headers_file"));
+}

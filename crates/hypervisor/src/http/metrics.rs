@@ -1,8 +1,10 @@
 //! Prometheus metrics, on a listener of their own. No label holds anything that a caller
 //! chose: every label has a handful of values, so the series are bounded.
 
+mod buckets;
 mod egress;
 mod models;
+mod provider_calls;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -30,7 +32,8 @@ use types::{NoticeKind, Role, SandboxState};
 use crate::app::App;
 pub(crate) use egress::EgressGuard;
 use egress::EgressMetrics;
-pub(crate) use models::ModelMetrics;
+pub(crate) use models::{Ended, ModelMetrics, Named, Point, Span, Sum, operation};
+use provider_calls::ProviderCalls;
 
 /// Scrapers at the same time.
 const MAX_CONNECTIONS: usize = 16;
@@ -88,13 +91,6 @@ struct CallLabels {
     call: &'static str,
 }
 
-/// The provider's name comes from the configuration, never from a path.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ProviderLabels {
-    provider: String,
-    status: &'static str,
-}
-
 #[derive(Clone)]
 struct Seconds;
 
@@ -118,7 +114,7 @@ pub struct Metrics {
     copies: Family<CopyLabels, Counter>,
     copy_seconds: Histogram,
     commands: Counter,
-    provider_calls: Family<ProviderLabels, Counter>,
+    provider_calls: ProviderCalls,
     provider_seconds: Histogram,
     models: ModelMetrics,
     refusals: Family<ReasonLabels, Counter>,
@@ -145,7 +141,11 @@ impl Metrics {
     /// All of them at zero.
     #[must_use]
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("choir");
+        // Those of a convention that others share do not bear our name.
+        let mut root = Registry::default();
+        let models = ModelMetrics::default();
+        models.register(&mut root);
+        let registry = root.sub_registry_with_prefix("choir");
         let requests = Family::<RequestLabels, Counter>::default();
         let durations = Family::<OwnerLabels, Histogram, Seconds>::new_with_constructor(Seconds);
         let sandboxes = Family::<StateLabels, Gauge<i64>>::default();
@@ -157,7 +157,6 @@ impl Metrics {
         let copies = Family::<CopyLabels, Counter>::default();
         let copy_seconds = Histogram::new(BUCKETS);
         let commands = Counter::default();
-        let provider_calls = Family::<ProviderLabels, Counter>::default();
         let provider_seconds = Histogram::new(BUCKETS);
         let refusals = Family::<ReasonLabels, Counter>::default();
         let notices = Family::<KindLabels, Counter>::default();
@@ -215,18 +214,14 @@ impl Metrics {
             copy_seconds.clone(),
         );
         registry.register("commands", "Commands started", commands.clone());
-        registry.register(
-            "provider_calls",
-            "Provider calls by provider and status class",
-            provider_calls.clone(),
-        );
+        let provider_calls = ProviderCalls::register(registry);
         registry.register_with_unit(
             "provider_call",
             "Time to a provider's response head",
             Unit::Seconds,
             provider_seconds.clone(),
         );
-        let models = ModelMetrics::new(&mut registry);
+        models.register_ours(registry);
         registry.register(
             "channel_refusals",
             "Refused requests on channels by reason",
@@ -242,7 +237,7 @@ impl Metrics {
             "System calls that the seccomp profiles refused by who made them and name",
             denied_calls.clone(),
         );
-        let egress = EgressMetrics::register(&mut registry);
+        let egress = EgressMetrics::register(registry);
         registry.register_with_unit(
             "uptime",
             "Time since the process started to serve",
@@ -250,7 +245,7 @@ impl Metrics {
             uptime.clone(),
         );
         Self {
-            registry,
+            registry: root,
             requests,
             durations,
             sandboxes,
@@ -348,14 +343,19 @@ impl Metrics {
         self.commands.inc();
     }
 
-    /// Counts a call of a configured provider.
-    pub fn provider_call(&self, provider: &str, status: StatusCode, took: Duration) {
-        let labels = ProviderLabels {
-            provider: provider.to_owned(),
-            status: class(status),
-        };
-        self.provider_calls.get_or_create(&labels).inc();
-        self.provider_seconds.observe(took.as_secs_f64());
+    /// Counts a call that a provider took, by the one that answered. `first_byte`: until its
+    /// reply began.
+    pub fn provider_call(&self, provider: &str, status: u16, first_byte: Option<Duration>) {
+        self.provider_calls
+            .count(provider, StatusCode::from_u16(status).ok());
+        if let Some(first_byte) = first_byte {
+            self.provider_seconds.observe(first_byte.as_secs_f64());
+        }
+    }
+
+    /// Counts a call that no provider was asked for.
+    pub fn provider_refusal(&self, provider: &str, status: StatusCode) {
+        self.provider_calls.count(provider, Some(status));
     }
 
     /// Those of model calls.
@@ -527,6 +527,10 @@ mod tests {
             Duration::from_millis(3),
         );
         metrics.channel_refusal("foreign");
+        metrics.provider_call("acme", 200, Some(Duration::from_millis(3)));
+        metrics.provider_call("acme", 204, None);
+        metrics.provider_call("acme", 0, None);
+        metrics.provider_refusal("-", StatusCode::NOT_FOUND);
         metrics.observe(
             2,
             |state| usize::from(state == SandboxState::Running),
@@ -538,6 +542,10 @@ mod tests {
             "choir_channel_refusals_total{reason=\"foreign\"} 1",
             "choir_sandboxes{state=\"running\"} 1",
             "choir_websockets_open 2",
+            "choir_provider_calls_total{provider=\"acme\",status=\"2xx\"} 2",
+            "choir_provider_calls_total{provider=\"acme\",status=\"none\"} 1",
+            "choir_provider_calls_total{provider=\"-\",status=\"4xx\"} 1",
+            "choir_provider_call_seconds_count 1",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -78,9 +78,9 @@ export function confirm({ title, text, action, danger = false }) {
     const heading = h('h2', { id: 'confirm-title' }, title);
     const dialog = h(
       'dialog',
-      { 'aria-labelledby': 'confirm-title' },
+      { 'aria-labelledby': 'confirm-title', 'aria-describedby': 'confirm-text' },
       heading,
-      h('p', {}, text),
+      h('div', { id: 'confirm-text' }, typeof text === 'string' ? h('p', {}, text) : text),
       h(
         'div',
         { class: 'actions' },

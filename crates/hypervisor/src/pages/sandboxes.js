@@ -6,7 +6,7 @@ import { showExplanation } from './explain.js';
 import { follow } from './follow.js';
 import { noticeLine, showNotices } from './notices.js';
 import { swapLine } from './swap.js';
-import { cloneLive, showSnapshots } from './snapshots.js';
+import { cloneLive, restoreKnownGood, showSnapshots } from './snapshots.js';
 import { showWorkbench } from './workbench.js';
 
 const ABOUT = {
@@ -62,6 +62,7 @@ export function sandboxCard(sandbox, act, notice) {
       button('restart', 'Restart', state === 'running'),
       button('logs', 'Log', state === 'running' || state === 'starting', 'btn-quiet'),
       button('snapshots', 'Snapshots', true, 'btn-quiet'),
+      button('known-good', 'Restore last known good', true, 'btn-quiet'),
       button('services', 'Services', state === 'running', 'btn-quiet'),
       button('notices', 'Notices', true, 'btn-quiet'),
       button('explain', 'What it may do', true, 'btn-quiet'),
@@ -123,6 +124,7 @@ export function sandboxesView(view, _me, signal) {
   async function act(name, role, button) {
     if (name === 'logs') return busy(button, message, () => showLog(role));
     if (name === 'snapshots') return showSnapshots(role);
+    if (name === 'known-good') return restoreKnownGood(role, button, message, progress);
     if (name === 'services') return busy(button, message, () => showWorkbench(role));
     if (name === 'explain') return busy(button, message, () => showExplanation(role));
     if (name === 'notices') return busy(button, message, () => showNotices(role));

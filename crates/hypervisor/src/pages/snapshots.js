@@ -1,7 +1,7 @@
 // A sandbox's snapshots: take, mark, restore, delete; and making dev a copy of live.
 
 import { get, patch, post, postAndFollow, remove } from './api.js';
-import { busy, confirm, empty, errorNotice, fill, h, loading, time, toast } from './dom.js';
+import { busy, confirm, empty, errorNotice, fill, h, loading, show, time, toast } from './dom.js';
 
 /** How often the list is asked for while something is copied by somebody else. */
 const REFRESH_MS = 1000;
@@ -66,6 +66,46 @@ export async function cloneLive(button, message, place) {
   await busy(button, message, async () => {
     const done = await copying('/me/sandboxes/clone', {}, 'dev', place);
     toast(`dev is a copy of live, after ${seconds(done.took_ms)}.`);
+  });
+}
+
+/**
+ * Puts the latest snapshot that is marked as known good back in place, after asking. `place` shows
+ * progress, `message` what went wrong.
+ */
+export async function restoreKnownGood(role, button, message, place) {
+  let good;
+  await busy(button, message, async () => {
+    const { snapshots } = await get(`/me/sandboxes/${role}/snapshots`);
+    good = snapshots.find((snapshot) => snapshot.known_good) ?? null;
+  });
+  if (good === undefined) return;
+  if (good === null) {
+    show(
+      `Nothing to go back to yet`,
+      h('p', {}, `No snapshot of ${role} is marked as known good. Under Snapshots, take one while ${role} works as it should, and mark it.`),
+    );
+    return;
+  }
+  const title = good.name ?? REASONS[good.reason] ?? good.reason;
+  const sure = await confirm({
+    title: `Restore the last known good ${role}?`,
+    text: [
+      h('span', {}, `${role} becomes what it was in “${title}”, taken `, time(good.created_at), '.'),
+      h(
+        'ul',
+        {},
+        h('li', {}, `Lost from ${role}: what changed in its files, home and history since then, and commands and terminals that run in it. Open pages reload.`),
+        h('li', {}, 'Kept: what it is now becomes a snapshot of its own, so this can be taken back. The other sandbox, secrets and settings stay as they are.'),
+      ),
+    ],
+    action: 'Restore',
+    danger: true,
+  });
+  if (!sure) return;
+  await busy(button, message, async () => {
+    const done = await copying(`/me/sandboxes/${role}/snapshots/${good.id}/restore`, {}, role, place);
+    toast(`${role} is what it was in “${title}”, after ${seconds(done.took_ms)}.`);
   });
 }
 

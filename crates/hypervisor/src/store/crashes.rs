@@ -16,6 +16,19 @@ pub struct CrashRow {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+    /// The end of its log: its own words, one entry per line.
+    pub log: Vec<String>,
+}
+
+/// Why a sandbox was given up.
+#[derive(Debug)]
+pub struct GivenUp {
+    /// What happened.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The end of its log, bounded by whoever read it.
+    pub log: Vec<String>,
 }
 
 impl CrashRow {
@@ -27,12 +40,16 @@ impl CrashRow {
                 .try_get::<Option<String>, _>("failed")?
                 .unwrap_or_default(),
             hint: row.try_get("hint")?,
+            log: row
+                .try_get::<Option<String>, _>("log")?
+                .map(|log| log.lines().map(str::to_owned).collect())
+                .unwrap_or_default(),
         })
     }
 }
 
 impl Store {
-    /// Keeps a sandbox's crashes, and with `failed` why it was given up and what to do.
+    /// Keeps a sandbox's crashes, and with `failed` why it was given up, what to do, and its last words.
     ///
     /// # Errors
     /// The database failed, or there is no such sandbox.
@@ -40,20 +57,25 @@ impl Store {
         &self,
         sandbox: SandboxId,
         crashes: u32,
-        failed: Option<(String, Option<String>)>,
+        failed: Option<GivenUp>,
         now: i64,
     ) -> Result<(), StoreError> {
-        let (message, hint) = failed.map_or((None, None), |(message, hint)| (Some(message), hint));
+        let (message, hint, log) = failed.map_or((None, None, None), |failed| {
+            let log = (!failed.log.is_empty()).then(|| failed.log.join("\n"));
+            (Some(failed.message), failed.hint, log)
+        });
         sqlx::query(
-            "INSERT INTO sandbox_crashes (sandbox_id, crashes, last_at, failed, hint)
-             VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (sandbox_id) DO UPDATE SET crashes = $2, last_at = $3, failed = $4, hint = $5",
+            "INSERT INTO sandbox_crashes (sandbox_id, crashes, last_at, failed, hint, log)
+             VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (sandbox_id) DO UPDATE
+             SET crashes = $2, last_at = $3, failed = $4, hint = $5, log = $6",
         )
         .bind(sandbox.to_string())
         .bind(i64::from(crashes))
         .bind(now)
         .bind(message)
         .bind(hint)
+        .bind(log)
         .execute(&self.write)
         .await?;
         Ok(())
@@ -80,7 +102,7 @@ impl Store {
     /// The database failed.
     pub async fn crashes(&self, sandbox: SandboxId) -> Result<Option<CrashRow>, StoreError> {
         sqlx::query(
-            "SELECT sandbox_id, crashes, failed, hint FROM sandbox_crashes WHERE sandbox_id = $1",
+            "SELECT sandbox_id, crashes, failed, hint, log FROM sandbox_crashes WHERE sandbox_id = $1",
         )
         .bind(sandbox.to_string())
         .fetch_optional(&self.read)
@@ -95,7 +117,7 @@ impl Store {
     /// The database failed.
     pub async fn failures(&self) -> Result<Vec<CrashRow>, StoreError> {
         sqlx::query(
-            "SELECT sandbox_id, crashes, failed, hint FROM sandbox_crashes
+            "SELECT sandbox_id, crashes, failed, hint, log FROM sandbox_crashes
              WHERE failed IS NOT NULL ORDER BY sandbox_id",
         )
         .fetch_all(&self.read)

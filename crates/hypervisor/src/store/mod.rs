@@ -25,7 +25,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-pub use crashes::CrashRow;
+pub use crashes::{CrashRow, GivenUp};
 pub use handover::{Handover, NewHandover};
 pub use invites::{Entitlement, InviteRow, NewInvite, Registration};
 pub use network_rules::NetworkRuleRow;

@@ -1,10 +1,11 @@
-//! Logs.
+//! Logs, and telemetry that is sent to a collector.
 //!
 //! Never logged, at any level: values of secrets, tokens and recovery codes, cookies, request
 //! and response bodies, query strings, environment values, command output, `Authorization`.
 //! What slips through in a formatted field is masked by [`redact`] before it is written.
 
 mod json;
+pub mod otlp;
 mod redact;
 mod writer;
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
 use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
 use types::{CommandExit, CommandId, LimitReached};
@@ -32,6 +33,10 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// Grace when the supervisor itself is asked to end by SIGTERM.
 const SIGTERM_GRACE: Duration = Duration::from_secs(5);
 
+/// Pause after a client that could not be let in, because there is no descriptor for it: it
+/// goes on waiting, and the listener would be ready again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Said once per start, and per command, where it is so.
 const UNCOUNTED: &str = "denied system calls are refused and not counted: this kernel gives no \
                          notification of them, or a filter around the supervisor has it already";
@@ -55,6 +60,8 @@ pub(crate) struct Supervisor {
     next_connection: u64,
     pub(super) next_question: u64,
     stop_at: Option<Instant>,
+    /// When the listener is looked at again.
+    accept_at: Option<Instant>,
     pub(super) freeze: Option<Freeze>,
     /// System calls that were refused and not told yet.
     denied: Counts,
@@ -104,6 +111,7 @@ impl Supervisor {
             next_connection: 0,
             next_question: 0,
             stop_at: None,
+            accept_at: None,
             freeze: None,
             denied: Counts::default(),
             look_at: Instant::now() + LOOK_EVERY,
@@ -168,7 +176,7 @@ impl Supervisor {
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(
                 &self.listener,
-                if self.connections.len() < MAX_CONNECTIONS {
+                if self.connections.len() < MAX_CONNECTIONS && self.accept_at.is_none() {
                     PollFlags::IN
                 } else {
                     PollFlags::empty()
@@ -203,7 +211,7 @@ impl Supervisor {
             Timespec::try_from(at.saturating_duration_since(Instant::now())).unwrap_or_default()
         });
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let seen = fds.iter().map(PollFd::revents);
@@ -242,6 +250,7 @@ impl Supervisor {
         runners
             .chain(connections)
             .chain(stop)
+            .chain(self.accept_at)
             .chain(windows)
             .chain(told)
             .chain(thaw)
@@ -250,6 +259,7 @@ impl Supervisor {
     }
 
     fn enforce_deadlines(&mut self, now: Instant) {
+        self.accept_at = self.accept_at.filter(|at| *at > now);
         for runner in self.runners.values_mut() {
             runner.task.enforce_deadline(now);
         }
@@ -287,8 +297,13 @@ impl Supervisor {
     fn accept(&mut self, now: Instant) {
         while self.connections.len() < MAX_CONNECTIONS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let Ok(socket) = accept_with(&self.listener, flags) else {
-                return;
+            let socket = match accept_with(&self.listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+                Err(_) => {
+                    self.accept_at = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
             };
             let known = socket_peercred(&socket)
                 .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == self.client_uid);

@@ -10,17 +10,31 @@ pub(crate) fn refusal(error: &WallError) -> Refusal {
         "wall_missing",
         format!("the sandbox was not started: {error}"),
     );
-    match cause(error) {
-        Some(hint) => refusal.with_hint(hint),
-        None => {
-            refusal.with_hint("run `hypervisor doctor` to see which wall this machine cannot build")
-        }
-    }
+    let hint = explain(error, &Facts::read()).unwrap_or_else(|| {
+        "run `hypervisor doctor` to see which wall this machine cannot build".to_owned()
+    });
+    refusal.with_hint(hint)
 }
 
-/// The likeliest cause, with its remedy, as this machine's settings tell it.
-pub(crate) fn cause(error: &WallError) -> Option<String> {
-    explain(error, &Facts::read())
+/// The likeliest cause, with its remedy, as this machine's settings tell it; for `doctor`,
+/// which cannot send anybody elsewhere.
+pub(crate) fn remedy(error: &WallError) -> String {
+    remedy_on(error, &Facts::read())
+}
+
+/// The same for any machine.
+fn remedy_on(error: &WallError, facts: &Facts) -> String {
+    explain(error, facts).unwrap_or_else(|| {
+        let kernel = facts
+            .kernel
+            .map(|(major, minor)| format!(" (this is {major}.{minor})"))
+            .unwrap_or_default();
+        format!(
+            "no setting of this machine tells why: boot a kernel of Linux 5.15 or later{kernel} \
+             with CONFIG_NAMESPACES, CONFIG_USER_NS and CONFIG_SECCOMP_FILTER, outside of \
+             containers and sandboxes, and look at `dmesg` for what refused it"
+        )
+    })
 }
 
 /// Why Landlock may be missing here.
@@ -33,6 +47,16 @@ fn explain(error: &WallError, facts: &Facts) -> Option<String> {
     let step = error.step.as_str();
     if step.contains("Landlock") {
         return Some(landlock_on(facts));
+    }
+    if step.contains("seccomp") {
+        let within = if facts.container.is_some() {
+            "; in a container its own profile may forbid it (--security-opt seccomp=unconfined)"
+        } else {
+            ""
+        };
+        return Some(format!(
+            "seccomp filters are missing or forbidden: boot a kernel with CONFIG_SECCOMP_FILTER{within}"
+        ));
     }
     if step.starts_with("find /dev/") {
         return Some(

@@ -65,7 +65,7 @@ pub(super) fn with_log(mut error: StartError, log: Vec<String>) -> StartError {
     error
 }
 
-pub(super) fn exited_early(exit: &CommandExit) -> StartError {
+fn exited_early(exit: &CommandExit) -> StartError {
     if let Some(limit) = &exit.limit {
         return StartError::new(
             "guest_exited",

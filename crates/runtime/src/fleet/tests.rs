@@ -32,6 +32,10 @@ struct Double {
     adopts: Mutex<SandboxId>,
     /// It was started just now.
     young: AtomicBool,
+    /// It runs and cannot be taken over.
+    unreached: AtomicBool,
+    /// What is to be taken down does not end.
+    stuck: AtomicBool,
 }
 
 impl Default for Double {
@@ -45,6 +49,8 @@ impl Default for Double {
             guests: Mutex::default(),
             adopts: Mutex::new(SandboxId::generate()),
             young: AtomicBool::default(),
+            unreached: AtomicBool::default(),
+            stuck: AtomicBool::default(),
         }
     }
 }
@@ -102,9 +108,20 @@ impl SandboxRuntime for Double {
         })
     }
 
-    fn stop(&self, _start: StartId, _control: Control, _grace_ms: u64) -> BoxFuture<'_, ()> {
-        self.stops.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async {})
+    fn stop(
+        &self,
+        _start: StartId,
+        _control: Control,
+        _grace_ms: u64,
+    ) -> BoxFuture<'_, Result<(), StartError>> {
+        let stuck = self.stuck.load(Ordering::SeqCst);
+        Box::pin(async move {
+            if stuck {
+                return Err(StartError::new("does_not_end", "it hangs"));
+            }
+            self.stops.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
     }
 
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {
@@ -118,7 +135,12 @@ impl SandboxRuntime for Double {
                 sandbox_id: *self.adopts.lock().unwrap(),
                 start_id: StartId::generate(),
                 started_at,
-                started: self.started(),
+                control: Control::new(PathBuf::from("/nonexistent"), Nonce::new(String::new())),
+                started: if self.unreached.load(Ordering::SeqCst) {
+                    Err(StartError::new("not_taken_over", "it does not answer"))
+                } else {
+                    Ok(self.started())
+                },
             }]
         })
     }
@@ -127,10 +149,14 @@ impl SandboxRuntime for Double {
 /// A host whose guests are healthy when the test says so.
 struct Plane {
     healthy: AtomicBool,
+    /// Whether a crashed guest may come back in its start.
+    restartable: AtomicBool,
     /// Sandboxes that may run at the same time.
     places: AtomicUsize,
     /// Crashes as an earlier or a later hypervisor finds them.
     kept: Mutex<HashMap<SandboxId, u32>>,
+    /// What follows each crash.
+    pauses: Mutex<Vec<Option<Duration>>>,
 }
 
 impl Host for Plane {
@@ -151,6 +177,10 @@ impl Host for Plane {
 
     fn adopted(&self, _instance: Arc<Instance>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
+    }
+
+    fn restartable(&self, _instance: &Instance) -> bool {
+        self.restartable.load(Ordering::SeqCst)
     }
 
     fn healthy(&self, _instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {
@@ -174,6 +204,7 @@ impl Host for Plane {
 
     fn crashed(&self, sandbox: SandboxId, crash: Crashed) -> BoxFuture<'_, ()> {
         self.kept.lock().unwrap().insert(sandbox, crash.crashes);
+        self.pauses.lock().unwrap().push(crash.restarts_in);
         Box::pin(async {})
     }
 
@@ -228,8 +259,10 @@ fn bench() -> Bench {
     let driver = Arc::new(Double::default());
     let host = Arc::new(Plane {
         healthy: AtomicBool::new(true),
+        restartable: AtomicBool::new(true),
         places: AtomicUsize::new(usize::MAX),
         kept: Mutex::default(),
+        pauses: Mutex::default(),
     });
     let options = FleetOptions {
         healthy_within: Duration::from_secs(2),
@@ -370,6 +403,14 @@ async fn a_crashed_guest_starts_again_in_the_same_start_where_that_is_possible()
     bench.fleet.stop(bench.sandbox).await;
     assert_eq!(counts(), (3, 2, 3));
     assert!(last.start_ended().is_cancelled());
+    // Where the host says that it may not come back there, a new start takes its place.
+    bench.host.restartable.store(false, Ordering::SeqCst);
+    let last = bench.fleet.start(bench.sandbox).await.unwrap();
+    bench.driver.crash();
+    reached(&bench, SandboxState::Starting).await;
+    reached(&bench, SandboxState::Running).await;
+    assert_eq!(counts(), (5, 2, 4));
+    assert!(last.start_ended().is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]
@@ -401,6 +442,55 @@ async fn a_crash_restarts_and_a_crash_loop_fails() {
     );
 }
 
+/// Each pause is twice the one before, also for a guest that dies before its first health.
+#[tokio::test(start_paused = true)]
+async fn pauses_between_restarts_double() {
+    for healthy in [true, false] {
+        let bench = bench();
+        bench.host.healthy.store(healthy, Ordering::SeqCst);
+        bench.fleet.begin(bench.sandbox).unwrap();
+        let mut crashes = 0;
+        while bench.fleet.status(bench.sandbox).state != SandboxState::Failed {
+            let guest = bench.driver.guests.lock().unwrap().pop();
+            if let Some(end) = guest {
+                // Its first health, where it has one.
+                while healthy && bench.fleet.running(bench.sandbox).is_none() {
+                    tokio::task::yield_now().await;
+                }
+                end.send(CommandExit::default()).unwrap();
+                crashes += 1;
+            }
+            tokio::time::sleep(Duration::from_micros(50)).await;
+        }
+        assert_eq!(crashes, 5);
+        let pauses = bench.host.pauses.lock().unwrap().clone();
+        let millis = |n| Some(Duration::from_millis(n));
+        let doubled = [millis(1), millis(2), millis(4), millis(8), None];
+        assert_eq!(pauses, doubled, "healthy: {healthy}");
+        let error = bench.fleet.status(bench.sandbox).error.unwrap();
+        assert_eq!(error.code, "crash_loop");
+        let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
+        assert_eq!(count(&bench.driver.starts), count(&bench.driver.stops));
+        assert_eq!(count(&bench.driver.starts), 5);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_dies_at_first_and_then_does_not_is_started() {
+    let bench = bench();
+    bench.host.healthy.store(false, Ordering::SeqCst);
+    let (fleet, sandbox) = (bench.fleet.clone(), bench.sandbox);
+    let start = tokio::spawn(async move { fleet.start(sandbox).await });
+    while bench.driver.guests.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    bench.driver.crash();
+    bench.host.healthy.store(true, Ordering::SeqCst);
+    start.await.unwrap().unwrap();
+    assert_eq!(bench.driver.starts.load(Ordering::SeqCst), 2);
+    assert_eq!(bench.host.kept.lock().unwrap()[&sandbox], 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sandbox_that_lived_long_is_not_in_a_crash_loop() {
     let bench = bench();
@@ -430,6 +520,46 @@ async fn an_adopted_sandbox_runs_and_can_be_stopped() {
     assert_eq!(bench.fleet.stop_all(Duration::from_secs(5)).await, []);
     assert_eq!(bench.fleet.count(SandboxState::Stopped), 1);
     assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_does_not_end_is_not_stopped_and_nothing_is_started_beside_it() {
+    let bench = bench();
+    let starts = || bench.driver.starts.load(Ordering::SeqCst);
+    let status = || bench.fleet.status(bench.sandbox);
+    bench.fleet.start(bench.sandbox).await.unwrap();
+    bench.driver.stuck.store(true, Ordering::SeqCst);
+    bench.fleet.stop(bench.sandbox).await;
+    assert_eq!(status().state, SandboxState::Failed);
+    assert_eq!(status().error.unwrap().code, "does_not_end");
+    let refused = bench.fleet.start(bench.sandbox).await.unwrap_err();
+    assert_eq!((refused.code.as_str(), starts()), ("does_not_end", 1));
+    let left = bench.fleet.stop_all(Duration::from_secs(5)).await;
+    assert_eq!(left, [bench.sandbox]);
+    // Once it is gone, a stop or a start finds that out.
+    bench.driver.stuck.store(false, Ordering::SeqCst);
+    bench.fleet.stop(bench.sandbox).await;
+    assert_eq!(status().state, SandboxState::Stopped);
+    bench.fleet.start(bench.sandbox).await.unwrap();
+    assert_eq!(starts(), 2);
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_over_is_failed_in_words_until_an_order_ends_it() {
+    let bench = bench();
+    bench.driver.unreached.store(true, Ordering::SeqCst);
+    bench.fleet.adopt().await;
+    let adopted = *bench.driver.adopts.lock().unwrap();
+    let status = bench.fleet.status(adopted);
+    assert_eq!(status.state, SandboxState::Failed);
+    assert_eq!(status.error.unwrap().code, "not_taken_over");
+    let stops = || bench.driver.stops.load(Ordering::SeqCst);
+    assert_eq!(stops(), 0);
+    bench.fleet.start(adopted).await.unwrap();
+    assert_eq!(
+        (stops(), bench.driver.starts.load(Ordering::SeqCst)),
+        (1, 1)
+    );
 }
 
 #[tokio::test]

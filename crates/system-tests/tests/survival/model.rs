@@ -9,6 +9,9 @@ use types::Role;
 /// sandbox takes less, so kills meet every part of it, and what follows.
 const CUT_WITHIN: u64 = 140;
 
+/// The same where something is copied, or a sandbox is stopped that takes its time.
+const CUT_WITHIN_SLOW: u64 = 900;
+
 /// Numbers from a seed (SplitMix64, "Fast splittable pseudorandom number generators", 2014).
 pub(crate) struct Random(u64);
 
@@ -45,6 +48,14 @@ pub(crate) enum Operation {
     Service(Role),
     /// A command that is waited for.
     Command(Role),
+    /// One that takes longer than the hypervisor that was asked for it may live.
+    Long(Role),
+    /// A shell, for which its page comes back.
+    Terminal(Role),
+    Snapshot(Role),
+    /// Puts the latest snapshot back, if there is one.
+    Restore(Role),
+    Clone,
 }
 
 /// One step of a sequence.
@@ -62,26 +73,65 @@ pub(crate) enum Step {
 impl Operation {
     fn random(random: &mut Random) -> Self {
         let role = random.role();
-        match random.below(12) {
-            0..=3 => Self::Start(role),
-            4 => Self::Stop(role),
-            5 => Self::Restart(role),
-            6 | 7 => Self::Swap,
-            8..=10 => Self::Service(role),
-            _ => Self::Command(role),
+        match random.below(18) {
+            0..=4 => Self::Start(role),
+            5 => Self::Stop(role),
+            6 => Self::Restart(role),
+            7 | 8 => Self::Swap,
+            9 | 10 => Self::Service(role),
+            11 => Self::Command(role),
+            12 => Self::Long(role),
+            13 => Self::Terminal(role),
+            14 | 15 => Self::Snapshot(role),
+            16 => Self::Restore(role),
+            _ => Self::Clone,
         }
+    }
+
+    /// Whether it is waited for until its end.
+    pub(crate) const fn ends(self) -> bool {
+        !matches!(self, Self::Long(_))
     }
 }
 
 impl Step {
     pub(crate) fn random(random: &mut Random) -> Self {
         if random.below(5) < 3 {
-            return Self::Whole(Operation::random(random));
+            let operation = Operation::random(random);
+            if operation.ends() {
+                return Self::Whole(operation);
+            }
         }
         let count = 1 + random.below(3);
+        let mut operations: Vec<_> = (0..count).map(|_| Operation::random(random)).collect();
+        let replaces =
+            |operation: &Operation| matches!(operation, Operation::Restore(_) | Operation::Clone);
+        // What a replacement does about a sandbox that ran is known; next to other orders
+        // about its state nobody can say whether it runs again.
+        if operations.iter().any(replaces) {
+            operations.retain(|operation| {
+                !matches!(
+                    operation,
+                    Operation::Start(_) | Operation::Stop(_) | Operation::Restart(_)
+                )
+            });
+        }
+        let slow = operations.iter().any(|operation| {
+            matches!(
+                operation,
+                Operation::Snapshot(_)
+                    | Operation::Restore(_)
+                    | Operation::Clone
+                    | Operation::Stop(_)
+            )
+        });
         Self::Cut {
-            operations: (0..count).map(|_| Operation::random(random)).collect(),
-            after: Duration::from_millis(random.below(CUT_WITHIN)),
+            operations,
+            after: Duration::from_millis(random.below(if slow {
+                CUT_WITHIN_SLOW
+            } else {
+                CUT_WITHIN
+            })),
         }
     }
 }
@@ -131,10 +181,16 @@ impl Pair {
                 self.swaps += 1;
                 return;
             }
+            // Only a source that stands still for a moment.
+            Operation::Snapshot(_) => return,
+            Operation::Clone => Role::Dev,
             Operation::Start(role)
             | Operation::Stop(role)
             | Operation::Restart(role)
             | Operation::Service(role)
+            | Operation::Terminal(role)
+            | Operation::Restore(role)
+            | Operation::Long(role)
             | Operation::Command(role) => role,
         };
         // With a swap under way at the same time it may have met either.
@@ -149,6 +205,13 @@ impl Pair {
                         sandbox.start = None;
                     }
                 }
+                // What ran runs again, in another start; what did not does not.
+                Operation::Restore(_) | Operation::Clone => {
+                    sandbox.start = None;
+                    for required in sandbox.services.values_mut() {
+                        *required = false;
+                    }
+                }
                 Operation::Stop(_) | Operation::Restart(_) => {
                     sandbox.may_be_stopped = true;
                     sandbox.may_run |= operation == Operation::Restart(role);
@@ -157,10 +220,13 @@ impl Pair {
                         *required = false;
                     }
                 }
-                Operation::Service(_) => {
+                Operation::Service(_) | Operation::Terminal(_) => {
                     sandbox.services.insert(label.to_owned(), false);
                 }
-                Operation::Command(_) | Operation::Swap => {}
+                Operation::Command(_)
+                | Operation::Long(_)
+                | Operation::Snapshot(_)
+                | Operation::Swap => {}
             }
         }
     }

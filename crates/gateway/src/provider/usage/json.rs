@@ -1,13 +1,18 @@
 //! Finding usage objects in JSON text as it passes.
 
+use std::sync::LazyLock;
+
 use memchr::memchr2;
-use memchr::memmem;
+use memchr::memmem::Finder;
 
 /// Longest usage object, in bytes; real ones have a few hundred.
 pub(super) const MAX_USAGE: usize = 8 << 10;
 
 /// Longest key that is compared, in bytes.
 const MAX_KEY: usize = 40;
+
+/// How the key of a usage object begins; looked for in every event of every stream.
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage"));
 
 /// Finds usage objects in JSON text at the first two levels, without keeping anything else.
 #[derive(Debug, Default)]
@@ -31,8 +36,10 @@ pub(super) struct Json {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Key {
     Usage,
-    /// An object that may hold a usage object.
-    Envelope,
+    /// An object that may hold a usage object: of a reply that has ended,
+    Response,
+    /// and of one that begins.
+    Message,
     #[default]
     Other,
 }
@@ -40,7 +47,7 @@ enum Key {
 /// Whether a whole JSON text may hold a usage object: the key with an object behind it. What
 /// stands in a string has a `\` before its quotation marks.
 pub(super) fn may_tell(text: &[u8]) -> bool {
-    memmem::find_iter(text, b"\"usage").any(|at| {
+    USAGE.find_iter(text).any(|at| {
         let after = text.get(at + 6..).unwrap_or_default();
         let after = after.strip_prefix(b"Metadata").unwrap_or(after);
         after
@@ -51,8 +58,9 @@ pub(super) fn may_tell(text: &[u8]) -> bool {
 }
 
 impl Json {
-    /// Takes the next bytes, and gives the usage objects that end in them to `found`.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8])) {
+    /// Takes the next bytes, and gives the usage objects that end in them to `found`, and
+    /// whether each is of a message that only begins.
+    pub(super) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8], bool)) {
         let mut rest = bytes;
         while let Some((byte, after)) = rest.split_first() {
             if self.in_string {
@@ -83,7 +91,7 @@ impl Json {
                 _ => {}
             }
             if is_whole {
-                found(&self.captured);
+                found(&self.captured, self.place[0] == Key::Message);
             }
         }
     }
@@ -120,7 +128,8 @@ impl Json {
         if std::mem::take(&mut self.reads_key) {
             self.set_place(match self.key.as_slice() {
                 b"usage" | b"usageMetadata" | b"amazon-bedrock-invocationMetrics" => Key::Usage,
-                b"response" | b"message" => Key::Envelope,
+                b"response" => Key::Response,
+                b"message" => Key::Message,
                 _ => Key::Other,
             });
         }
@@ -138,7 +147,9 @@ impl Json {
         let wanted = match self.depth {
             // A Gemini stream without SSE is an array of replies.
             1 => self.object[0] && self.place[0] == Key::Usage,
-            2 if self.object[0] => self.place == [Key::Envelope, Key::Usage],
+            2 if self.object[0] => {
+                matches!(self.place, [Key::Response | Key::Message, Key::Usage])
+            }
             2 => self.place[1] == Key::Usage,
             _ => false,
         };

@@ -65,7 +65,7 @@ async fn serve(
         }
         (Route::Renew, &Method::POST) => {
             let slot = &channel.peer.slot;
-            slot.renew(plane.clock.now_ms());
+            slot.renew(plane.clock.awake_ms());
             Ok(Json(json!({"expires_in_seconds": slot.lifetime().as_secs()})).into_response())
         }
         (Route::Commands, &Method::POST) => http_commands::start(&commands, actor, request).await,

@@ -283,7 +283,7 @@ async fn admit(
     let checked = channel.plane.tokens.check(
         &channel.peer.slot,
         shown_token(&head.headers),
-        channel.plane.clock.now_ms(),
+        channel.plane.clock.awake_ms(),
     );
     if let Err(misuse) = checked {
         report(channel, &actor, &route, misuse).await;

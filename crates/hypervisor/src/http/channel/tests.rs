@@ -277,6 +277,17 @@ async fn renewal_keeps_the_token_alive() {
 }
 
 #[tokio::test]
+async fn a_token_does_not_age_while_nobody_can_renew_it() {
+    let installation = Installation::new("").await;
+    let (channel, token) = started(&installation, Role::Live).await;
+    let mut wire = Wire::open(&channel).await;
+    installation.app.clock.suspend(LIFETIME * 100);
+    assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 200);
+    installation.app.clock.advance(LIFETIME);
+    assert_eq!(wire.ask("GET /provider/v1", Some(&token), "").await.0, 401);
+}
+
+#[tokio::test]
 async fn a_token_is_refused_on_every_channel_but_its_own() {
     let installation = Installation::new("").await;
     let (guests, guests_token) = started(&installation, Role::Live).await;

@@ -25,8 +25,14 @@ const WAIT_SCRIPT: &str = r##""use strict";
       const answer = await fetch(`/.choir/status?role=${role}`, { cache: "no-store" });
       if (answer.status === 401) { location.reload(); return; }
       const status = await answer.json();
-      if (status.state === "running" || status.state === "failed" || status.state === "stopped") {
+      const copied = status.state === "stopped" && status.copied;
+      if (status.state === "running" || status.state === "failed" || (status.state === "stopped" && !copied)) {
         location.reload();
+        return;
+      }
+      if (copied) {
+        state.textContent = copied;
+        setTimeout(poll, 1000);
         return;
       }
       const seconds = Math.round((Date.now() - began) / 1000);
@@ -50,7 +56,8 @@ main pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}
 ";
 
 /// The page that waits for a start, or tells why there is none.
-pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
+/// `copied` says what copy has to end first.
+pub(super) fn wait(role: Role, status: &Status, copied: Option<&str>, next: &str) -> Response {
     let badge = format!("<span class=\"badge badge-{role}\">{role}</span>");
     let (title, body, waiting) = match (&status.state, &status.error) {
         (SandboxState::Failed, error) => {
@@ -90,9 +97,10 @@ pub(super) fn wait(role: Role, status: &Status, next: &str) -> Response {
         }
         (state, _) => {
             // The start was just ordered and may not have begun.
-            let state = match state {
-                SandboxState::Stopped => SandboxState::Starting,
-                other => *other,
+            let state = match (state, copied) {
+                (SandboxState::Stopped, Some(copied)) => escape(copied),
+                (SandboxState::Stopped, None) => SandboxState::Starting.to_string(),
+                (other, _) => other.to_string(),
             };
             let body = format!(
                 "<h1>Starting {badge}</h1><div class=\"row\"><span class=\"spinner\" aria-hidden=\"true\"></span>\

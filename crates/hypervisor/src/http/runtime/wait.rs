@@ -40,8 +40,11 @@ impl Visit {
             }
             other => other?,
         }
-        let status = self.app.sandboxes.status(route.sandbox(role));
-        Ok(pages::wait(role, &status, paths::safe_next(next)))
+        let sandbox = route.sandbox(role);
+        let copied = self.app.sandboxes.copied(sandbox);
+        let status = self.app.sandboxes.status(sandbox);
+        let copied = copied.as_deref();
+        Ok(pages::wait(role, &status, copied, paths::safe_next(next)))
     }
 
     /// `/.choir/status?role=…`, which the wait page polls.
@@ -49,10 +52,13 @@ impl Visit {
         let session = self.own_session(head).await?;
         let role = self.role_of(head.uri.query().unwrap_or_default())?;
         let route = self.app.sandboxes.plane().route(session.user.id).await?;
-        let status = self.app.sandboxes.status(route.sandbox(role));
+        let sandbox = route.sandbox(role);
+        let copied = self.app.sandboxes.copied(sandbox);
+        let status = self.app.sandboxes.status(sandbox);
         let mut response = Json(json!({
             "role": role,
             "state": status.state,
+            "copied": copied,
             "reason": status.error.as_ref().map(|error| &error.message),
             "hint": status.error.as_ref().and_then(|error| error.hint.as_ref()),
             "generation": route.generation,

@@ -1,11 +1,15 @@
 //! What ties a command to its caller.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::protocol::Signal;
 use runtime::{ControlError, Instance, Output};
-use types::CommandId;
+use types::{CommandId, CommandState};
+
+use crate::error::Error;
+use crate::services::sandboxes::Plane;
 
 /// A caller may go away while its command is still being spawned; then the signal finds
 /// nothing yet. This many more attempts are made, this far apart.
@@ -82,6 +86,53 @@ async fn kill(instance: &Instance, id: CommandId) {
                 tracing::warn!(command = %id, %error, "a command without a caller could not be killed");
                 return;
             }
+        }
+    }
+}
+
+/// Notes that a command's caller will come back for it (ADR 0016), beside the start's other
+/// records, which no sandbox sees and which go with the start.
+///
+/// # Errors
+/// It cannot be written; then the command must not begin.
+pub(super) async fn keep(plane: &Plane, instance: &Instance, id: CommandId) -> Result<(), Error> {
+    let file = file(plane, instance, id);
+    if let Some(dir) = file.parent() {
+        let made = tokio::fs::create_dir_all(dir).await;
+        made.map_err(Error::internal)?;
+    }
+    tokio::fs::write(file, "").await.map_err(Error::internal)
+}
+
+/// Its caller has let go of it.
+pub(super) async fn lose(plane: &Plane, instance: &Instance, id: CommandId) {
+    // Most have none.
+    let _ = tokio::fs::remove_file(file(plane, instance, id)).await;
+}
+
+fn file(plane: &Plane, instance: &Instance, id: CommandId) -> PathBuf {
+    let run = plane.config.data_dir.join("run");
+    run.join(instance.start_id.to_string())
+        .join("rejoined")
+        .join(id.to_string())
+}
+
+/// Ends the commands of a start whose callers went with an earlier hypervisor: their
+/// connections ended with it, and so would the commands have. Services, terminals and what its
+/// caller comes back for go on.
+pub(crate) async fn end_orphans(plane: &Plane, instance: &Arc<Instance>) {
+    let runners = match instance.runners().await {
+        Ok(runners) => runners,
+        Err(error) => {
+            tracing::warn!(start = %instance.start_id, %error, "commands without a caller could not be looked for");
+            return;
+        }
+    };
+    for view in runners.into_iter().map(|runner| runner.view) {
+        let lasting = view.detach || view.terminal || file(plane, instance, view.id).exists();
+        if view.state == CommandState::Running && !lasting {
+            tracing::info!(command = %view.id, "ending a command whose caller went with the hypervisor");
+            drop(Leash::new(Arc::clone(instance), view.id));
         }
     }
 }

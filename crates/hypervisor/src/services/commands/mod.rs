@@ -23,7 +23,7 @@ use crate::services::sandboxes::{
     Identity, Plane, of_runner, of_runner_gateway, of_runner_network,
 };
 pub(crate) use grants::take_over;
-pub(crate) use leash::Leash;
+pub(crate) use leash::{Leash, end_orphans};
 use request::{PROVIDER_CALL, runner_spec};
 
 /// Exited commands whose output a sandbox keeps, beyond those that still run.
@@ -95,6 +95,9 @@ impl<'a> Commands<'a> {
             started_at: Some(rfc3339(self.plane.clock.now_ms())),
         };
         let lasting = view.detach || view.terminal || request.rejoin;
+        if request.rejoin {
+            leash::keep(self.plane, self.instance, id).await?;
+        }
         let leash = (!lasting).then(|| Leash::new(Arc::clone(self.instance), id));
         // In a task of its own: a caller that goes away must not leave half a spawn behind.
         let (plane, instance) = (Arc::clone(self.plane), Arc::clone(self.instance));
@@ -183,6 +186,7 @@ impl<'a> Commands<'a> {
                 .forget(runner.view.id)
                 .await
                 .map_err(refused)?;
+            leash::lose(self.plane, self.instance, runner.view.id).await;
         }
         Ok(())
     }
@@ -245,7 +249,9 @@ impl<'a> Commands<'a> {
     /// The actor may not, or the supervisor cannot be reached.
     pub(crate) async fn forget(&self, actor: &Actor, id: CommandId) -> Result<(), Error> {
         self.may_control(actor).await?;
-        self.instance.forget(id).await.map_err(refused)
+        self.instance.forget(id).await.map_err(refused)?;
+        leash::lose(self.plane, self.instance, id).await;
+        Ok(())
     }
 
     /// Follows a command's output from a byte on.
@@ -338,6 +344,7 @@ pub(crate) fn refused(error: ControlError) -> Error {
         ControlError::Io(_)
         | ControlError::Frame(_)
         | ControlError::Protocol(_)
+        | ControlError::Version(_)
         | ControlError::NotOurs(_) => {
             tracing::warn!(%error, "a supervisor could not be asked");
             Error::BadGateway("the sandbox's supervisor cannot be asked".to_owned())

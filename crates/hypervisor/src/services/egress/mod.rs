@@ -4,6 +4,7 @@
 //! network mode has a channel of its own, and that channel is all the authority there is: no
 //! token stands in a proxy's URL (arch §3).
 
+mod ration;
 pub(crate) mod rules;
 mod runner;
 
@@ -15,6 +16,7 @@ use tokio::sync::Semaphore;
 use types::{CommandId, NetworkMode, SandboxId};
 
 use crate::config::Config;
+use ration::{Further, Ration, Told};
 pub(crate) use runner::{Opened, RunnerNetwork, over};
 
 /// Look-ups of names that one sandbox has under way at the same time.
@@ -32,6 +34,10 @@ pub(crate) struct Networks {
     publishing: tokio::sync::Mutex<()>,
     /// As many entries as sandboxes that have a command with a network mode.
     sandboxes: Mutex<HashMap<SandboxId, Weak<OfSandbox>>>,
+    /// What sandboxes may still write into the ledger. It outlives their commands, so that
+    /// one after the other writes no more than one; as many entries as sandboxes that wrote
+    /// something lately.
+    rations: Mutex<HashMap<SandboxId, Ration>>,
 }
 
 /// What the commands of one sandbox share.
@@ -58,6 +64,7 @@ impl Networks {
             connections: config.network.connections,
             publishing: tokio::sync::Mutex::default(),
             sandboxes: Mutex::default(),
+            rations: Mutex::default(),
         }
     }
 
@@ -100,6 +107,19 @@ impl Networks {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(command, mode);
         Some(RunnerNetwork::new(command, mode, access, of_sandbox))
+    }
+
+    /// How a connection of this sandbox is to be told; see [`Ration::take`].
+    fn ration(&self, sandbox: SandboxId, now_ms: i64, own: bool, allowed: bool) -> Told {
+        let mut all = self.rations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|one, ration| *one == sandbox || !ration.is_full(now_ms));
+        all.entry(sandbox).or_default().take(now_ms, own, allowed)
+    }
+
+    /// A record about many could not be written.
+    fn give_back(&self, sandbox: SandboxId, further: Further) {
+        let mut all = self.rations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(sandbox).or_default().give_back(further);
     }
 
     /// What a sandbox can reach: the widest mode of its running commands.

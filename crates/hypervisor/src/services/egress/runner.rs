@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::error::Error as _;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gateway::egress::{Access, Caller, Denial, End, Ended, NameError, OpenError, Permit, Target};
@@ -11,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use types::{CommandId, NetworkMode, NoticeKind, UserId};
+use types::{CommandId, NetworkMode, NoticeKind, SandboxId, UserId};
 
+use super::ration::{Further, Told};
 use super::{CONNECTIONS_PER_RUNNER, OfSandbox};
 use crate::actor::{Actor, Via};
 use crate::error::Error;
@@ -21,13 +21,14 @@ use crate::services::audit::Entry;
 use crate::services::authorize;
 use crate::services::sandboxes::Plane;
 
-/// Different targets of one runner whose first connection is remembered as recorded. Beyond
-/// that the memory begins anew, so that something is rather recorded twice than not at all.
-const MAX_REMEMBERED: usize = 512;
+/// Targets of one runner, and refusals of them, that have a record of their own in the ledger;
+/// a program in a loop must not fill it. What its sandbox may write in all is bounded besides
+/// ([`super::ration`]); further connections share records. All are counted and, as far as they
+/// are refused and differ, noted for the user.
+const MAX_RECORDED: usize = 256;
 
-/// Refusals of one runner that are written to the ledger; a program in a loop must not fill
-/// it. All of them are counted and, as far as they differ, noted for the user.
-const MAX_AUDITED_REFUSALS: u32 = 256;
+/// The outcome of a connection that was let through.
+const ALLOWED: &str = "allowed";
 
 /// The place of one runner in the egress. Dropping it takes it out of what its sandbox can
 /// reach; its connections end with its channel.
@@ -39,9 +40,8 @@ pub(crate) struct RunnerNetwork {
     of_sandbox: Arc<OfSandbox>,
     connections: Arc<Semaphore>,
     /// What the ledger knows of already: the first connection to each target, and the first
-    /// refusal.
+    /// refusal. At most [`MAX_RECORDED`].
     recorded: Mutex<HashSet<(String, &'static str)>>,
-    refusals: AtomicU32,
 }
 
 impl Drop for RunnerNetwork {
@@ -83,7 +83,6 @@ impl RunnerNetwork {
             of_sandbox,
             connections: Arc::new(Semaphore::new(CONNECTIONS_PER_RUNNER)),
             recorded: Mutex::default(),
-            refusals: AtomicU32::new(0),
         }
     }
 
@@ -119,7 +118,7 @@ impl RunnerNetwork {
             Ok(permit) => permit,
             Err(denial) => return Err(self.refuse(plane, actor, &denial).await),
         };
-        self.record(plane, actor, &permit).await?;
+        self.record(plane, actor, sandbox, &permit).await?;
         match plane.networks.egress().open(&mut permit).await {
             Ok(stream) => {
                 plane.metrics.egress("connected");
@@ -160,13 +159,27 @@ impl RunnerNetwork {
         })
     }
 
-    /// Whether the ledger has to be told; once per target and outcome.
-    fn is_news(&self, target: &str, outcome: &'static str) -> bool {
+    /// How the ledger has to be told of this; `None` when it knows. A target is remembered
+    /// with its record, and never without one.
+    fn news(
+        &self,
+        plane: &Plane,
+        sandbox: SandboxId,
+        target: &str,
+        outcome: &'static str,
+    ) -> Option<Told> {
         let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-        if recorded.len() >= MAX_REMEMBERED {
-            recorded.clear();
+        let one = (target.to_owned(), outcome);
+        if recorded.contains(&one) {
+            return None;
         }
-        recorded.insert((target.to_owned(), outcome))
+        let own = recorded.len() < MAX_RECORDED;
+        let (now, allowed) = (plane.clock.now_ms(), outcome == ALLOWED);
+        let told = plane.networks.ration(sandbox, now, own, allowed);
+        if told == Told::Itself {
+            recorded.insert(one);
+        }
+        Some(told)
     }
 
     fn forget(&self, target: &str, outcome: &'static str) {
@@ -177,21 +190,51 @@ impl RunnerNetwork {
     }
 
     /// The first connection to each target has its record before it is made; the next ones of
-    /// the same command use the same leave.
-    async fn record(&self, plane: &Plane, actor: &Actor, permit: &Permit) -> Result<(), Error> {
+    /// the same command use the same leave. Beyond [`MAX_RECORDED`] there is a record that
+    /// further ones follow before the first of them is made, and their number in the next.
+    async fn record(
+        &self,
+        plane: &Plane,
+        actor: &Actor,
+        sandbox: SandboxId,
+        permit: &Permit,
+    ) -> Result<(), Error> {
         let target = permit.target().to_string();
-        if !self.is_news(&target, "allowed") {
-            return Ok(());
+        match self.news(plane, sandbox, &target, ALLOWED) {
+            None | Some(Told::Counted) => Ok(()),
+            Some(Told::Together(further)) => self.sum_up(plane, actor, sandbox, further).await,
+            Some(Told::Itself) => {
+                let mut entry = Entry::allowed("network.connect", target.clone())
+                    .with("command", self.command.to_string())
+                    .with("network", self.mode.as_str());
+                if let Some(rule) = permit.rule() {
+                    entry = entry.with("rule", rule.to_string());
+                }
+                let recorded = plane.audit.record(actor, entry).await;
+                if recorded.is_err() {
+                    self.forget(&target, ALLOWED);
+                }
+                recorded
+            }
         }
-        let mut entry = Entry::allowed("network.connect", target.clone())
+    }
+
+    /// One record about many connections of the sandbox.
+    async fn sum_up(
+        &self,
+        plane: &Plane,
+        actor: &Actor,
+        sandbox: SandboxId,
+        further: Further,
+    ) -> Result<(), Error> {
+        let entry = Entry::allowed("network.connect", "further targets")
             .with("command", self.command.to_string())
-            .with("network", self.mode.as_str());
-        if let Some(rule) = permit.rule() {
-            entry = entry.with("rule", rule.to_string());
-        }
+            .with("network", self.mode.as_str())
+            .with("allowed", further.allowed.to_string())
+            .with("refused", further.refused.to_string());
         let recorded = plane.audit.record(actor, entry).await;
         if recorded.is_err() {
-            self.forget(&target, "allowed");
+            plane.networks.give_back(sandbox, further);
         }
         recorded
     }
@@ -213,15 +256,18 @@ impl RunnerNetwork {
                 &message,
                 Some(&hint),
             );
-        }
-        if self.is_news(&target, denial.code())
-            && self.refusals.fetch_add(1, Ordering::Relaxed) < MAX_AUDITED_REFUSALS
-        {
-            let entry = Entry::denied("network.connect", target, denial.code())
-                .with("command", self.command.to_string())
-                .with("network", self.mode.as_str());
+            let recorded = match self.news(plane, sandbox, &target, denial.code()) {
+                None | Some(Told::Counted) => Ok(()),
+                Some(Told::Together(further)) => self.sum_up(plane, actor, sandbox, further).await,
+                Some(Told::Itself) => {
+                    let entry = Entry::denied("network.connect", target, denial.code())
+                        .with("command", self.command.to_string())
+                        .with("network", self.mode.as_str());
+                    plane.audit.record(actor, entry).await
+                }
+            };
             // Refused either way; a full ledger must not turn a refusal into anything else.
-            if let Err(error) = plane.audit.record(actor, entry).await {
+            if let Err(error) = recorded {
                 tracing::error!(command = %self.command, %error, "a refused connection could not be recorded");
             }
         }

@@ -12,7 +12,7 @@ use super::limits::{Admission, Amount};
 use super::usage::Slot;
 use crate::clock::Clock;
 use crate::config::{NANO_DOLLARS, Price};
-use crate::http::metrics::Metrics;
+use crate::http::metrics::{Ended, Metrics};
 use crate::store::CallRow;
 
 /// Bytes of a request that make about one token.
@@ -45,6 +45,8 @@ pub(super) struct Bill {
     pub(super) began: Instant,
     pub(super) provider: String,
     pub(super) model: String,
+    /// For metrics: what kind of call it is.
+    pub(super) operation: &'static str,
     pub(super) price: Option<Price>,
     /// Bytes of the request.
     pub(super) request_bytes: u64,
@@ -122,13 +124,28 @@ impl Bill {
         for admission in self.admissions.drain(..) {
             admission.settle(used, at);
         }
-        self.metrics.models().call(
-            &self.provider,
-            &self.model,
-            (usage.input, usage.output, usage.cached),
-            end.outcome.as_str(),
+        let first_byte = end
+            .first_byte
+            .map(|at| at.saturating_duration_since(self.began));
+        self.metrics
+            .provider_call(&self.provider, self.status, first_byte);
+        self.metrics.models().call(&Ended {
+            provider: &self.provider,
+            model: &self.model,
+            operation: self.operation,
+            request: self.who.request,
+            sandbox: self.who.sandbox,
+            user: self.who.user,
+            status: self.status,
+            outcome: end.outcome.as_str(),
+            input: usage.input,
+            output: usage.output,
+            cached: usage.cached,
             cost,
-        );
+            took: latency,
+            first_byte,
+            at,
+        });
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let row = CallRow {
             request_id: self.who.request,
@@ -140,9 +157,7 @@ impl Bill {
             status: self.status,
             outcome: end.outcome.as_str(),
             latency_ms: millis(latency),
-            first_byte_ms: end
-                .first_byte
-                .map(|at| millis(at.saturating_duration_since(self.began))),
+            first_byte_ms: first_byte.map(millis),
             input_tokens: usage.input,
             output_tokens: usage.output,
             cached_tokens: usage.cached,
@@ -162,14 +177,7 @@ impl Bill {
         if end.usage.is_none() && (is_refusal || self.free) {
             return (Usage::default(), false);
         }
-        let written = if end.bytes == 0 {
-            // Of an answer that comes in one piece nothing was seen, and yet it was being
-            // written.
-            (latency.as_secs().saturating_mul(TOKENS_PER_SECOND))
-                .clamp(1, expected_output(self.max_output).max(1))
-        } else {
-            end.events
-        };
+        let written = written(end, self.max_output, latency);
         let read = self.request_bytes / BYTES_PER_TOKEN;
         match end.usage {
             // A stream that did not end well has told what it took at its beginning at best.
@@ -191,6 +199,16 @@ impl Bill {
             }
         }
     }
+}
+
+/// About how many tokens were written, by what was seen of them.
+fn written(end: &ReplyEnd, max_output: Option<u64>, latency: Duration) -> u64 {
+    if end.bytes == 0 && end.outcome != Outcome::Complete {
+        // Of an answer that comes in one piece nothing was seen, and yet it was being written.
+        let by_now = latency.as_secs().saturating_mul(TOKENS_PER_SECOND);
+        return by_now.min(expected_output(max_output)).max(1);
+    }
+    end.events.max(1)
 }
 
 /// The usage line: one for each call, with these fields and no others; `cost` in US dollars.
@@ -260,6 +278,26 @@ mod tests {
             ..usage
         };
         assert_eq!(cost(huge, Some(PRICE)), i64::MAX);
+    }
+
+    #[test]
+    fn what_is_not_seen_is_estimated_by_the_time_it_took() {
+        let end = |outcome, events, bytes| ReplyEnd {
+            outcome,
+            usage: None,
+            events,
+            bytes,
+            first_byte: None,
+        };
+        let took = Duration::from_secs(10);
+        let unseen = end(Outcome::ClientGone, 0, 0);
+        assert_eq!(written(&unseen, None, took), 500);
+        assert_eq!(written(&unseen, Some(100), took), 100);
+        assert_eq!(written(&unseen, Some(0), took), 1);
+        assert_eq!(written(&unseen, None, Duration::ZERO), 1);
+        assert_eq!(written(&unseen, None, took * 1000), EXPECTED_OUTPUT);
+        assert_eq!(written(&end(Outcome::Cut, 7, 70), None, took), 7);
+        assert_eq!(written(&end(Outcome::Complete, 0, 0), None, took), 1);
     }
 
     #[test]

@@ -244,8 +244,8 @@ impl Account {
         let Some(per_minute) = self.rates.tokens_per_minute else {
             return 0;
         };
-        let micros =
-            u128::from(tokens) * u128::from(BURST.cast_unsigned()) / u128::from(per_minute.max(1));
+        let micros = (u128::from(tokens) * u128::from(BURST.cast_unsigned()))
+            .div_ceil(u128::from(per_minute.max(1)));
         i64::try_from(micros).map_or(LONGEST_DEBT, |micros| micros.min(LONGEST_DEBT))
     }
 

@@ -37,7 +37,7 @@ use types::{CommandId, RequestId, SandboxId, UserId};
 use crate::clock::Clock;
 use crate::config::{Config, ProviderKind, Rates};
 use crate::error::Error;
-use crate::http::metrics::Metrics;
+use crate::http::metrics::{self, Metrics};
 use crate::store::Store;
 use answer::CallError;
 pub(crate) use answer::error_member;
@@ -295,7 +295,6 @@ impl Providers {
         cancel: &CancellationToken,
     ) -> Response {
         let catalogue = self.catalogue();
-        let began = Instant::now();
         let (kind, answered) = match called {
             Called::Provider { name, rest } => match catalogue.by_name(name) {
                 Some(entry) => (
@@ -325,9 +324,10 @@ impl Providers {
                 .await,
             ),
         };
-        let response = answered.unwrap_or_else(|error| {
-            // A call that was made has its line already.
-            if !error.was_sent() {
+        answered.unwrap_or_else(|error| {
+            // A call that was made has its line already, and counts by who answered.
+            let sent = error.was_sent();
+            if !sent {
                 tracing::info!(
                     %request_id,
                     sandbox_id = %caller.sandbox,
@@ -337,11 +337,13 @@ impl Providers {
                     "model call refused"
                 );
             }
-            error.into_response(kind)
-        });
-        self.metrics
-            .provider_call(catalogue.shown(called), response.status(), began.elapsed());
-        response
+            let response = error.into_response(kind);
+            if !sent {
+                self.metrics
+                    .provider_refusal(catalogue.shown(called), response.status());
+            }
+            response
+        })
     }
 
     #[expect(
@@ -387,6 +389,7 @@ impl Providers {
             began,
             provider: String::new(),
             model: "-".to_owned(),
+            operation: metrics::operation(rest),
             price: None,
             request_bytes: held.body.len() as u64,
             max_output: call.max_output,

@@ -55,15 +55,8 @@ impl Plane {
                 .collect();
             let most = usize::try_from(limits.running_per_user).unwrap_or(usize::MAX);
             if own.len() >= most {
-                let role = own.first().copied().unwrap_or(Role::Live);
-                return Err(StartError::new(
-                    TOO_MANY_RUNNING,
-                    format!(
-                        "{} of your sandboxes may run at the same time, and {} does",
-                        limits.running_per_user, role
-                    ),
-                )
-                .with_hint(format!("stop it first: choir sandbox stop {role}")));
+                let (message, hint) = too_many(limits.running_per_user, &own);
+                return Err(StartError::new(TOO_MANY_RUNNING, message).with_hint(hint));
             }
         }
         if occupied.len() >= self.places {
@@ -84,9 +77,31 @@ impl Plane {
     }
 }
 
+/// What is said to a user of whom these run already.
+fn too_many(most: u32, running: &[Role]) -> (String, String) {
+    let may = match most {
+        1 => "one of your sandboxes may run at a time".to_owned(),
+        most => format!("{most} of your sandboxes may run at the same time"),
+    };
+    match running {
+        [role] => (
+            format!("{may}, and {role} does"),
+            format!("stop it first: choir sandbox stop {role}"),
+        ),
+        roles => {
+            let names: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+            let names = names.join(" and ");
+            (
+                format!("{may}, and {names} do"),
+                "stop one of them first: choir sandbox stop".to_owned(),
+            )
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{memory_total, places};
+    use super::{memory_total, places, too_many};
     use crate::config::Places;
 
     #[test]
@@ -98,5 +113,22 @@ mod tests {
         assert_eq!(memory_total(""), 0);
         assert_eq!(places(Places::Number(3)), 3);
         assert!(places(Places::Auto) >= 8);
+    }
+
+    #[test]
+    fn a_user_at_the_limit_is_told_it_in_plain_words() {
+        use types::Role::{Dev, Live};
+        let said = |most, running| {
+            let (message, hint) = too_many(most, running);
+            format!("{message}; {hint}")
+        };
+        assert_eq!(
+            said(1, &[Dev]),
+            "one of your sandboxes may run at a time, and dev does; stop it first: choir sandbox stop dev"
+        );
+        assert_eq!(
+            said(2, &[Live, Dev]),
+            "2 of your sandboxes may run at the same time, and live and dev do; stop one of them first: choir sandbox stop"
+        );
     }
 }

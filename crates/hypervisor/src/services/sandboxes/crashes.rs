@@ -7,13 +7,17 @@ use types::{NoticeKind, SandboxId};
 use super::{Plane, Sandboxes};
 use crate::actor::Actor;
 use crate::services::audit::Entry;
+use crate::store::GivenUp;
 
 impl Plane {
     pub(super) async fn crashed(&self, sandbox: SandboxId, crash: Crashed) {
         let failed = crash.restarts_in.is_none();
         let now = self.clock.now_ms();
-        // Without the last log lines: they are the sandbox's own words, and stay in memory.
-        let words = failed.then(|| (in_our_words(&crash.error), crash.error.hint.clone()));
+        let words = failed.then(|| GivenUp {
+            message: crash.error.message.clone(),
+            hint: crash.error.hint.clone(),
+            log: crash.error.log.clone(),
+        });
         if let Err(error) = self
             .store
             .keep_crash(sandbox, crash.crashes, words, now)
@@ -71,14 +75,9 @@ impl Sandboxes {
         for kept in self.plane.store.failures().await? {
             let mut error = StartError::new("crash_loop", kept.message);
             error.hint = kept.hint;
+            error.log = kept.log;
             self.fleet.give_up(kept.sandbox_id, error);
         }
         Ok(())
     }
-}
-
-/// The message without the guest's last words.
-fn in_our_words(error: &StartError) -> String {
-    let words = error.message.split("; its last words: ").next();
-    words.unwrap_or_default().to_owned()
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use runtime::{ControlError, Instance};
 use types::{CommandId, CommandState, SandboxId};
 
@@ -25,6 +26,9 @@ const LOOKS: u32 = 8;
 /// Least and most time between two looks.
 const LOOK_LEAST: Duration = Duration::from_millis(100);
 const LOOK_MOST: Duration = Duration::from_secs(60);
+
+/// Sandboxes that are looked at, or stopped, at the same time.
+const AT_ONCE: usize = 16;
 
 /// What idling needs to remember.
 #[derive(Debug, Default)]
@@ -73,28 +77,47 @@ pub(super) fn watch(app: &Arc<App>) {
 impl Sandboxes {
     /// Stops the sandboxes in which nothing has happened for `limit`, at `now`.
     pub(super) async fn stop_idle(&self, limit: Duration, now: Instant) {
-        let mut terminals = HashMap::new();
-        for sandbox in self.plane.routes.sandboxes() {
-            let Some(instance) = self.fleet.running(sandbox) else {
-                continue;
-            };
-            // Without one nobody ever reached it; the next look finds the one made here.
-            let Ok(upstream) = self.plane.upstream(&instance) else {
-                continue;
-            };
-            let activity = upstream.activity();
-            if self.is_busy(&instance, &mut terminals).await {
-                activity.touch(now);
-            }
-            if activity.idle_for(now) >= limit {
-                self.stop_one_idle(&instance, limit).await;
-            }
+        let terminals = Mutex::default();
+        // One that is slow to answer, or to stop, keeps no other awake.
+        futures_util::stream::iter(self.plane.routes.sandboxes())
+            .for_each_concurrent(AT_ONCE, |sandbox| {
+                self.look_at(sandbox, limit, now, &terminals)
+            })
+            .await;
+        *lock(&self.idle.terminals) = std::mem::take(&mut lock(&terminals));
+    }
+
+    async fn look_at(
+        &self,
+        sandbox: SandboxId,
+        limit: Duration,
+        now: Instant,
+        terminals: &Mutex<HashMap<CommandId, u64>>,
+    ) {
+        let Some(instance) = self.fleet.running(sandbox) else {
+            return;
+        };
+        // Without one nobody ever reached it; the next look finds the one made here.
+        let Ok(upstream) = self.plane.upstream(&instance) else {
+            return;
+        };
+        let activity = upstream.activity();
+        if self.is_busy(&instance, terminals).await {
+            activity.touch(now);
         }
-        *lock(&self.idle.terminals) = terminals;
+        let idle =
+            || activity.idle_for(now) >= limit && self.plane.providers.open_calls(sandbox) == 0;
+        if idle() {
+            self.stop_one_idle(&instance, limit, idle).await;
+        }
     }
 
     /// Whether something runs in it that does not show as requests.
-    async fn is_busy(&self, instance: &Instance, terminals: &mut HashMap<CommandId, u64>) -> bool {
+    async fn is_busy(
+        &self,
+        instance: &Instance,
+        terminals: &Mutex<HashMap<CommandId, u64>>,
+    ) -> bool {
         if self.plane.providers.open_calls(instance.sandbox_id) > 0 {
             return true;
         }
@@ -112,7 +135,7 @@ impl Sandboxes {
             if runner.view.terminal {
                 // A shell that waits for somebody is not at work; what it runs is.
                 let before = lock(&self.idle.terminals).get(&runner.view.id).copied();
-                terminals.insert(runner.view.id, runner.output_end);
+                lock(terminals).insert(runner.view.id, runner.output_end);
                 busy |= runner.foreground_job || before != Some(runner.output_end);
             } else {
                 busy = true;
@@ -121,7 +144,7 @@ impl Sandboxes {
         busy
     }
 
-    async fn stop_one_idle(&self, instance: &Instance, limit: Duration) {
+    async fn stop_one_idle(&self, instance: &Instance, limit: Duration, idle: impl Fn() -> bool) {
         let sandbox = instance.sandbox_id;
         let entry = Entry::allowed("sandbox.idle_stop", sandbox.to_string())
             .in_sandbox(sandbox, self.plane.role_of(sandbox))
@@ -130,6 +153,10 @@ impl Sandboxes {
         // Without a record it goes on.
         if let Err(error) = self.plane.audit.record(&Actor::internal(), entry).await {
             tracing::warn!(%sandbox, %error, "an idle sandbox is not stopped");
+            return;
+        }
+        // Somebody may have come while that was written.
+        if !idle() {
             return;
         }
         tracing::info!(%sandbox, idle = ?limit, "stopping a sandbox that nobody uses");

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use gateway::websocket::CloseNotice;
 use policy::Action;
 use runtime::{Fleet, FleetOptions, Instance, NamespaceDriver, SandboxRuntime, StartError, Status};
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedRwLockReadGuard, broadcast};
 use tokio_util::sync::CancellationToken;
 use types::{Role, SandboxId, SandboxNotice, SandboxState, SandboxView, UserId, UserName};
 
@@ -260,10 +260,12 @@ impl Sandboxes {
         let sandbox = route.sandbox(role);
         self.record(actor, "sandbox.restart", sandbox, &owner, role)
             .await?;
+        // Before it is stopped: one that cannot be started now goes on.
+        let in_place = self.plane.copies.start(sandbox).await?;
         self.end_trial(&route, role, "live was restarted on purpose")
             .await;
         self.fleet.stop(sandbox).await;
-        self.begin(sandbox).await?;
+        self.begin_in_place(sandbox, in_place).await?;
         Ok(self.view(&route, &owner.name, role))
     }
 
@@ -326,7 +328,8 @@ impl Sandboxes {
     }
 
     /// Starts a stopped sandbox because its owner opened its page; the page waits (arch §4).
-    /// One that failed is left alone: that takes an explicit start.
+    /// One that failed is left alone: that takes an explicit start. One whose files are being
+    /// copied or replaced is left alone until that is done: the page says so and asks again.
     ///
     /// # Errors
     /// There is no room for one more; the ledger cannot take the record.
@@ -340,6 +343,9 @@ impl Sandboxes {
         if self.fleet.status(sandbox).state != SandboxState::Stopped {
             return Ok(());
         }
+        let Some(in_place) = self.plane.copies.start_now(sandbox) else {
+            return Ok(());
+        };
         let entry =
             Entry::allowed("sandbox.wake", sandbox.to_string()).in_sandbox(sandbox, Some(role));
         self.plane.audit.record(actor, entry).await?;
@@ -347,11 +353,16 @@ impl Sandboxes {
         self.fleet.begin(sandbox).map_err(not_started)?;
         let sandboxes = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(error) = sandboxes.begin(sandbox).await {
+            if let Err(error) = sandboxes.begin_in_place(sandbox, in_place).await {
                 tracing::warn!(%sandbox, %error, "the sandbox did not wake");
             }
         });
         Ok(())
+    }
+
+    /// What keeps a sandbox from being started for now, for people.
+    pub(crate) fn copied(&self, sandbox: SandboxId) -> Option<String> {
+        self.plane.copies.in_the_way(sandbox)
     }
 
     /// Makes a failed sandbox one that the next navigation wakes.
@@ -369,8 +380,20 @@ impl Sandboxes {
     }
 
     async fn begin(&self, sandbox: SandboxId) -> Result<Arc<Instance>, Error> {
-        // Its files are not replaced while it starts, and it does not start while they are.
-        let _in_place = self.plane.copies.start(sandbox).await;
+        if let Some(instance) = self.fleet.running(sandbox) {
+            return Ok(instance);
+        }
+        let in_place = self.plane.copies.start(sandbox).await?;
+        self.begin_in_place(sandbox, in_place).await
+    }
+
+    /// Starts a sandbox whose files stay where they are meanwhile: they are not replaced while
+    /// it starts, and it does not start while they are.
+    async fn begin_in_place(
+        &self,
+        sandbox: SandboxId,
+        _in_place: OwnedRwLockReadGuard<()>,
+    ) -> Result<Arc<Instance>, Error> {
         let joined = matches!(
             self.fleet.status(sandbox).state,
             SandboxState::Running | SandboxState::Starting
@@ -519,6 +542,7 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
             if let Some(instance) = app.sandboxes.fleet.running(sandbox) {
                 // From here on its idleness is counted.
                 plane.upstream(&instance)?;
+                crate::services::commands::end_orphans(plane, &instance).await;
             }
         }
     }

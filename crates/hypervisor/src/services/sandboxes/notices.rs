@@ -12,8 +12,10 @@ use types::{NoticeKind, Role, SandboxId, SandboxNotice};
 use crate::clock::{Clock, millis, rfc3339};
 use crate::http::metrics::Metrics;
 
-/// Different things kept for one sandbox; the one that is longest ago goes first.
-const MAX_NOTICES: usize = 64;
+/// Different things of one kind kept for one sandbox; the one that is longest ago goes first.
+/// Keys may hold what a program chose, such as names it wanted to reach, so that a kind makes
+/// room among its own and never at another's expense.
+const MAX_OF_KIND: usize = 32;
 
 /// Longest key, message and hint, in characters. What a sandbox caused may be in them.
 const MAX_TEXT: usize = 500;
@@ -21,19 +23,54 @@ const MAX_TEXT: usize = 500;
 /// The log is told again about the same thing after this long.
 const LOG_AGAIN: Duration = Duration::from_secs(60);
 
+/// Lines that the log gets about one kind in one sandbox within [`LOG_AGAIN`], however many
+/// different things there are; the rest is counted, and told with the next line.
+const MAX_LINES: u32 = 8;
+
 /// Notices of all sandboxes.
 pub(crate) struct Notices {
     clock: Clock,
     metrics: Arc<Metrics>,
     /// Held only to look up or insert; never across an await. Grows with the sandboxes that
     /// ever had a notice, not with what happens.
-    kept: Mutex<HashMap<SandboxId, VecDeque<Kept>>>,
+    kept: Mutex<HashMap<SandboxId, OfSandbox>>,
     /// Names sandboxes that have a new notice, for those who follow.
     noted: broadcast::Sender<SandboxId>,
 }
 
 /// Notices that a slow follower may lag behind by; then it looks at everything again.
 const BACKLOG: usize = 64;
+
+#[derive(Default)]
+struct OfSandbox {
+    /// The latest is the last.
+    ring: VecDeque<Kept>,
+    lines: HashMap<NoticeKind, Lines>,
+}
+
+/// What the log was told about one kind.
+#[derive(Default)]
+struct Lines {
+    since_ms: i64,
+    written: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Whether there may be a line now, and how many things had none since the last one.
+    fn take(&mut self, now: i64) -> Option<u64> {
+        if self.written == 0 || now.saturating_sub(self.since_ms) >= millis(LOG_AGAIN) {
+            self.since_ms = now;
+            self.written = 0;
+        }
+        if self.written >= MAX_LINES {
+            self.left_out = self.left_out.saturating_add(1);
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
 
 struct Kept {
     kind: NoticeKind,
@@ -91,7 +128,7 @@ impl Notices {
         let (key, message) = (bounded(key), bounded(message));
         let hint = hint.map(bounded);
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let ring = all.entry(sandbox).or_default();
+        let OfSandbox { ring, lines } = all.entry(sandbox).or_default();
         let before = ring
             .iter()
             .position(|kept| kept.kind == kind && kept.key == key)
@@ -110,19 +147,24 @@ impl Notices {
         kept.message = message;
         kept.hint = hint;
         kept.last_ms = now;
-        if now.saturating_sub(kept.logged_ms) >= millis(LOG_AGAIN) {
+        if now.saturating_sub(kept.logged_ms) >= millis(LOG_AGAIN)
+            && let Some(left_out) = lines.entry(kind).or_default().take(now)
+        {
             kept.logged_ms = now;
             tracing::warn!(
                 %sandbox,
                 kind = kind.as_str(),
                 count = kept.count,
+                left_out,
                 hint = kept.hint,
                 "{}",
                 kept.message
             );
         }
-        if ring.len() >= MAX_NOTICES {
-            ring.pop_front();
+        if ring.iter().filter(|one| one.kind == kind).count() >= MAX_OF_KIND
+            && let Some(oldest) = ring.iter().position(|one| one.kind == kind)
+        {
+            ring.remove(oldest);
         }
         ring.push_back(kept);
         drop(all);
@@ -140,7 +182,7 @@ impl Notices {
         let all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(&sandbox)
             .into_iter()
-            .flatten()
+            .flat_map(|of| &of.ring)
             .rev()
             .map(|kept| SandboxNotice {
                 kind: kept.kind,
@@ -168,7 +210,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use super::{MAX_NOTICES, MAX_TEXT, Notices};
+    use super::{LOG_AGAIN, MAX_LINES, MAX_OF_KIND, MAX_TEXT, Notices};
     use crate::clock::Clock;
     use crate::http::metrics::Metrics;
     use types::{NoticeKind, Role, SandboxId};
@@ -220,7 +262,7 @@ mod tests {
     fn a_sandbox_cannot_fill_the_memory() {
         let (notices, _, _) = notices();
         let sandbox = SandboxId::generate();
-        for number in 0..10 * MAX_NOTICES {
+        for number in 0..10 * MAX_OF_KIND {
             let key = format!("{number}");
             notices.note(
                 sandbox,
@@ -231,10 +273,39 @@ mod tests {
             );
         }
         let seen = notices.of(sandbox, Role::Live);
-        assert_eq!(seen.len(), MAX_NOTICES);
+        assert_eq!(seen.len(), MAX_OF_KIND);
         assert!(
             seen.iter()
                 .all(|notice| notice.message.len() <= MAX_TEXT && !notice.message.contains('\n'))
         );
+    }
+
+    #[test]
+    fn a_kind_that_cycles_through_names_evicts_no_other_kind_and_does_not_flood_the_log() {
+        let (notices, clock, _) = notices();
+        let sandbox = SandboxId::generate();
+        notices.note(sandbox, NoticeKind::Quota, "memory", "a limit", None);
+        notices.note(sandbox, NoticeKind::SyscallDenied, "ptrace", "a call", None);
+        let cycle = |minutes: u32| {
+            for number in 0..1000 {
+                let key = format!("{number}.example.com {minutes}");
+                notices.note(sandbox, NoticeKind::NetworkDenied, &key, "refused", None);
+            }
+        };
+        cycle(0);
+        let seen = notices.of(sandbox, Role::Live);
+        assert_eq!(seen.len(), MAX_OF_KIND + 2);
+        for kind in [NoticeKind::Quota, NoticeKind::SyscallDenied] {
+            assert!(seen.iter().any(|one| one.kind == kind), "{seen:?}");
+        }
+        let lines = || {
+            let all = notices.kept.lock().unwrap();
+            let lines = &all[&sandbox].lines[&NoticeKind::NetworkDenied];
+            (lines.written, lines.left_out)
+        };
+        assert_eq!(lines(), (MAX_LINES, 1000 - u64::from(MAX_LINES)));
+        clock.advance(LOG_AGAIN);
+        notices.note(sandbox, NoticeKind::NetworkDenied, "one", "refused", None);
+        assert_eq!(lines(), (1, 0), "what had no line is told with the next");
     }
 }

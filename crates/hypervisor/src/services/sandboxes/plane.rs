@@ -13,7 +13,7 @@ use runtime::{BoxFuture, Crashed, Host, Instance, StartError, StartRequest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
-use types::{Role, SandboxId, StartId, UserId, UserName};
+use types::{NoticeKind, Role, SandboxId, StartId, UserId, UserName};
 
 use super::environment::{self, Identity};
 use super::limits::EffectiveLimits;
@@ -23,7 +23,7 @@ use super::snapshots::copies::Copies;
 use super::symptoms::Symptoms;
 use super::table::RouteTable;
 use super::telemetry;
-use super::tokens::Tokens;
+use super::tokens::{Slot, Tokens};
 use crate::actor::{Actor, Grant, User};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -284,6 +284,17 @@ impl Plane {
         all.join(sandbox.to_string())
     }
 
+    /// A file that is there when the guest's token of a start has lapsed; it goes with the start.
+    fn lapse_file(&self, instance: &Instance) -> PathBuf {
+        let run = self.config.data_dir.join("run");
+        run.join(instance.start_id.to_string()).join("lapsed")
+    }
+
+    /// Whether the guest's token of a start has lapsed; also when that cannot be told.
+    fn has_lapsed(&self, instance: &Instance) -> bool {
+        self.lapse_file(instance).try_exists().unwrap_or(true)
+    }
+
     fn nonce(&self) -> Result<Nonce, Error> {
         let mut bytes = [0_u8; 32];
         self.random.fill(&mut bytes).map_err(Error::internal)?;
@@ -291,6 +302,30 @@ impl Plane {
             bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
         ))
     }
+}
+
+/// Keeps it when the token of a guest lapses, so that it stays dead in the same start under
+/// the next hypervisor, and tells the owner.
+fn watch_lapse(plane: Arc<Plane>, instance: Arc<Instance>, slot: Arc<Slot>) {
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = instance.ended().cancelled() => return,
+            () = slot.lapsed(&plane.clock) => {}
+        }
+        let file = plane.lapse_file(&instance);
+        if let Err(error) = tokio::fs::write(file, "").await {
+            tracing::error!(start = %instance.start_id, %error, "the lapse of a token could not be kept");
+        }
+        plane.notices.note(
+            instance.sandbox_id,
+            NoticeKind::Other,
+            "token",
+            "The runtime did not renew its gateway token in time: its model calls and commands \
+             were cut, and new ones are refused.",
+            Some("restart the sandbox: choir sandbox restart"),
+        );
+    });
 }
 
 /// Nothing runs for a disabled account.
@@ -339,11 +374,14 @@ impl Host for Asked {
             |_| TokenHash::from_bytes([0; 32]),
             |record| record.token_hash,
         );
-        let slot = self
-            .0
-            .tokens
-            .guest(instance.sandbox_id, hash, self.0.clock.now_ms());
-        telemetry::follow(Arc::clone(&self.0), &instance);
+        let (plane, sandbox) = (&self.0, instance.sandbox_id);
+        let slot = if plane.has_lapsed(&instance) {
+            plane.tokens.lapsed(sandbox, hash)
+        } else {
+            plane.tokens.guest(sandbox, hash, plane.clock.awake_ms())
+        };
+        telemetry::follow(Arc::clone(plane), &instance);
+        watch_lapse(Arc::clone(plane), Arc::clone(&instance), Arc::clone(&slot));
         let ended = instance.ended().clone();
         let peer = channel::Peer {
             instance,
@@ -358,6 +396,11 @@ impl Host for Asked {
 
     fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()> {
         Box::pin(async move { commands::take_over(&self.0, &instance).await })
+    }
+
+    fn restartable(&self, instance: &Instance) -> bool {
+        // The environment of its guest holds a token that is dead.
+        !self.0.has_lapsed(instance)
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {

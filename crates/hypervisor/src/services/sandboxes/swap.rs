@@ -67,6 +67,16 @@ impl Sandboxes {
         seen: &RouteRow,
         request: SwapRequest,
     ) -> Result<(RouteRow, Option<i64>), Error> {
+        let _swapping = self
+            .plane
+            .copies
+            .swap([seen.live, seen.dev])
+            .map_err(|copy| {
+                Error::conflict(format!(
+                    "a {} of one of the two is under way, and what it replaces must stay what it is; wait for it, or cancel it",
+                    copy.kind().as_str()
+                ))
+            })?;
         let proved = match self.prove(seen.dev).await {
             Ok(instance) => instance,
             Err(unhealthy) => {

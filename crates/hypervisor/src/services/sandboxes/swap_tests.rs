@@ -266,6 +266,38 @@ async fn a_trial_goes_on_after_a_restart_of_the_hypervisor() {
     serves(&installation, old).await;
 }
 
+/// Cut between a crash and the restart after it, or before its first health, the new `live` is
+/// taken over as one that starts. That is no failure yet.
+#[tokio::test]
+async fn a_live_that_is_still_starting_when_the_hypervisor_comes_back_is_waited_for() {
+    let installation = both_running().await;
+    let (new, _) = swap(&installation, true).await;
+    let sandboxes = &installation.app.sandboxes;
+    let route = sandboxes.plane().routes.of_user(installation.user.id);
+    assert!(sandboxes.forget_trial(&route.unwrap()));
+    sandboxes.fleet.stop(new).await;
+    installation.driver.hold_starts(true);
+    sandboxes.fleet.begin(new).unwrap();
+    sandboxes.resume_trials().await.unwrap();
+    // Time for several looks.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(last(&installation).await.outcome, SwapOutcome::OnTrial);
+    installation.driver.hold_starts(false);
+    let mut state = sandboxes.fleet.subscribe(new);
+    state
+        .wait_for(|state| matches!(state, runtime::State::Running(_)))
+        .await
+        .unwrap();
+    assert_eq!(last(&installation).await.outcome, SwapOutcome::OnTrial);
+    assert_eq!(installation.sandbox(Role::Live).await, new);
+    // It is watched from then on.
+    installation.driver.crash(new);
+    assert_eq!(
+        settled(&installation).await.outcome,
+        SwapOutcome::RolledBack
+    );
+}
+
 #[tokio::test]
 async fn a_swap_goes_on_when_its_caller_goes_away() {
     let installation = both_running().await;

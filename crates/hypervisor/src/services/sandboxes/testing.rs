@@ -199,6 +199,8 @@ fn session(
 pub(crate) struct FakeDriver {
     dir: PathBuf,
     guests: Mutex<HashMap<SandboxId, Guest>>,
+    /// Starts take as long as this is set.
+    held: tokio::sync::watch::Sender<bool>,
 }
 
 /// What a guest answers instead, and how many times still.
@@ -224,7 +226,13 @@ impl FakeDriver {
         Self {
             dir,
             guests: Mutex::new(HashMap::new()),
+            held: tokio::sync::watch::Sender::new(false),
         }
+    }
+
+    /// Has starts wait, or go on.
+    pub(crate) fn hold_starts(&self, held: bool) {
+        self.held.send_replace(held);
     }
 
     /// The gateway token of the present start, as the guest has it.
@@ -333,8 +341,11 @@ impl FakeDriver {
 
 impl SandboxRuntime for FakeDriver {
     fn start(&self, request: StartRequest) -> BoxFuture<'_, Result<Started, StartError>> {
-        let started = self.begin(&request);
-        Box::pin(async move { Ok(started) })
+        let mut held = self.held.subscribe();
+        Box::pin(async move {
+            let _ = held.wait_for(|held| !held).await;
+            Ok(self.begin(&request))
+        })
     }
 
     fn restart(
@@ -345,13 +356,18 @@ impl SandboxRuntime for FakeDriver {
         Box::pin(async { Err(StartError::new("supervisor", "there is none")) })
     }
 
-    fn stop(&self, start: StartId, _control: Control, _grace_ms: u64) -> BoxFuture<'_, ()> {
+    fn stop(
+        &self,
+        start: StartId,
+        _control: Control,
+        _grace_ms: u64,
+    ) -> BoxFuture<'_, Result<(), StartError>> {
         let mut guests = self.guests.lock().unwrap();
         for guest in guests.values_mut().filter(|guest| guest.start == start) {
             guest.server.abort();
             guest.end.take();
         }
-        Box::pin(async {})
+        Box::pin(async { Ok(()) })
     }
 
     fn adopt(&self) -> BoxFuture<'_, Vec<Adopted>> {

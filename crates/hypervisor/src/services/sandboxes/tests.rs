@@ -299,3 +299,22 @@ async fn a_crash_loop_is_kept_noticed_and_recalled_by_the_next_hypervisor() {
     later.stop(&alice, Whose::Own, Role::Live).await.unwrap();
     assert_eq!(installation.app.store.failures().await.unwrap(), Vec::new());
 }
+
+/// What its owner needs most when they come back and find it given up.
+#[tokio::test]
+async fn the_last_log_lines_of_what_was_given_up_outlive_the_hypervisor() {
+    let installation = Installation::new("").await;
+    let sandbox = installation.sandbox(Role::Live).await;
+    let mut error = runtime::StartError::new("crash_loop", "it ended; its last words: two");
+    error.log = vec!["one".to_owned(), "two".to_owned()];
+    let crash = runtime::Crashed {
+        crashes: 5,
+        error: error.clone(),
+        restarts_in: None,
+    };
+    let sandboxes = &installation.app.sandboxes;
+    sandboxes.plane().crashed(sandbox, crash).await;
+    let later = installation.again().await;
+    later.recall_failures().await.unwrap();
+    assert_eq!(later.status(sandbox).error, Some(error));
+}

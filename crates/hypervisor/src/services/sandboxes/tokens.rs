@@ -71,7 +71,8 @@ pub(crate) struct Slot {
     hash: TokenHash,
     /// From a renewal to the end.
     lifetime: Duration,
-    /// Unix milliseconds; `i64::MAX` for a runner's, which ends with its runner.
+    /// By [`Clock::awake_ms`]: nobody can renew it while the machine is suspended, and nobody
+    /// can use it. `i64::MAX` for a runner's, which ends with its runner.
     expires_at: AtomicI64,
 }
 
@@ -99,7 +100,7 @@ impl Slot {
             let left = self
                 .expires_at
                 .load(Ordering::Relaxed)
-                .saturating_sub(clock.now_ms());
+                .saturating_sub(clock.awake_ms());
             let Ok(left @ 1..) = u64::try_from(left) else {
                 return;
             };
@@ -140,6 +141,12 @@ impl Tokens {
     /// from an earlier hypervisor, of which only the hash is known.
     pub(crate) fn guest(&self, sandbox: SandboxId, hash: TokenHash, now: i64) -> Arc<Slot> {
         self.admit(sandbox, hash, now.saturating_add(millis(self.lifetime)))
+    }
+
+    /// The slot of a guest's channel whose token lapsed under an earlier hypervisor: it stays
+    /// dead.
+    pub(crate) fn lapsed(&self, sandbox: SandboxId, hash: TokenHash) -> Arc<Slot> {
+        self.admit(sandbox, hash, i64::MIN)
     }
 
     /// The slot of a runner's channel.
@@ -231,6 +238,9 @@ mod tests {
         assert_eq!(check(&slot_a, &header(&token_a), end), Err(Misuse::Expired));
         slot_a.renew(end - 1);
         assert_eq!(check(&slot_a, &header(&token_a), end), Ok(()));
+
+        let again = tokens.lapsed(a, token_a.hash());
+        assert_eq!(check(&again, &header(&token_a), 1), Err(Misuse::Expired));
 
         tokens.revoke(&slot_a);
         assert_eq!(check(&slot_a, &header(&token_a), end), Err(Misuse::Expired));

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use types::{NoticeKind, Role, SwapOutcome, UserId};
 
 use super::Sandboxes;
+use super::snapshots::copies::Swapping;
 use crate::actor::Actor;
 use crate::clock::millis;
 use crate::error::Error;
@@ -124,8 +125,12 @@ impl Sandboxes {
         until: i64,
         over: &CancellationToken,
     ) -> Verdict {
-        let Some(instance) = proved.or_else(|| self.fleet.running(route.live)) else {
-            return Verdict::Failed("live ended while the hypervisor was down".to_owned());
+        let instance = match proved {
+            Some(instance) => instance,
+            None => match self.taken_over(route, over).await {
+                Ok(instance) => instance,
+                Err(verdict) => return verdict,
+            },
         };
         let interval = self.plane.config.sandbox.swap.probe_interval;
         let mut failures = 0;
@@ -155,6 +160,31 @@ impl Sandboxes {
                     }
                 }
             }
+        }
+    }
+
+    /// The start of `live` that a restart of the hypervisor found. One that was cut before its
+    /// first health, or between a crash and its restart, has time for it.
+    async fn taken_over(
+        &self,
+        route: &RouteRow,
+        over: &CancellationToken,
+    ) -> Result<Arc<Instance>, Verdict> {
+        let mut state = self.fleet.subscribe(route.live);
+        let settled = state.wait_for(|state| !matches!(state, State::Starting));
+        let settled = tokio::select! {
+            biased;
+            () = over.cancelled() => return Err(Verdict::Over),
+            settled = settled => settled.map(|state| state.clone()),
+        };
+        match settled {
+            Ok(State::Running(instance)) => Ok(instance),
+            Ok(State::Failed(error)) => {
+                Err(Verdict::Failed(format!("live did not come up: {error}")))
+            }
+            _ => Err(Verdict::Failed(
+                "live ended while the hypervisor was down".to_owned(),
+            )),
         }
     }
 
@@ -208,6 +238,7 @@ impl Sandboxes {
                 .with("generation", (route.generation + 1).to_string())
         };
         let target = route.dev.to_string();
+        let _swapping = self.swap_before_copies(route).await;
         let healthy = self.prove(route.dev).await;
         self.plane.metrics.rollback(healthy.is_ok());
         if let Err(unhealthy) = healthy {
@@ -241,6 +272,22 @@ impl Sandboxes {
         );
         self.plane.changed(route.user_id);
         Ok(())
+    }
+
+    /// Leave to take a swap back. A restore or a clone of one of the two is cancelled for
+    /// that, or, when it is past that, seen through.
+    async fn swap_before_copies(&self, route: &RouteRow) -> Swapping {
+        loop {
+            let copying = match self.plane.copies.swap([route.live, route.dev]) {
+                Ok(swapping) => return swapping,
+                Err(copying) => copying,
+            };
+            copying.cancel();
+            let mut under_way = copying.follow();
+            drop(copying);
+            // It ends with an error once the copy is over.
+            while under_way.changed().await.is_ok() {}
+        }
     }
 
     async fn settle(&self, route: &RouteRow, outcome: SwapOutcome, why: Option<&str>) {

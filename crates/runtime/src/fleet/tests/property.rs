@@ -151,7 +151,12 @@ impl SandboxRuntime for Driver {
         })
     }
 
-    fn stop(&self, start: StartId, _control: Control, _grace_ms: u64) -> BoxFuture<'_, ()> {
+    fn stop(
+        &self,
+        start: StartId,
+        _control: Control,
+        _grace_ms: u64,
+    ) -> BoxFuture<'_, Result<(), StartError>> {
         Box::pin(async move {
             if let Some(standing) = self.0.standing.lock().unwrap().get_mut(&start) {
                 standing.stopping = true;
@@ -159,6 +164,7 @@ impl SandboxRuntime for Driver {
             self.0.pause().await;
             self.0.standing.lock().unwrap().remove(&start);
             self.0.pause().await;
+            Ok(())
         })
     }
 
@@ -178,7 +184,8 @@ impl SandboxRuntime for Driver {
                     sandbox_id,
                     start_id,
                     started_at,
-                    started: self.0.started(start_id),
+                    control: Control::new(PathBuf::from("/nonexistent"), Nonce::new(String::new())),
+                    started: Ok(self.0.started(start_id)),
                 })
                 .collect()
         })
@@ -206,6 +213,10 @@ impl Host for Plane {
 
     fn adopted(&self, _instance: Arc<Instance>) -> BoxFuture<'_, ()> {
         Box::pin(async {})
+    }
+
+    fn restartable(&self, _instance: &Instance) -> bool {
+        true
     }
 
     fn healthy(&self, instance: Arc<Instance>) -> BoxFuture<'_, Result<(), String>> {

@@ -27,7 +27,15 @@ const BENCH: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncont
 /// Longest body that is read, in bytes.
 const MAX_BODY: u64 = 16 << 20;
 
+/// While its owner keeps this file it dies before anybody can ask for its health.
+const STILLBORN: &str = "/workspace/stillborn";
+
 fn main() -> io::Result<()> {
+    if std::path::Path::new(STILLBORN).exists() {
+        eprintln!("reading the settings");
+        eprintln!("line 3 of the settings makes no sense");
+        std::process::exit(7);
+    }
     let listener = socket::listen()?;
     for stream in listener.incoming().flatten() {
         thread::spawn(move || {

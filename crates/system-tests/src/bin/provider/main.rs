@@ -10,6 +10,7 @@
 //! | `slow MARK` | pieces without end, until somebody hangs up |
 //! | `silent MARK` | no answer at all, until somebody hangs up |
 //! | `break MARK` | a stream that breaks off in the middle |
+//! | `echo` | says the key that it was sent, in a stream that is cut at odd places |
 //! | `run: COMMAND` | asks for the command in the tool that the client has for it |
 //! | `tool` | asks for the first tool, in the city of Paris |
 //! | anything else | says how many bytes it got, and the beginning of the text |
@@ -250,6 +251,12 @@ async fn answer(double: &Arc<Double>, request: Request<Incoming>) -> Response<Bo
             retry_after: None,
         }
     };
+    let echoes = act == Act::Echo;
+    let act = if echoes {
+        Act::Say(format!("the key is {} as it was sent", double.key))
+    } else {
+        act
+    };
     let status = if let Act::Fail { status, .. } = act {
         status
     } else {
@@ -302,9 +309,19 @@ async fn answer(double: &Arc<Double>, request: Request<Incoming>) -> Response<Bo
             response
         }
         act => match api {
-            Api::Chat if ask.stream => openai::chat_stream(&ask, &act).respond(ending),
-            Api::Responses if ask.stream => openai::responses_stream(&ask, &act).respond(ending),
-            Api::Messages if ask.stream => anthropic::stream(&ask, &act).respond(ending),
+            Api::Chat | Api::Responses | Api::Messages if ask.stream => {
+                let events = match api {
+                    Api::Chat => openai::chat_stream(&ask, &act),
+                    Api::Responses => openai::responses_stream(&ask, &act),
+                    _ => anthropic::stream(&ask, &act),
+                };
+                let events = if echoes {
+                    events.cut_at_odd_places()
+                } else {
+                    events
+                };
+                events.respond(ending)
+            }
             other => {
                 ending.whole();
                 full(
@@ -337,6 +354,8 @@ async fn answer(double: &Arc<Double>, request: Request<Incoming>) -> Response<Bo
         ("x-ratelimit-remaining-requests", "59"),
         ("set-cookie", "__cf_bm=double"),
         ("x-key-echo", double.key.as_str()),
+        // One that comes down otherwise.
+        ("x-ratelimit-limit-requests", double.key.as_str()),
     ] {
         if let Ok(value) = value.parse() {
             headers.insert(http::HeaderName::from_static(name), value);

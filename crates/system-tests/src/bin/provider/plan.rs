@@ -46,6 +46,8 @@ pub(crate) enum Act {
         status: u16,
         retry_after: Option<u64>,
     },
+    /// Says the key that it was sent.
+    Echo,
     Slow,
     Silent,
     Break,
@@ -90,6 +92,7 @@ fn instruction(ask: &Ask, line: &str, failures: &Failures) -> Option<Act> {
     }
     let mut words = line.split_whitespace();
     match words.next()? {
+        "echo" => Some(Act::Echo),
         "slow" => Some(Act::Slow),
         "silent" => Some(Act::Silent),
         "break" => Some(Act::Break),

@@ -151,8 +151,8 @@ impl Sandboxes {
     /// Names a snapshot, or marks it as known to work.
     ///
     /// # Errors
-    /// The actor may not; there is none; the name is too long; the ledger cannot take the
-    /// record.
+    /// The actor may not; there is none; the name is too long; as many are kept as may be;
+    /// something is being copied; the ledger cannot take the record.
     pub async fn change_snapshot(
         &self,
         actor: &Actor,
@@ -164,11 +164,19 @@ impl Sandboxes {
         let (owner, route) = self
             .authorize(actor, whose, role, Action::ChangeSnapshot)
             .await?;
-        let mut row = self.ready(route.sandbox(role), id).await?;
+        let sandbox = route.sandbox(role);
+        self.ready(sandbox, id).await?;
+        // Whoever removes it has one too; without this it would be written back without files.
+        let _claim = self.claim_rows(sandbox, role)?;
+        let mut row = self.ready(sandbox, id).await?;
         if let Some(name) = &change.name {
             row.name = checked_name(name)?;
         }
+        let went_by_itself = goes_by_itself(&row);
         row.known_good = change.known_good.unwrap_or(row.known_good);
+        if went_by_itself && row.known_good {
+            self.plane.room_to_keep(&row).await?;
+        }
         let entry = Entry::allowed("sandbox.snapshot.change", id.to_string())
             .about_user(owner.id, &owner.name)
             .in_sandbox(row.sandbox_id, Some(role))
@@ -195,12 +203,10 @@ impl Sandboxes {
             .authorize(actor, whose, role, Action::ChangeSnapshot)
             .await?;
         let sandbox = route.sandbox(role);
-        let row = self.ready(sandbox, id).await?;
+        self.ready(sandbox, id).await?;
         // A restore may be reading it.
-        let _claim = self
-            .plane
-            .copies
-            .claim(&[sandbox], CopyKind::Snapshot, role)?;
+        let _claim = self.claim_rows(sandbox, role)?;
+        let row = self.ready(sandbox, id).await?;
         let entry = Entry::allowed("sandbox.snapshot.delete", id.to_string())
             .about_user(owner.id, &owner.name)
             .in_sandbox(sandbox, Some(role));
@@ -240,6 +246,24 @@ impl Sandboxes {
             .await?
             .filter(|row| row.standing == Standing::Ready)
             .ok_or(Error::NotFound("snapshot"))
+    }
+
+    /// Leave to change what is known of a sandbox's snapshots.
+    fn claim_rows(&self, sandbox: SandboxId, role: Role) -> Result<Claim, Error> {
+        let copies = &self.plane.copies;
+        copies.claim(&[sandbox], CopyKind::Snapshot, role)
+    }
+
+    /// Refuses when the roles changed since `seen` was read. With a claim on one that is to be
+    /// replaced they do not any more.
+    async fn unchanged(&self, seen: &RouteRow) -> Result<(), Error> {
+        let now = self.plane.route(seen.user_id).await?;
+        if now.generation == seen.generation {
+            return Ok(());
+        }
+        Err(Error::conflict(
+            "live and dev were swapped at the same moment, so nothing was done; look which is which, and try again",
+        ))
     }
 
     fn new_row(
@@ -296,7 +320,7 @@ impl Sandboxes {
         row.files = copied.report.tally.files;
         files::write_manifest(&self.plane, &row).map_err(Error::internal)?;
         self.plane.store.put_snapshot(&row).await?;
-        self.plane.prune(sandbox).await?;
+        self.plane.prune(sandbox).await;
         Ok(CopyOutcome {
             kind: CopyKind::Snapshot,
             snapshot: view(&row),
@@ -410,14 +434,48 @@ impl Plane {
         }
         let total = staying.len() + going.len();
         for row in going.into_iter().take((total + 1).saturating_sub(most)) {
-            self.remove_snapshot(row).await?;
+            match self.remove_snapshot(row).await {
+                // What cannot be removed must not keep somebody from going back.
+                Err(error) if reason.is_automatic() => {
+                    tracing::warn!(%sandbox, %error, "an older snapshot could not be removed");
+                }
+                removed => removed?,
+            }
         }
         Ok(room)
     }
 
+    /// Whether one that goes by itself may be kept for good.
+    async fn room_to_keep(&self, row: &SnapshotRow) -> Result<(), Error> {
+        let config = &self.config.sandbox.snapshots;
+        let mut staying = self.store.snapshots(row.sandbox_id).await?;
+        staying.retain(|other| other.standing == Standing::Ready && !goes_by_itself(other));
+        let most = usize::try_from(config.max_count).unwrap_or(usize::MAX);
+        if staying.len() >= most {
+            return Err(full(format!(
+                "{most} snapshots of this sandbox are kept, and that is the limit"
+            )));
+        }
+        let kept: u64 = staying.iter().map(|other| other.bytes).sum();
+        if kept.saturating_add(row.bytes) > config.max_bytes {
+            return Err(full(format!(
+                "with this one the snapshots that are kept would hold more than {} MiB, and that is the limit",
+                config.max_bytes >> 20
+            )));
+        }
+        Ok(())
+    }
+
     /// Removes the oldest of what goes by itself until the bounds hold. The latest state that
-    /// was put aside always stays: it is the way back.
-    async fn prune(&self, sandbox: SandboxId) -> Result<(), Error> {
+    /// was put aside always stays: it is the way back. What was done before has been done,
+    /// also when this fails; the next copy tries again.
+    async fn prune(&self, sandbox: SandboxId) {
+        if let Err(error) = self.try_prune(sandbox).await {
+            tracing::warn!(%sandbox, %error, "older snapshots could not be removed");
+        }
+    }
+
+    async fn try_prune(&self, sandbox: SandboxId) -> Result<(), Error> {
         let config = &self.config.sandbox.snapshots;
         let mut rows = self.store.snapshots(sandbox).await?;
         rows.retain(|row| row.standing == Standing::Ready);

@@ -56,7 +56,8 @@ impl Sandboxes {
         for (sandbox, snapshot) in stopped {
             let sandboxes = Arc::clone(self);
             tokio::spawn(async move {
-                if let Err(error) = sandboxes.begin(sandbox).await {
+                let in_place = sandboxes.plane.copies.start_after(sandbox).await;
+                if let Err(error) = sandboxes.begin_in_place(sandbox, in_place).await {
                     tracing::warn!(%sandbox, %error, "a restored sandbox does not start");
                 }
                 if let Err(error) = sandboxes.plane.is_back(sandbox, snapshot).await {

@@ -52,8 +52,9 @@ impl Sandboxes {
             .plane
             .copies
             .claim(&[sandbox], CopyKind::Restore, role)?;
-        // Looked at once more: it may have gone before the claim.
+        // Looked at once more: it may have gone before the claim, or the roles changed.
         self.ready(sandbox, id).await?;
+        self.unchanged(&route).await?;
         let aside = SnapshotId::generate();
         let entry = Entry::allowed("sandbox.restore", sandbox.to_string())
             .about_user(owner.id, &owner.name)
@@ -105,6 +106,7 @@ impl Sandboxes {
             self.plane
                 .copies
                 .claim(&[route.dev, route.live], CopyKind::Clone, Role::Dev)?;
+        self.unchanged(&route).await?;
         let aside = SnapshotId::generate();
         let entry = Entry::allowed("sandbox.clone", route.dev.to_string())
             .about_user(owner.id, &owner.name)
@@ -189,7 +191,7 @@ impl Sandboxes {
         self.fleet.stop(sandbox).await;
         if let Err(error) = self.put_in_place(&mut row, &state).await {
             drop(held);
-            // Nothing was replaced, or it was and the row says so at the next start.
+            // Nothing was replaced.
             if row.was_running {
                 self.begin(sandbox).await?;
             }
@@ -197,25 +199,52 @@ impl Sandboxes {
         }
         drop(held);
 
+        let mut started = Ok(());
         if row.was_running {
             errand.claim.phase(CopyPhase::Starting);
-            let started = self.begin(sandbox).await;
-            plane.is_back(sandbox, row.id).await?;
-            started.map_err(|error| back(error, &row))?;
+            started = self.begin(sandbox).await.map(drop);
+            row.was_running = false;
+            // So that it is not started once more after the next crash.
+            self.note(&row).await;
         }
+        started.map_err(|error| back(error, &row))?;
         let down = stopping.elapsed();
-        plane.prune(sandbox).await?;
+        plane.prune(sandbox).await;
         Ok(self.replaced(errand, &row, &copied, down))
     }
 
-    async fn put_in_place(&self, row: &mut SnapshotRow, state: &Path) -> Result<(), Error> {
+    /// Exchanges the two states.
+    ///
+    /// # Errors
+    /// Nothing was replaced.
+    pub(super) async fn put_in_place(
+        &self,
+        row: &mut SnapshotRow,
+        state: &Path,
+    ) -> Result<(), Error> {
         let aside = self.plane.snapshot_state(row);
-        files::exchange(state, &aside).map_err(Error::internal)?;
+        if let Err(error) = files::exchange(state, &aside) {
+            // The names may be exchanged, and only not on the disk yet.
+            if row.replaces.is_none() || files::inode(&aside).ok() != row.replaces {
+                return Err(Error::internal(error));
+            }
+            tracing::error!(snapshot = %row.id, %error, "an exchange is not on the disk yet");
+        }
         row.standing = Standing::Ready;
         row.replaces = None;
-        files::write_manifest(&self.plane, row).map_err(Error::internal)?;
-        self.plane.store.put_snapshot(row).await?;
+        self.note(row).await;
         Ok(())
+    }
+
+    /// Notes what has happened to a state already. Where that fails the row tells as much: the
+    /// next start settles it.
+    async fn note(&self, row: &SnapshotRow) {
+        if let Err(error) = files::write_manifest(&self.plane, row) {
+            tracing::error!(snapshot = %row.id, %error, "a snapshot's manifest cannot be written");
+        }
+        if let Err(error) = self.plane.store.put_snapshot(row).await {
+            tracing::error!(snapshot = %row.id, %error, "a restore that was done cannot be noted");
+        }
     }
 
     /// Has the desktops of a sandbox load their page again.

@@ -1,6 +1,8 @@
 //! What a start of the hypervisor makes of every state that a crash can leave, one by one.
 //! Needs the `supervisor` program next to the tests, which copies and removes.
 
+mod races;
+
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +44,11 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let installation = Installation::new("").await;
+        Self::with("").await
+    }
+
+    async fn with(toml: &str) -> Self {
+        let installation = Installation::new(toml).await;
         let sandbox = installation.sandbox(Role::Live).await;
         let plane = installation.app.sandboxes.plane();
         let (dir, owner) = (plane.sandbox_dir(sandbox), engine::owner(plane, sandbox));
@@ -210,35 +216,4 @@ async fn files_of_an_older_layout_are_gathered() {
     for part in ["home", "data"] {
         assert!(world.dir.join("state").join(part).is_dir(), "{part}");
     }
-}
-
-#[tokio::test]
-async fn one_copy_at_a_time_and_no_start_meanwhile() {
-    use super::copies::Copies;
-    use types::CopyKind;
-
-    let copies: Arc<Copies> = Arc::default();
-    let (one, other) = (SandboxId::generate(), SandboxId::generate());
-    let claim = copies
-        .claim(&[one, other], CopyKind::Clone, Role::Dev)
-        .unwrap();
-    let refused = copies.claim(&[other], CopyKind::Restore, Role::Live);
-    assert!(
-        refused
-            .unwrap_err()
-            .to_string()
-            .contains("a clone of this sandbox")
-    );
-    drop(claim);
-    drop(
-        copies
-            .claim(&[other], CopyKind::Restore, Role::Live)
-            .unwrap(),
-    );
-    let held = copies.hold(one).await;
-    let mut start = std::pin::pin!(copies.start(one));
-    assert!(futures_util::poll!(start.as_mut()).is_pending());
-    assert!(futures_util::poll!(std::pin::pin!(copies.start(other))).is_ready());
-    drop(held);
-    assert!(futures_util::poll!(start).is_ready());
 }

@@ -15,7 +15,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use system_tests::load::{Check, Load, Sockets};
 use system_tests::processes::Process;
 use system_tests::{Account, Installation, Setup, installation, wait};
@@ -27,7 +27,7 @@ use super::report::{TIMES, Table, times};
 const RUNS: usize = 20;
 
 /// Connections that ask all the time, and WebSockets that stay open.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 64;
 const SOCKETS: usize = 50;
 
 /// How long a peer's WebSockets have to move.
@@ -80,7 +80,7 @@ async fn ours(alice: &Arc<Account>, took: &mut Table, lost: &mut Table) {
             Ok(())
         })
     };
-    let load = Load::start(alice, CONNECTIONS, &["/health".to_owned()], &check);
+    let load = Load::start(alice, CONNECTIONS, &["/".to_owned()], &check);
     let sockets = Sockets::open(alice, SOCKETS);
     let (mut answered, mut first, mut last) = (Vec::new(), Vec::new(), Vec::new());
     for run in 1..=RUNS as u64 {
@@ -145,7 +145,6 @@ async fn nginx(
     fs::create_dir(&dir).expect("a directory");
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
     let mut sockets = Vec::new();
-    let mut ids = Vec::new();
     for role in Role::ALL {
         let view = alice.sandbox(role).await;
         let start = view["start_id"].as_str().expect("a start");
@@ -156,10 +155,9 @@ async fn nginx(
                 .join(start)
                 .join("app/app.sock"),
         );
-        ids.push(view["id"].as_str().expect("an id").to_owned());
     }
     let port = installation::free_port();
-    configure(&dir, port, &sockets[0]);
+    configure(&dir, port, &sockets[0], 0);
     let Some(running) = start(&dir) else {
         eprintln!("nginx is not here: left out");
         return;
@@ -172,17 +170,16 @@ async fn nginx(
     let open = PeerSockets::open(port).await;
     let mut first = Vec::new();
     for run in 1..=RUNS {
-        let wanted = &ids[run % 2];
-        configure(&dir, port, &sockets[run % 2]);
+        configure(&dir, port, &sockets[run % 2], run);
         let begun = Instant::now();
         Process::of(running.0.id())
             .expect("nginx")
             .signal(Signal::HUP);
         let seen = wait::until("an answer of the other upstream", async || {
-            load.last(wanted, begun)
+            load.first_of(run)
         })
         .await;
-        first.push(ms(seen.duration_since(begun)));
+        first.push(ms(seen.saturating_duration_since(begun)));
         // Its old workers have finished then; one reload at a time, as ours.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -200,7 +197,8 @@ async fn nginx(
     drop(running);
 }
 
-fn configure(dir: &Path, port: u16, socket: &Path) {
+/// The configuration of one generation, which its answers name: measured the same way as ours.
+fn configure(dir: &Path, port: u16, socket: &Path, generation: usize) {
     let user = if system_tests::identity::caller_is_root() {
         "user root;"
     } else {
@@ -215,6 +213,7 @@ fn configure(dir: &Path, port: u16, socket: &Path) {
            map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n\
            upstream guest {{ server unix:{socket}; keepalive 64; }}\n\
            server {{ listen 127.0.0.1:{port}; location / {{\n\
+             add_header x-generation {generation} always;\n\
              proxy_pass http://guest; proxy_http_version 1.1; proxy_set_header Host $host;\n\
              proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; }} }} }}\n",
         dir = dir.display(),
@@ -253,8 +252,8 @@ struct Shared {
     answers: AtomicU64,
     lost: AtomicU64,
     cut: AtomicU64,
-    /// When each sandbox answered last.
-    seen: Mutex<HashMap<String, Instant>>,
+    /// When the first answer of each generation came.
+    firsts: Mutex<HashMap<usize, Instant>>,
 }
 
 impl PeerLoad {
@@ -273,14 +272,11 @@ impl PeerLoad {
         Self { shared, tasks }
     }
 
-    /// When this sandbox answered, if that was after `begun`.
-    fn last(&self, sandbox: &str, begun: Instant) -> Option<Instant> {
-        let seen = self
-            .shared
-            .seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        seen.get(sandbox).copied().filter(|at| *at > begun)
+    /// When the first answer of a generation came.
+    fn first_of(&self, generation: usize) -> Option<Instant> {
+        let firsts = self.shared.firsts.lock();
+        let firsts = firsts.unwrap_or_else(PoisonError::into_inner);
+        firsts.get(&generation).copied()
     }
 
     async fn finish(self) -> (u64, u64, u64) {
@@ -314,22 +310,24 @@ impl Shared {
                 self.cut.fetch_add(1, Ordering::Relaxed);
                 return;
             }
-            let request = Request::get("/health")
+            let request = Request::get("/")
                 .header("host", "localhost")
                 .body(Empty::<Bytes>::new())
                 .expect("a request");
             let answer = async {
                 let answer = sender.send_request(request).await.ok()?;
                 let ok = answer.status() == 200;
-                let body = answer.into_body().collect().await.ok()?.to_bytes();
-                let body: Value = serde_json::from_slice(&body).ok()?;
-                ok.then(|| body["sandbox_id"].as_str().map(str::to_owned))?
+                let generation = answer.headers().get("x-generation")?.to_str().ok()?;
+                let generation: usize = generation.parse().ok()?;
+                answer.into_body().collect().await.ok()?;
+                ok.then_some(generation)
             };
             match answer.await {
-                Some(sandbox) => {
+                Some(generation) => {
                     self.answers.fetch_add(1, Ordering::Relaxed);
-                    let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-                    seen.insert(sandbox, Instant::now());
+                    let firsts = self.firsts.lock();
+                    let mut firsts = firsts.unwrap_or_else(PoisonError::into_inner);
+                    firsts.entry(generation).or_insert_with(Instant::now);
                 }
                 None => {
                     self.lost.fetch_add(1, Ordering::Relaxed);
