@@ -581,28 +581,4 @@ fn unreachable(error: ControlError) -> StartError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io;
-
-    use super::unavailable;
-
-    #[test]
-    fn what_a_host_refuses_names_its_cause_and_a_remedy() {
-        let cases = [
-            (28, "disk"),
-            (13, "data_dir"),
-            (2, "doctor"),
-            (24, "LimitNOFILE"),
-            (11, "TasksMax"),
-            (5, "log"),
-        ];
-        for (errno, remedy) in cases {
-            let error = unavailable("cannot", &io::Error::from_raw_os_error(errno));
-            let hint = error.hint.unwrap_or_default();
-            assert!(hint.contains(remedy), "{errno}: {hint}");
-        }
-    }
-}
-
-#[cfg(test)]
 mod tests;

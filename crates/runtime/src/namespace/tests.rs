@@ -126,3 +126,20 @@ async fn a_start_that_was_cut_before_its_supervisor_listened_is_removed() {
     assert!(world.driver().adopt().await.is_empty());
     assert!(!world.runs() && !world.start_dir().exists());
 }
+
+#[test]
+fn what_a_host_refuses_names_its_cause_and_a_remedy() {
+    let cases = [
+        (28, "disk"),
+        (13, "data_dir"),
+        (2, "doctor"),
+        (24, "LimitNOFILE"),
+        (11, "TasksMax"),
+        (5, "log"),
+    ];
+    for (errno, remedy) in cases {
+        let error = unavailable("cannot", &io::Error::from_raw_os_error(errno));
+        let hint = error.hint.unwrap_or_default();
+        assert!(hint.contains(remedy), "{errno}: {hint}");
+    }
+}

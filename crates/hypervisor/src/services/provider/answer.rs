@@ -44,6 +44,9 @@ pub(super) enum CallError {
     /// No model is named.
     #[error("the request names no model")]
     NoModel,
+    /// The path and the body name different ones.
+    #[error("the path names another model than the body")]
+    TwoModels,
     /// The model is not offered.
     #[error("the model {model:?} is not offered here; there are: {offered}")]
     Model { model: String, offered: String },
@@ -71,9 +74,11 @@ impl CallError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Path { .. } | Self::Model { .. } => StatusCode::NOT_FOUND,
-            Self::Query { .. } | Self::Shape(_) | Self::Routing { .. } | Self::NoModel => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Query { .. }
+            | Self::Shape(_)
+            | Self::Routing { .. }
+            | Self::NoModel
+            | Self::TwoModels => StatusCode::BAD_REQUEST,
             Self::Compressed => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Ours(error) => crate::http::problem::status(error.code()),
@@ -92,7 +97,9 @@ impl CallError {
             Self::Path { .. } => "path_not_served",
             Self::Query { .. } => "query_not_served",
             Self::Compressed => "unsupported_media_type",
-            Self::Shape(_) | Self::Routing { .. } | Self::NoModel => "invalid_request",
+            Self::Shape(_) | Self::Routing { .. } | Self::NoModel | Self::TwoModels => {
+                "invalid_request"
+            }
             Self::Model { .. } => "model_not_found",
             Self::Limited(limited) => limited.bound,
             Self::Ours(error) => error.code().as_str(),

@@ -431,21 +431,36 @@ fn current(catalogue: &RwLock<Arc<Catalogue>>) -> Arc<Catalogue> {
 struct Call {
     model: Option<String>,
     max_output: Option<u64>,
+    /// The key by which it lets a router choose the model.
+    routing: Option<&'static str>,
     shape: Option<Shape>,
 }
 
 fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
+    let read = || Shape::read(body).map_err(CallError::Shape);
     let shape = match names {
         Names::Nowhere => return Ok(Call::default()),
         Names::InPath(model) => {
-            let shape = Shape::read(body).map_err(CallError::Shape)?;
+            let model = paths::decoded(model).ok_or(CallError::NoModel)?;
+            // What is asked for or removed has no body.
+            let shape = if body.is_empty() {
+                Shape::default()
+            } else {
+                read()?
+            };
+            let again = shape.model.as_deref();
+            let again = again.map(|name| name.strip_prefix("models/").unwrap_or(name));
+            if again.is_some_and(|name| name != model) {
+                return Err(CallError::TwoModels);
+            }
             return Ok(Call {
-                model: Some(paths::decoded(model).ok_or(CallError::NoModel)?),
+                model: Some(model),
                 max_output: shape.max_output_tokens,
+                routing: shape.routing,
                 shape: None,
             });
         }
-        Names::InBody => Shape::read(body).map_err(CallError::Shape)?,
+        Names::InBody => read()?,
         Names::Unchecked => match Shape::read(body) {
             Err(ShapeError::NotJson(_) | ShapeError::NotAnObject) => return Ok(Call::default()),
             Ok(shape) if shape.model.is_none() => return Ok(Call::default()),
@@ -455,6 +470,7 @@ fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
     Ok(Call {
         model: Some(shape.model.clone().ok_or(CallError::NoModel)?),
         max_output: shape.max_output_tokens,
+        routing: shape.routing,
         shape: Some(shape),
     })
 }

@@ -165,7 +165,7 @@ fn refuse_routing(choices: &[Choice<'_>], call: &Call) -> Result<(), CallError> 
     let refused = choices
         .iter()
         .any(|choice| choice.entry.config.routing == Routing::Refused);
-    match call.shape.as_ref().and_then(|shape| shape.routing) {
+    match call.routing {
         Some(key) if refused => Err(CallError::Routing { key }),
         _ => Ok(()),
     }

@@ -235,6 +235,20 @@ async fn a_configured_path_has_its_method_and_keeps_the_check_of_the_model() {
         ("gemini", "v1beta/models/m-2:predict", &of_json, "{}", 404),
         (
             "gemini",
+            "v1beta/models/m-1:predict",
+            &of_json,
+            r#"{"model":"models/m-1"}"#,
+            200,
+        ),
+        (
+            "gemini",
+            "v1beta/models/m-1:predict",
+            &of_json,
+            r#"{"model":"models/m-2"}"#,
+            400,
+        ),
+        (
+            "gemini",
             "v1beta/models/m-2%3AgenerateContent",
             &of_json,
             "{}",
