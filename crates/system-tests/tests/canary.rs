@@ -382,3 +382,196 @@ async fn tokens_open_their_own_channel_and_leave_no_trace_on_any() {
         }
     }
 }
+
+/// What a model was asked and said, and what stood behind the path.
+const PROMPT: &str = "canary-prompt-9b1d5f7a3c2e";
+const REPLY: &str = "canary-reply-2e8c4a6f0d1b";
+const QUERY: &str = "canary-query-7d3b9f1e5a8c";
+
+/// Takes requests one by one, tells each, and answers as `answer` says.
+async fn double(answer: fn(&str) -> String) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                let request = loop {
+                    if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                        continue;
+                    };
+                    let head = head.to_lowercase();
+                    let length = head
+                        .lines()
+                        .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+                    if body.len() >= length.unwrap_or(0) {
+                        break text;
+                    }
+                };
+                let reply = answer(&request);
+                let _ = tell.send(request);
+                let _ = stream.write_all(reply.as_bytes()).await;
+            });
+        }
+    });
+    (port, told)
+}
+
+/// Whole, as a stream, as a stream that breaks off, or with an error; always with the words.
+fn model(request: &str) -> String {
+    let head = |status: &str, kind: &str| {
+        format!("HTTP/1.1 {status}\r\ncontent-type: {kind}\r\nconnection: close\r\n")
+    };
+    let whole = |status: &str, body: &serde_json::Value| {
+        let (head, body) = (head(status, "application/json"), body.to_string());
+        format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+    };
+    if request.contains("please fail") {
+        let body =
+            json!({ "error": { "message": format!("{REPLY} is what you get for {PROMPT}") } });
+        return whole("400 Bad Request", &body);
+    }
+    if !request.contains(r#""stream":true"#) {
+        let body = json!({
+            "choices": [{ "index": 0, "message": { "role": "assistant", "content": REPLY } }],
+            "usage": { "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7 },
+        });
+        return whole("200 OK", &body);
+    }
+    let event = json!({ "choices": [{ "index": 0, "delta": { "content": REPLY } }] });
+    let event = format!("data: {event}\n\n");
+    let head = head("200 OK", "text/event-stream");
+    let stream = format!(
+        "{head}transfer-encoding: chunked\r\n\r\n{:x}\r\n{event}\r\n",
+        event.len()
+    );
+    if request.contains("please break") {
+        return stream;
+    }
+    format!("{stream}e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+}
+
+/// Takes what it is told.
+fn collector(_request: &str) -> String {
+    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+        .to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_to_a_model_and_by_it_is_written_down_nowhere() {
+    let (provider, mut asked) = double(model).await;
+    let (collecting, mut collected) = double(collector).await;
+    let scraped = system_tests::installation::free_port();
+    let installation = Setup::default()
+        .hostile_guest()
+        .config(&format!(
+            "[log]\nlevel = \"trace\"\n[listen]\nmetrics_address = \"127.0.0.1:{scraped}\"\n\
+             [telemetry.otlp]\nendpoint = \"http://127.0.0.1:{collecting}\"\ninterval = \"1s\"\n\
+             [[providers]]\nname = \"openai\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:{provider}/v1\"\n\
+             models = [\"some-model\"]\naddresses = \"private_network_too\"\nretries = 0"
+        ))
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let sandbox = alice.sandbox(Role::Live).await;
+    let start = sandbox["start_id"].as_str().unwrap();
+    let channel = installation
+        .data_dir()
+        .join("run")
+        .join(start)
+        .join("channel/channel.sock");
+    let guest = Ask::new(
+        "GET",
+        &alice.host(Role::Live),
+        "/hostile/listing?environment",
+    );
+    let environment = alice.client.send(guest).await.expect(200).json();
+    let token = environment["CHOIR_PROVIDER_GATEWAY_TOKEN"]
+        .as_str()
+        .unwrap();
+
+    let calls = [
+        ("", false, 200),
+        ("", true, 200),
+        ("please break", true, 200),
+        ("please fail", false, 400),
+        ("please fail", true, 400),
+    ];
+    for (how, stream, status) in calls {
+        let body = json!({
+            "model": "some-model", "stream": stream,
+            "messages": [{ "role": "user", "content": format!("{PROMPT} {how}") }],
+        })
+        .to_string();
+        let request = format!(
+            "POST /v1/chat/completions?trace={QUERY} HTTP/1.1\r\nhost: channel\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = system_tests::channel::raw(&channel, request.as_bytes()).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        assert!(answer.contains(REPLY), "the caller gets it: {answer}");
+        let seen = asked.recv().await.unwrap();
+        assert!(seen.contains(PROMPT), "the provider gets it: {seen}");
+        // Whether a query goes up is the path table's business, and not this test's.
+    }
+    let mut told = String::new();
+    while told.matches("\"spanId\"").count() < calls.len() || !told.contains("token.usage") {
+        let more = system_tests::wait::within("what the collector is told", collected.recv()).await;
+        told.push_str(&more.unwrap());
+    }
+    let usage = alice
+        .control("GET", "/me/usage?by=model", None)
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(usage["usage"][0]["calls"], calls.len(), "{usage}");
+    let mut scrape = tokio::net::TcpStream::connect(("127.0.0.1", scraped))
+        .await
+        .unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    scrape.write_all(request).await.unwrap();
+    let mut metrics = String::new();
+    scrape.read_to_string(&mut metrics).await.unwrap();
+    let counted = "gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name=\"chat\"";
+    assert!(metrics.contains(counted), "{metrics}");
+
+    let log = installation.log();
+    assert_eq!(log.matches("\"model call\"").count(), calls.len());
+    let mut places = vec![
+        ("the log".to_owned(), log.into_bytes()),
+        (
+            "standard output".to_owned(),
+            installation.output().into_bytes(),
+        ),
+        ("the metrics".to_owned(), metrics.into_bytes()),
+        ("what the collector was told".to_owned(), told.into_bytes()),
+    ];
+    files(&installation.data_dir(), &mut places);
+    // The search finds what is there: the database has the model's name.
+    let database = places
+        .iter()
+        .filter(|(place, _)| place.contains("hypervisor.db"));
+    assert!(
+        database
+            .clone()
+            .any(|(_, content)| holds(content, "some-model"))
+    );
+    assert!(places.iter().any(|(place, _)| place.contains("/audit/")));
+    for (place, content) in &places {
+        for canary in [PROMPT, REPLY, QUERY] {
+            assert!(!holds(content, canary), "{canary} is in {place}");
+        }
+    }
+}
