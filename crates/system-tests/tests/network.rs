@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use system_tests::closed_network::{Internet, SERVER, enclosed};
 use system_tests::http::Ask;
+use system_tests::identity::caller_is_root;
 use system_tests::wait::until;
 use system_tests::{Account, Installation, Setup};
 use types::Role;
@@ -623,6 +624,54 @@ PYTHON
     let request = json!({ "argv": ["python3", "-c", ask], "network": "allowlist" });
     let (_, output) = alice.command(Role::Live, &request).await;
     assert_eq!(output, "401\n");
+}
+
+/// What holds and what was denied, whoever decided it: the policy, the network rules, a limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_says_what_an_admin_allowed_and_every_kind_of_denial() {
+    let limits = "[sandbox.limits]\nmemory = \"64 MiB\"";
+    let installation = Setup::default().config(limits).start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let explain = async || {
+        let target = "/me/sandboxes/live/explain";
+        alice.control("GET", target, None).await.expect(200).json()
+    };
+    allow(&alice, "forge.example").await;
+    let topics = explain().await["topics"].to_string();
+    assert!(topics.contains("reach forge.example"), "{topics}");
+
+    let wide = json!({ "argv": ["true"], "network": "open" });
+    let commands = "/me/sandboxes/live/commands";
+    alice
+        .control("POST", commands, Some(wide))
+        .await
+        .expect(403);
+    let connect = "import os, urllib.request\ntry: urllib.request.urlopen('https://elsewhere.example/', timeout=5)\nexcept OSError: pass";
+    let request = json!({ "argv": ["python3", "-c", connect], "network": "allowlist" });
+    alice.command(Role::Live, &request).await;
+    let mut expected = vec![
+        ("network_denied", "choir network allow elsewhere.example"),
+        ("other", "widest network mode"),
+    ];
+    if caller_is_root() {
+        let eat = json!({ "argv": ["python3", "-c", "x = bytearray(200 << 20)"] });
+        alice.command(Role::Live, &eat).await;
+        expected.push(("quota", "sandbox.limits.memory"));
+    } else {
+        eprintln!("SKIPPED: no cgroups without root, so no limit of memory to meet");
+    }
+    for (kind, words) in expected {
+        until("the denial to be explained", async || {
+            let denied = explain().await["denied"].as_array().cloned();
+            denied
+                .unwrap_or_default()
+                .iter()
+                .any(|one| one["kind"] == kind && one.to_string().contains(words))
+                .then_some(())
+        })
+        .await;
+    }
 }
 
 /// A rule is an admin's to change, and everybody's to see.
