@@ -400,6 +400,21 @@ async fn storms_missing_parts_and_pages_of_an_older_generation_are_noticed() {
     assert!(present.is_ok());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_says_in_a_line_that_a_page_is_of_another_build() {
+    let installation = Setup::default().start().await;
+    let input = json!({
+        "control": installation.control(),
+        "live": installation.runtime("alice"),
+        "setup": parameter(installation.link(), "setup"),
+        "user": "alice",
+    });
+    let seen = browser::run("notices.mjs", &input).await;
+    assert_eq!(seen["before"], 0, "{seen:#}");
+    let line = seen["line"].as_str().unwrap();
+    assert!(line.contains("/assets/of-another-build.js"), "{line}");
+}
+
 /// The guest process of a role, found among the processes of its supervisor.
 async fn kill_guest(installation: &Installation, account: &Account, role: Role) {
     let start = account.sandbox(role).await["start_id"].clone();
