@@ -398,6 +398,23 @@ async fn storms_missing_parts_and_pages_of_an_older_generation_are_noticed() {
         .websocket(&host, "/ws?choir_generation=1", Some(&origin))
         .await;
     assert!(present.is_ok());
+    drop(present);
+
+    // Right after a swap that is a matter of moments. A page that goes on so is worth a word.
+    let stale_notices = async || {
+        let all = notices(&alice, "mismatched_runtime").await;
+        let told = all.into_iter().filter(|notice| {
+            let message = notice["message"].as_str().unwrap_or_default();
+            message.contains("loaded before the last swap (generation 0, now 1)")
+        });
+        told.count()
+    };
+    assert_eq!(stale_notices().await, 0);
+    until("the notice of a stale page", async || {
+        alice.client.send(stale("GET", "/health")).await.expect(200);
+        (stale_notices().await == 1).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
