@@ -398,6 +398,38 @@ async fn storms_missing_parts_and_pages_of_an_older_generation_are_noticed() {
         .websocket(&host, "/ws?choir_generation=1", Some(&origin))
         .await;
     assert!(present.is_ok());
+    drop(present);
+
+    // Right after a swap that is a matter of moments. A page that goes on so is worth a word.
+    let stale_notices = async || {
+        let all = notices(&alice, "mismatched_runtime").await;
+        let told = all.into_iter().filter(|notice| {
+            let message = notice["message"].as_str().unwrap_or_default();
+            message.contains("loaded before the last swap (generation 0, now 1)")
+        });
+        told.count()
+    };
+    assert_eq!(stale_notices().await, 0);
+    until("the notice of a stale page", async || {
+        alice.client.send(stale("GET", "/health")).await.expect(200);
+        (stale_notices().await == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_says_in_a_line_that_a_page_is_of_another_build() {
+    let installation = Setup::default().start().await;
+    let input = json!({
+        "control": installation.control(),
+        "live": installation.runtime("alice"),
+        "setup": parameter(installation.link(), "setup"),
+        "user": "alice",
+    });
+    let seen = browser::run("notices.mjs", &input).await;
+    assert_eq!(seen["before"], 0, "{seen:#}");
+    let line = seen["line"].as_str().unwrap();
+    assert!(line.contains("/assets/of-another-build.js"), "{line}");
 }
 
 /// The guest process of a role, found among the processes of its supervisor.

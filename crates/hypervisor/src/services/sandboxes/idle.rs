@@ -144,7 +144,12 @@ impl Sandboxes {
         busy
     }
 
-    async fn stop_one_idle(&self, instance: &Instance, limit: Duration, idle: impl Fn() -> bool) {
+    pub(super) async fn stop_one_idle(
+        &self,
+        instance: &Instance,
+        limit: Duration,
+        idle: impl Fn() -> bool,
+    ) {
         let sandbox = instance.sandbox_id;
         let entry = Entry::allowed("sandbox.idle_stop", sandbox.to_string())
             .in_sandbox(sandbox, self.plane.role_of(sandbox))

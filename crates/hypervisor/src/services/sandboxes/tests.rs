@@ -318,3 +318,19 @@ async fn the_last_log_lines_of_what_was_given_up_outlive_the_hypervisor() {
     later.recall_failures().await.unwrap();
     assert_eq!(later.status(sandbox).error, Some(error));
 }
+
+/// Writing the record takes a moment, in which somebody may come.
+#[tokio::test]
+async fn what_somebody_came_back_to_meanwhile_is_not_stopped() {
+    let installation = Installation::new("").await;
+    let sandboxes = &installation.app.sandboxes;
+    let alice = installation.actor();
+    let started = sandboxes.start(&alice, Whose::Own, Role::Live).await;
+    let sandbox = started.unwrap().id;
+    let instance = sandboxes.running(sandbox).unwrap();
+    let limit = Duration::from_secs(60);
+    sandboxes.stop_one_idle(&instance, limit, || false).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    sandboxes.stop_one_idle(&instance, limit, || true).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Stopped);
+}

@@ -288,25 +288,28 @@ async fn a_restore_that_is_done_is_a_success_though_older_ones_cannot_be_removed
     let kept = sized(&world, SnapshotReason::Manual, 1, 4);
     world.put(&kept, "kept").await;
     // No directory: it cannot be removed as one.
-    let stubborn = sized(&world, SnapshotReason::BeforeRestore, 2, 2_000_000);
-    world.put(&stubborn, "stubborn").await;
-    std::fs::remove_dir_all(world.state_of(&stubborn)).unwrap();
-    std::fs::write(world.state_of(&stubborn), "").unwrap();
-    let begun = sandboxes
-        .restore(&actor, Whose::Own, Role::Live, kept.id)
-        .await
-        .unwrap();
-    let outcome = begun.outcome.await.unwrap().unwrap();
-    assert_eq!(outcome.kind, CopyKind::Restore);
-    assert_eq!(world.present(), "kept");
-    // Nor does it keep anybody from going back when there are too many.
-    for _ in 0..3 {
+    let stubborn = async |created_at, bytes| {
+        let row = sized(&world, SnapshotReason::BeforeRestore, created_at, bytes);
+        world.put(&row, "stubborn").await;
+        std::fs::remove_dir_all(world.state_of(&row)).unwrap();
+        std::fs::write(world.state_of(&row), "").unwrap();
+    };
+    let restore = async || {
         let begun = sandboxes
             .restore(&actor, Whose::Own, Role::Live, kept.id)
             .await
             .unwrap();
-        begun.outcome.await.unwrap().unwrap();
+        begun.outcome.await.unwrap().unwrap()
+    };
+    // Too many bytes, which is seen afterwards.
+    stubborn(2, 2_000_000).await;
+    assert_eq!(restore().await.kind, CopyKind::Restore);
+    assert_eq!(world.present(), "kept");
+    // Too many, which is seen before.
+    for created_at in [3, 4] {
+        stubborn(created_at, 1).await;
     }
+    assert_eq!(restore().await.kind, CopyKind::Restore);
 }
 
 #[tokio::test]
