@@ -2,6 +2,7 @@
 //! and `failed` with a reason.
 
 mod crash;
+mod remains;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,10 +13,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use types::{CommandExit, SandboxId, SandboxState, StartId};
 
-use crate::control::Control;
 use crate::driver::{Adopted, BoxFuture, SandboxRuntime, StartError, StartRequest, Started};
 use crate::instance::Instance;
-use crash::{Crash, last_log_lines, with_log};
+use crash::{Crash, Fault, last_log_lines, with_log};
+use remains::Remains;
 
 /// What the fleet asks of the control plane.
 pub trait Host: Send + Sync {
@@ -164,21 +165,6 @@ struct Entry {
     /// A start of it that could not be taken down, or not be taken over. Nothing is started
     /// in its place before it is gone. Held for a look.
     remains: Mutex<Option<Remains>>,
-}
-
-/// What is left of a start, and may use the sandbox's files.
-#[derive(Clone)]
-struct Remains {
-    start: StartId,
-    control: Control,
-    why: StartError,
-}
-
-impl Entry {
-    fn remains(&self) -> std::sync::MutexGuard<'_, Option<Remains>> {
-        // A look or an assignment leaves it valid.
-        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// All sandboxes of this hypervisor. Cheap to clone.
@@ -373,14 +359,7 @@ impl Fleet {
                 looks.spawn(async move { fleet.take_over(adopted).await });
             } else {
                 tracing::warn!(sandbox = %adopted.sandbox_id, start = %adopted.start_id, "ending a second start of one sandbox");
-                let grace = fleet.stop_grace_ms();
-                looks.spawn(async move {
-                    let driver = &fleet.inner.driver;
-                    let stopped = driver.stop(adopted.start_id, adopted.control, grace).await;
-                    if let Err(error) = stopped {
-                        tracing::error!(start = %adopted.start_id, %error, "a second start of one sandbox is still there");
-                    }
-                });
+                looks.spawn(async move { fleet.end_second(adopted).await });
             }
         }
         looks.join_all().await;
@@ -401,12 +380,9 @@ impl Fleet {
             Ok(started) => started,
             Err(why) => {
                 let entry = self.entry(sandbox_id);
-                *entry.remains() = Some(Remains {
-                    start: start_id,
-                    control,
-                    why: why.clone(),
-                });
-                entry.state.send_replace(State::Failed(why));
+                let state = State::Failed(why.clone());
+                *entry.remains() = Some(Remains::new(start_id, control, why));
+                entry.state.send_replace(state);
                 return;
             }
         };
@@ -814,64 +790,10 @@ impl Fleet {
             }
         }
     }
-
-    async fn take_down(&self, instance: &Instance) {
-        instance.start_ended().cancel();
-        let control = instance.control().clone();
-        let driver = &self.inner.driver;
-        let stopped = driver
-            .stop(instance.start_id, control.clone(), self.stop_grace_ms())
-            .await;
-        if let Err(why) = stopped {
-            tracing::error!(sandbox = %instance.sandbox_id, start = %instance.start_id, error = %why, "a sandbox could not be taken down");
-            *self.entry(instance.sandbox_id).remains() = Some(Remains {
-                start: instance.start_id,
-                control,
-                why,
-            });
-        }
-    }
-
-    /// Takes down what an earlier attempt left.
-    ///
-    /// # Errors
-    /// It is still there.
-    async fn clear_remains(&self, entry: &Entry) -> Result<(), StartError> {
-        let Some(remains) = entry.remains().clone() else {
-            return Ok(());
-        };
-        let driver = &self.inner.driver;
-        let stopped = driver
-            .stop(remains.start, remains.control.clone(), self.stop_grace_ms())
-            .await;
-        *entry.remains() = stopped.as_ref().err().map(|why| Remains {
-            why: why.clone(),
-            ..remains
-        });
-        stopped
-    }
-
-    fn stop_grace_ms(&self) -> u64 {
-        u64::try_from(self.inner.options.stop_grace.as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 /// A healthy start, and the future of its end.
 type Running = (Arc<Instance>, BoxFuture<'static, CommandExit>);
-
-/// Why a start did not get as far as health.
-enum Fault {
-    /// It could not be built, or did not answer in time. Another try would end the same way.
-    Refused(StartError),
-    /// The guest ended by itself.
-    Crashed(Box<Crash>),
-}
-
-impl From<StartError> for Fault {
-    fn from(error: StartError) -> Self {
-        Self::Refused(error)
-    }
-}
 
 /// Brings a sandbox to rest. It is not stopped while something of it is left.
 fn settle(entry: &Entry, state: State) {

@@ -251,7 +251,8 @@ async fn whoever_fills_the_disk_with_entries_is_stopped() {
 async fn a_users_share_of_the_disk_is_named_when_it_binds() {
     let small = "[sandbox.limits]\nsandbox_disk = \"1 GiB\"\nuser_disk = \"96 MiB\"";
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.02)";
+    // Slow enough for a measurement to come before the whole sandbox is stopped.
+    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.08)";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));

@@ -474,7 +474,7 @@ async fn what_is_said_to_a_model_and_by_it_is_written_down_nowhere() {
             "[log]\nlevel = \"trace\"\n[listen]\nmetrics_address = \"127.0.0.1:{scraped}\"\n\
              [telemetry.otlp]\nendpoint = \"http://127.0.0.1:{collecting}\"\ninterval = \"1s\"\n\
              [[providers]]\nname = \"openai\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:{provider}/v1\"\n\
-             models = [\"some-model\"]\naddresses = \"private_network_too\"\nretries = 0"
+             models = [\"some-model\"]\naddresses = \"private_network_too\"\nretries = 0\nquery = [\"trace\"]"
         ))
         .start()
         .await;
@@ -524,7 +524,6 @@ async fn what_is_said_to_a_model_and_by_it_is_written_down_nowhere() {
         assert!(answer.contains(REPLY), "the caller gets it: {answer}");
         let seen = asked.recv().await.unwrap();
         assert!(seen.contains(PROMPT), "the provider gets it: {seen}");
-        // Whether a query goes up is the path table's business, and not this test's.
     }
     let mut told = String::new();
     while told.matches("\"spanId\"").count() < calls.len() || !told.contains("token.usage") {

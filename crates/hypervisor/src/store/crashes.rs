@@ -81,6 +81,20 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a sandbox has crashed since a moment (Unix milliseconds).
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn crashed_since(&self, sandbox: SandboxId, at: i64) -> Result<bool, StoreError> {
+        sqlx::query("SELECT 1 FROM sandbox_crashes WHERE sandbox_id = $1 AND last_at >= $2")
+            .bind(sandbox.to_string())
+            .bind(at)
+            .fetch_optional(&self.read)
+            .await
+            .map(|row| row.is_some())
+            .map_err(StoreError::from)
+    }
+
     /// Forgets a sandbox's crashes.
     ///
     /// # Errors

@@ -469,7 +469,8 @@ fn a_tree_that_changes_under_the_copier_gives_nothing_away() {
         spec.live = true;
         let mut copier = Copier::start(&CopyJob::Copy(spec));
         copier.until(|event| matches!(event, CopyEvent::Ready));
-        writeln!(copier.orders.as_mut().unwrap(), "{FINISH}").unwrap();
+        // A copier that has given up by itself does not read it.
+        let _ = writeln!(copier.orders.as_mut().unwrap(), "{FINISH}");
         // It may say that the tree does not stand still. What it never does is go astray.
         let _ = copier.finish();
     }

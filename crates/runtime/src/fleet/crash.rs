@@ -56,6 +56,20 @@ impl Crash {
     }
 }
 
+/// Why a start did not get as far as health.
+pub(super) enum Fault {
+    /// It could not be built, or did not answer in time. Another try would end the same way.
+    Refused(StartError),
+    /// The guest ended by itself.
+    Crashed(Box<Crash>),
+}
+
+impl From<StartError> for Fault {
+    fn from(error: StartError) -> Self {
+        Self::Refused(error)
+    }
+}
+
 /// The error with the end of the guest's log, whose last line stands in the message too.
 pub(super) fn with_log(mut error: StartError, log: Vec<String>) -> StartError {
     if let Some(last) = log.last() {

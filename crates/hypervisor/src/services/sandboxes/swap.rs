@@ -14,6 +14,7 @@ use policy::Action;
 use runtime::Instance;
 use types::{Role, SandboxId, SwapOutcome, SwapRequest, SwapStatus, SwapView};
 
+use super::trial::Trial;
 use super::{Sandboxes, Whose, plane};
 use crate::actor::{Actor, User};
 use crate::clock::{millis, rfc3339};
@@ -114,7 +115,7 @@ impl Sandboxes {
         };
         self.switch(&route, false);
         match grace_until {
-            Some(until) => self.begin_trial(route, Some(proved), until),
+            Some(until) => self.begin_trial(route, Trial::Proved(proved), until),
             None => drop(self.forget_trial(&route)),
         }
         Ok((route, grace_until))

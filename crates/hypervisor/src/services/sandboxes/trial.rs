@@ -28,6 +28,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the lifecycle may take to say how a start ended.
 const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 
+/// What is on trial.
+pub(super) enum Trial {
+    /// The start that was examined before the swap.
+    Proved(Arc<Instance>),
+    /// Whatever a restart of the hypervisor found; since when it is `live`, in Unix
+    /// milliseconds.
+    TakenOver { swapped_at: i64 },
+}
+
 /// How a trial ended.
 enum Verdict {
     /// The new `live` stays; why, when that is worth a word.
@@ -39,14 +48,8 @@ enum Verdict {
 }
 
 impl Sandboxes {
-    /// Watches the `live` of a route that a swap has just made, until `until` (Unix
-    /// milliseconds). `proved` is the start that was examined; `None` after a restart.
-    pub(super) fn begin_trial(
-        self: &Arc<Self>,
-        route: RouteRow,
-        proved: Option<Arc<Instance>>,
-        until: i64,
-    ) {
+    /// Watches the `live` of a route that a swap has made, until `until` (Unix milliseconds).
+    pub(super) fn begin_trial(self: &Arc<Self>, route: RouteRow, of: Trial, until: i64) {
         let over = CancellationToken::new();
         let before = self
             .trials
@@ -59,7 +62,7 @@ impl Sandboxes {
         let sandboxes = Arc::clone(self);
         tokio::spawn(async move {
             let began = Instant::now();
-            let verdict = sandboxes.watch(&route, proved, until, &over).await;
+            let verdict = sandboxes.watch(&route, of, until, &over).await;
             sandboxes.carry_out(&route, verdict, began).await;
         });
     }
@@ -77,7 +80,8 @@ impl Sandboxes {
             // Time enough for a look, also when the grace period ran out meanwhile.
             let least = self.plane.clock.now_ms().saturating_add(millis(LOOK_AGAIN));
             let until = row.grace_until.unwrap_or(least).max(least);
-            self.begin_trial(route, None, until);
+            let swapped_at = row.swapped_at;
+            self.begin_trial(route, Trial::TakenOver { swapped_at }, until);
         }
         Ok(())
     }
@@ -121,16 +125,18 @@ impl Sandboxes {
     async fn watch(
         &self,
         route: &RouteRow,
-        proved: Option<Arc<Instance>>,
+        of: Trial,
         until: i64,
         over: &CancellationToken,
     ) -> Verdict {
-        let instance = match proved {
-            Some(instance) => instance,
-            None => match self.taken_over(route, over).await {
-                Ok(instance) => instance,
-                Err(verdict) => return verdict,
-            },
+        let instance = match of {
+            Trial::Proved(instance) => instance,
+            Trial::TakenOver { swapped_at } => {
+                match self.taken_over(route, swapped_at, over).await {
+                    Ok(instance) => instance,
+                    Err(verdict) => return verdict,
+                }
+            }
         };
         let interval = self.plane.config.sandbox.swap.probe_interval;
         let mut failures = 0;
@@ -164,10 +170,11 @@ impl Sandboxes {
     }
 
     /// The start of `live` that a restart of the hypervisor found. One that was cut before its
-    /// first health, or between a crash and its restart, has time for it.
+    /// first health has time for it; one that crashed has failed, also if it is up again.
     async fn taken_over(
         &self,
         route: &RouteRow,
+        swapped_at: i64,
         over: &CancellationToken,
     ) -> Result<Arc<Instance>, Verdict> {
         let mut state = self.fleet.subscribe(route.live);
@@ -177,8 +184,17 @@ impl Sandboxes {
             () = over.cancelled() => return Err(Verdict::Over),
             settled = settled => settled.map(|state| state.clone()),
         };
+        let crashed = self.plane.store.crashed_since(route.live, swapped_at);
         match settled {
-            Ok(State::Running(instance)) => Ok(instance),
+            Ok(State::Running(instance)) => match crashed.await {
+                Ok(false) => Ok(instance),
+                Ok(true) => Err(Verdict::Failed(
+                    "live crashed while the hypervisor was down".to_owned(),
+                )),
+                Err(error) => Err(Verdict::Failed(format!(
+                    "nobody can say whether live crashed: {error}"
+                ))),
+            },
             Ok(State::Failed(error)) => {
                 Err(Verdict::Failed(format!("live did not come up: {error}")))
             }
