@@ -512,16 +512,19 @@ async fn what_is_said_to_a_model_and_by_it_is_written_down_nowhere() {
         })
         .to_string();
         let request = format!(
-            "POST /v1/chat/completions?trace={QUERY} HTTP/1.1\r\nhost: channel\r\nauthorization: Bearer {token}\r\n\
+            "POST /provider/v1/openai/chat/completions?trace={QUERY} HTTP/1.1\r\nhost: channel\r\nauthorization: Bearer {token}\r\n\
              content-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
         let answer = system_tests::channel::raw(&channel, request.as_bytes()).await;
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status}")),
-            "{answer}"
-        );
-        assert!(answer.contains(REPLY), "the caller gets it: {answer}");
+        // Of a reply that breaks off at once, nothing may have been on its way yet.
+        if how != "please break" {
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{answer}"
+            );
+            assert!(answer.contains(REPLY), "the caller gets it: {answer}");
+        }
         let seen = asked.recv().await.unwrap();
         assert!(seen.contains(PROMPT), "the provider gets it: {seen}");
     }

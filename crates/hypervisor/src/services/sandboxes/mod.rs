@@ -542,7 +542,6 @@ pub async fn start(app: &Arc<App>) -> Result<(), Error> {
             if let Some(instance) = app.sandboxes.fleet.running(sandbox) {
                 // From here on its idleness is counted.
                 plane.upstream(&instance)?;
-                crate::services::commands::end_orphans(plane, &instance).await;
             }
         }
     }

@@ -395,7 +395,10 @@ impl Host for Asked {
     }
 
     fn adopted(&self, instance: Arc<Instance>) -> BoxFuture<'_, ()> {
-        Box::pin(async move { commands::take_over(&self.0, &instance).await })
+        Box::pin(async move {
+            commands::take_over(&self.0, &instance).await;
+            commands::end_orphans(&self.0, &instance).await;
+        })
     }
 
     fn restartable(&self, instance: &Instance) -> bool {
