@@ -235,8 +235,9 @@ async fn commands_together_stop_at_their_sandbox() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_fills_the_disk_with_entries_is_stopped() {
     let small = "[sandbox.limits]\nsandbox_files = 3000";
+    // Slow at the end, so that a measurement comes before the whole sandbox is stopped.
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    let fill = "import os, time\nfor n in range(200000):\n    os.mkdir(f'/workspace/d{n}')\n    if n % 100 == 0: time.sleep(0.05)";
+    let fill = "import os, time\nfor n in range(200000):\n    os.mkdir(f'/workspace/d{n}')\n    if n > 2900: time.sleep(0.05)";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));

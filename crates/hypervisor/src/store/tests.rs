@@ -410,3 +410,29 @@ async fn a_disabled_account_has_nothing_to_get_in_with() {
     assert!(store.session(&late.token_hash).await.unwrap().is_none());
     assert!(store.token("late").await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn calls_of_an_older_release_are_kept_when_their_table_is_exchanged() {
+    let pool = sqlx::sqlite::SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect("sqlite::memory:")
+        .await
+        .unwrap();
+    let run = async |sql: &'static str| sqlx::raw_sql(sql).execute(&pool).await.unwrap();
+    run(include_str!("../../migrations/0010_provider_usage.sql")).await;
+    run(
+        "INSERT INTO provider_calls VALUES ('01a22479-31bb-765a-9ccf-053560747985', 5, \
+         '01a22479-31bb-765a-9ccf-000000000001', '01a22479-31bb-765a-9ccf-000000000002', \
+         'openai', 'some-model', 200, 'complete', 7, NULL, 1, 2, 0, FALSE, 9)",
+    )
+    .await;
+    run(include_str!("../../migrations/0012_usage_in_one_tree.sql")).await;
+    let row = sqlx::query("SELECT hex(request_id) AS id, model, cost FROM provider_calls")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let text = |column: &str| sqlx::Row::get::<String, _>(&row, column);
+    assert_eq!(text("id"), "01A2247931BB765A9CCF053560747985");
+    assert_eq!(text("model"), "some-model");
+    assert_eq!(sqlx::Row::get::<i64, _>(&row, "cost"), 9);
+}
