@@ -1,7 +1,7 @@
 //! Parses arguments, loads the configuration, serves until signalled, drains (style 1).
 
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -145,11 +145,26 @@ fn print(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// Listens. A process that a killed hypervisor was just about to start holds its listener for
+/// some milliseconds more, so an address in use is tried again for a second.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let mut tries = 20;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && tries > 0 => {
+                tries -= 1;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            bound => return bound,
+        }
+    }
+}
+
 fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyhow::Result<()> {
     hardening::keep_memory_private().context("cannot keep this process's memory private")?;
     // Bound before the configuration is complete: with port 0 the origins need the real one.
     let address = Config::build(raw.clone())?.listen.address;
-    let socket = TcpListener::bind(address).with_context(|| {
+    let socket = bind(address).with_context(|| {
         format!("cannot listen on {address}: is another program using the port?")
     })?;
     raw.listen.address = Some(socket.local_addr()?.to_string());
