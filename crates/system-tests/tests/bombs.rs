@@ -291,8 +291,8 @@ async fn exhausted_inotify_leaves_a_neighbour_its_own() {
 async fn whoever_fills_the_disk_is_stopped_and_can_tidy_up() {
     let small = "[sandbox.limits]\nsandbox_disk = \"48 MiB\"";
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    // About 6 MiB a second: a measurement comes before the whole sandbox is stopped.
-    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.08)";
+    // About 25 MiB a second, far longer than a measurement is late.
+    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.02)";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
