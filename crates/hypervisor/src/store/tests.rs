@@ -413,7 +413,7 @@ async fn a_disabled_account_has_nothing_to_get_in_with() {
 
 #[tokio::test]
 async fn calls_of_an_older_release_are_kept_when_their_table_is_exchanged() {
-    let pool = sqlx::sqlite::SqlitePoolOptions::new()
+    let pool = SqlitePoolOptions::new()
         .max_connections(1)
         .connect("sqlite::memory:")
         .await
