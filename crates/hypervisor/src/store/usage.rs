@@ -150,19 +150,13 @@ const COLUMNS: [&str; 15] = [
 static MANY: LazyLock<Arc<str>> = LazyLock::new(|| insert(ROWS));
 static ONE: LazyLock<Arc<str>> = LazyLock::new(|| insert(1));
 
+/// The places have no numbers: SQLite would look each of them up by its name, in a list of all.
 fn insert(rows: usize) -> Arc<str> {
-    let row = |row: usize| {
-        let first = row * COLUMNS.len() + 1;
-        let places: Vec<String> = (first..first + COLUMNS.len())
-            .map(|place| format!("${place}"))
-            .collect();
-        format!("({})", places.join(", "))
-    };
-    let rows: Vec<String> = (0..rows).map(row).collect();
+    let row = format!("({})", ["?"; COLUMNS.len()].join(", "));
     format!(
         "INSERT INTO provider_calls ({}) VALUES {}",
         COLUMNS.join(", "),
-        rows.join(", ")
+        vec![row; rows].join(", ")
     )
     .into()
 }
