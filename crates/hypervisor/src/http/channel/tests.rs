@@ -334,6 +334,8 @@ async fn a_client_that_goes_away_is_noticed_above_by_itself() {
     ))
     .await;
     let (channel, token) = started(&installation, Role::Live).await;
+    let next = format!("GET /provider/v1 HTTP/1.1\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let many = next.repeat(10_000);
     for (what, stream, reply) in [
         ("before the head", false, ""),
         ("before the head of a stream", true, ""),
@@ -348,27 +350,72 @@ async fn a_client_that_goes_away_is_noticed_above_by_itself() {
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n",
         ),
     ] {
-        let mut wire = Wire::open(&channel).await;
-        let body = format!(r#"{{"model":"m","stream":{stream},"messages":[]}}"#);
-        let request = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        wire.0.write_all(request.as_bytes()).await.unwrap();
-        let (mut upstream, _) = listener.accept().await.unwrap();
-        assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
-        upstream.write_all(reply.as_bytes()).await.unwrap();
-        if !reply.is_empty() {
-            assert!(wire.0.read(&mut [0; 4096]).await.unwrap() > 0, "{what}");
+        for (after, leaves_by) in [
+            ("", Leaving::Closing),
+            ("\r\n", Leaving::Closing),
+            (next.as_str(), Leaving::Closing),
+            (many.as_str(), Leaving::Closing),
+            // As the relay in the guest does it.
+            ("", Leaving::EndingWhatItSends),
+            (next.as_str(), Leaving::EndingWhatItSends),
+        ] {
+            let what = format!("{what}, with {} more bytes, {leaves_by:?}", after.len());
+            let mut wire = Wire::open(&channel).await;
+            let body = format!(r#"{{"model":"m","stream":{stream},"messages":[]}}"#);
+            let request = format!(
+                "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}{after}",
+                body.len()
+            );
+            // As much of it as the socket takes: nobody reads the rest.
+            let _ = wire.0.try_write(request.as_bytes()).unwrap();
+            let (mut upstream, _) = listener.accept().await.unwrap();
+            assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
+            upstream.write_all(reply.as_bytes()).await.unwrap();
+            if !reply.is_empty() {
+                assert!(wire.0.read(&mut [0; 4096]).await.unwrap() > 0, "{what}");
+            }
+            let goes_on = time_stands_still();
+            let began = tokio::time::Instant::now();
+            let half = match leaves_by {
+                Leaving::Closing => {
+                    drop(wire);
+                    None
+                }
+                Leaving::EndingWhatItSends => {
+                    wire.0.shutdown().await.unwrap();
+                    Some(wire)
+                }
+            };
+            // Nothing more comes from above that could fail to be written.
+            hung_up(&mut upstream).await;
+            assert_eq!(began.elapsed(), Duration::ZERO, "{what}");
+            drop((goes_on, half));
+            tokio::time::resume();
         }
-        let goes_on = time_stands_still();
-        let began = tokio::time::Instant::now();
-        drop(wire);
-        // Nothing more comes from above that could fail to be written.
-        hung_up(&mut upstream).await;
-        assert_eq!(began.elapsed(), Duration::ZERO, "{what}");
-        drop(goes_on);
-        tokio::time::resume();
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    Closing,
+    EndingWhatItSends,
+}
+
+#[tokio::test]
+async fn what_was_asked_for_before_the_end_is_still_answered() {
+    let installation = Installation::new("").await;
+    let (channel, token) = started(&installation, Role::Live).await;
+    let request =
+        format!("GET /provider/v1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    for count in [1, 2] {
+        let mut wire = Wire::open(&channel).await;
+        let requests = request.repeat(count);
+        wire.0.write_all(requests.as_bytes()).await.unwrap();
+        wire.0.shutdown().await.unwrap();
+        for _ in 0..count {
+            assert_eq!(wire.answer().await.0, 200, "of {count}");
+        }
+        assert_eq!(wire.answer().await.0, 0, "and then the connection ends");
     }
 }
 
