@@ -17,6 +17,7 @@ mod origins;
 mod paths;
 mod podman;
 mod ports;
+mod reload;
 mod requests;
 mod resume;
 mod revocation;

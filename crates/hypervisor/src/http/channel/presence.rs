@@ -1,4 +1,5 @@
-//! Whether the client of a connection is still there while its request is answered.
+//! Whether the client of a connection is still there while its request is answered, and whether
+//! it has what came before an answer broke off.
 //!
 //! hyper looks for the end of a connection only while it has nothing left to read. A client
 //! that has sent more after its request, or only a line break, could go away and the call that
@@ -12,25 +13,34 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use rustix::net::Shutdown;
 use tokio::io::{AsyncWrite, Interest, Join};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Sleep, sleep};
+
+/// Longest wait for a client to take what came before an answer broke off.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A connection's socket, and an eye on its other end.
 pub(super) fn watch(stream: UnixStream) -> (Join<OwnedReadHalf, Writer>, Presence) {
     let (reader, writer) = stream.into_split();
-    let writer = Arc::new(writer);
     let presence = Presence {
-        socket: Arc::clone(&writer),
+        socket: Arc::new(writer),
         exchange: Arc::default(),
     };
-    (tokio::io::join(reader, Writer(writer)), presence)
+    let writer = Writer {
+        socket: Arc::clone(&presence.socket),
+        exchange: Arc::clone(&presence.exchange),
+    };
+    (tokio::io::join(reader, writer), presence)
 }
 
 /// What is known about the client of one connection.
@@ -47,6 +57,10 @@ pub(super) struct Exchange {
     received: AtomicBool,
     /// It is not answered in full.
     unanswered: AtomicBool,
+    /// All of the answer so far went to the client.
+    flushed: AtomicBool,
+    /// Waits for that.
+    waiting: AtomicWaker,
 }
 
 impl Presence {
@@ -104,8 +118,10 @@ impl Exchange {
 
     /// Its answer begins.
     pub(super) fn reply(self: Arc<Self>, body: Body) -> Reply {
+        self.flushed.store(false, Ordering::Relaxed);
         Reply {
             body,
+            failure: None,
             exchange: self,
         }
     }
@@ -146,9 +162,19 @@ impl HttpBody for Request {
 }
 
 /// An answer's body; it is dropped once all of it was taken.
+///
+/// When it breaks off, hyper drops what it has not written yet: a reply that breaks off right
+/// after its beginning would leave its client with nothing, not even a status. So the failure is
+/// told to hyper only when what came before has gone to the client.
 pub(super) struct Reply {
     body: Body,
+    failure: Option<Failure>,
     exchange: Arc<Exchange>,
+}
+
+struct Failure {
+    error: axum::Error,
+    bound: Pin<Box<Sleep>>,
 }
 
 impl HttpBody for Reply {
@@ -159,11 +185,33 @@ impl HttpBody for Reply {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let this = &mut *self;
+        if this.failure.is_none() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Err(error)) => {
+                    this.failure = Some(Failure {
+                        error,
+                        bound: Box::pin(sleep(FLUSHED_WITHIN)),
+                    });
+                }
+                frame => {
+                    this.exchange.flushed.store(false, Ordering::Relaxed);
+                    return Poll::Ready(frame);
+                }
+            }
+        }
+        if let Some(failure) = &mut this.failure {
+            this.exchange.waiting.register(cx.waker());
+            let waits = !this.exchange.flushed.load(Ordering::Relaxed);
+            if waits && failure.bound.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(this.failure.take().map(|failure| Err(failure.error)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.failure.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -179,7 +227,10 @@ impl Drop for Reply {
 
 /// The writing half, with which the whole socket stays in sight.
 #[derive(Debug)]
-pub(super) struct Writer(Arc<OwnedWriteHalf>);
+pub(super) struct Writer {
+    socket: Arc<OwnedWriteHalf>,
+    exchange: Arc<Exchange>,
+}
 
 impl Writer {
     /// Writes as soon as that is possible.
@@ -189,8 +240,8 @@ impl Writer {
         write: impl Fn(&OwnedWriteHalf) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.0.as_ref().as_ref().poll_write_ready(cx))?;
-            match write(&self.0) {
+            ready!(self.socket.as_ref().as_ref().poll_write_ready(cx))?;
+            match write(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => return Poll::Ready(written),
             }
@@ -219,12 +270,16 @@ impl AsyncWrite for Writer {
         true
     }
 
+    /// hyper asks for it once it has written everything that it has.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.exchange.flushed.swap(true, Ordering::Relaxed) {
+            self.exchange.waiting.wake();
+        }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let socket: &UnixStream = self.0.as_ref().as_ref();
+        let socket: &UnixStream = self.socket.as_ref().as_ref();
         Poll::Ready(rustix::net::shutdown(socket, Shutdown::Write).map_err(io::Error::from))
     }
 }

@@ -395,6 +395,60 @@ async fn a_client_that_goes_away_is_noticed_above_by_itself() {
     }
 }
 
+#[tokio::test]
+async fn what_came_before_a_reply_broke_off_reaches_the_client() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/v1", listener.local_addr().unwrap());
+    let installation = Installation::new(&format!(
+        "[[providers]]\nname = \"p\"\nkind = \"openai\"\nbase_url = {base:?}\nmodels = [\"m\"]\n\
+         addresses = \"private_network_too\"\nretries = 0\n"
+    ))
+    .await;
+    let (channel, token) = started(&installation, Role::Live).await;
+    let event = "data: 1\n\n".repeat(100_000);
+    let chunked =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (reply, came) in [
+        (format!("{chunked}9\r\ndata: 1\n\n\r\n"), "data: 1\n\n"),
+        (chunked.to_owned(), ""),
+        // More than the sockets in between hold.
+        (
+            format!("{chunked}{:x}\r\n{event}\r\n", event.len()),
+            event.as_str(),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"half\"".to_owned(),
+            "{\"half\"",
+        ),
+    ] {
+        let mut wire = Wire::open(&channel).await;
+        let body = r#"{"model":"m","messages":[]}"#;
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        wire.0.write_all(request.as_bytes()).await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
+        upstream.write_all(reply.as_bytes()).await.unwrap();
+        drop(upstream);
+        let mut answer = Vec::new();
+        let _ = wire.0.read_to_end(&mut answer).await;
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(!body.ends_with("0\r\n\r\n"), "it looks whole");
+        let data: String = if head.contains("chunked") {
+            let size =
+                |line: &&str| !line.is_empty() && line.bytes().all(|b| b.is_ascii_hexdigit());
+            body.split("\r\n").filter(|line| !size(line)).collect()
+        } else {
+            body.to_owned()
+        };
+        assert!(data == came, "{} of {} bytes", data.len(), came.len());
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Leaving {
     Closing,

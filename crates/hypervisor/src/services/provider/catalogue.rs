@@ -91,10 +91,11 @@ impl Catalogue {
                     })
                     .collect::<Result<_, _>>()?;
                 let name = provider.name.clone();
+                let held = register.account(Scope::Provider, name, provider.limits, now_ms);
                 Ok(Entry {
                     config: provider.clone(),
                     places,
-                    account: register.account(Scope::Provider, name, provider.limits, now_ms),
+                    account: held.account(),
                     retries: RetryBudget::default(),
                     turn: AtomicU32::new(0),
                 })

@@ -42,9 +42,9 @@ use crate::store::Store;
 use answer::CallError;
 pub(crate) use answer::error_member;
 use bill::{Bill, Who};
-use catalogue::{Catalogue, Entry};
+use catalogue::{Catalogue, Choice, Entry};
 use hold::{Room, Share};
-use limits::{Account, Admission, Amount, Limited, Scope};
+use limits::{Admission, Amount, Limited, Scope};
 use paths::Names;
 use register::Register;
 use usage::UsageLog;
@@ -101,8 +101,8 @@ pub(crate) struct Caller {
 /// The accounts of one channel's calls, looked up once for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Accounts {
-    sandbox: Arc<Account>,
-    user: Arc<Account>,
+    sandbox: Arc<register::Held>,
+    user: Arc<register::Held>,
 }
 
 impl Caller {
@@ -111,7 +111,7 @@ impl Caller {
         // And room for the provider's.
         let mut admissions = Vec::with_capacity(3);
         for account in [&self.accounts.sandbox, &self.accounts.user] {
-            admissions.push(account.admit(amount, now_ms)?);
+            admissions.push(account.account().admit(amount, now_ms)?);
         }
         Ok(admissions)
     }
@@ -136,12 +136,19 @@ pub(crate) enum Called<'a> {
     },
 }
 
+/// The bounds of each sandbox and of each user.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    sandbox: Rates,
+    user: Rates,
+}
+
 /// The configured providers.
 pub struct Providers {
     catalogue: Arc<RwLock<Arc<Catalogue>>>,
     register: Register,
-    sandbox_rates: Rates,
-    user_rates: Rates,
+    /// Locked for one look-up when a channel makes its first call, and by a reload.
+    rates: RwLock<Bounds>,
     room: Room,
     usage: UsageLog,
     clock: Clock,
@@ -175,8 +182,10 @@ impl Providers {
         let providers = Self {
             catalogue: Arc::new(RwLock::new(Arc::new(catalogue))),
             register,
-            sandbox_rates: gateway.sandbox,
-            user_rates: gateway.user,
+            rates: RwLock::new(Bounds {
+                sandbox: gateway.sandbox,
+                user: gateway.user,
+            }),
             room: Room::new(
                 gateway.max_held_bytes,
                 gateway.sandbox_held_bytes,
@@ -208,13 +217,29 @@ impl Providers {
         });
     }
 
-    /// Takes the providers of another configuration for the calls to come. Those under way
-    /// end with what they began with; what was used so far still counts.
+    /// Takes the providers and the bounds of another configuration for the calls to come.
+    /// Those under way end with what they began with; what was used so far still counts.
     ///
     /// # Errors
     /// A key file or a section that cannot be used; nothing has changed then.
     pub fn reload(&self, config: &Config) -> Result<(), ProvidersError> {
-        let next = Catalogue::new(config, &self.register, self.clock.now_ms())?;
+        let now = self.clock.now_ms();
+        let next = Catalogue::new(config, &self.register, now)?;
+        let gateway = &config.gateway;
+        let mut rates = self.rates.write().unwrap_or_else(PoisonError::into_inner);
+        *rates = Bounds {
+            sandbox: gateway.sandbox,
+            user: gateway.user,
+        };
+        self.register.bound(Scope::Sandbox, rates.sandbox, now);
+        self.register.bound(Scope::User, rates.user, now);
+        drop(rates);
+        self.room.resize(
+            gateway.max_held_bytes,
+            gateway.sandbox_held_bytes,
+            gateway.max_request_bytes,
+        );
+        self.usage.keep(gateway.usage_kept);
         *self
             .catalogue
             .write()
@@ -255,6 +280,8 @@ impl Providers {
         command: Option<CommandId>,
     ) -> Caller {
         let now = self.clock.now_ms();
+        // Held until the accounts are there, so that no reload comes in between.
+        let rates = self.rates.read().unwrap_or_else(PoisonError::into_inner);
         let account = |scope, id: String, rates| self.register.account(scope, id, rates, now);
         Caller {
             sandbox,
@@ -262,8 +289,8 @@ impl Providers {
             command,
             share: self.room.share(sandbox),
             accounts: Accounts {
-                sandbox: account(Scope::Sandbox, sandbox.to_string(), self.sandbox_rates),
-                user: account(Scope::User, user.to_string(), self.user_rates),
+                sandbox: account(Scope::Sandbox, sandbox.to_string(), rates.sandbox),
+                user: account(Scope::User, user.to_string(), rates.user),
             },
         }
     }
@@ -377,7 +404,13 @@ impl Providers {
             .hold(body, announced, &caller.share, cancel)
             .await?;
         let call = read(names, &held.body)?;
-        let choices = catalogue.choose(named, kind, call.model.as_deref())?;
+        let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
+        if let Some(query) = parts.uri.query() {
+            let admitted = |choice: &Choice<'_>| paths::admit_query(&choice.entry.config, query);
+            choices.first().map_or(Ok(()), admitted)?;
+            // A fallback that does not take it is none for this call.
+            choices.retain(|choice| admitted(choice).is_ok());
+        }
         let mut bill = Bill {
             who: Who {
                 sandbox: caller.sandbox,

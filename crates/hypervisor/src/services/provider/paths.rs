@@ -51,12 +51,11 @@ pub(super) enum Names<'a> {
     Nowhere,
 }
 
-/// Whether a call may be made, judged by everything but its body. `provider` is the one that
+/// Whether a call may be made, judged by its path and its headers. `provider` is the one that
 /// the path names.
 ///
 /// # Errors
-/// The path is not served, the query has a parameter that does not go up, or the body is
-/// compressed, so that nobody could read it.
+/// The path is not served, or the body is compressed, so that nobody could read it.
 pub(super) fn admit<'a>(
     kind: ProviderKind,
     provider: Option<&Provider>,
@@ -73,12 +72,6 @@ pub(super) fn admit<'a>(
             path: rest.chars().take(200).collect(),
         });
     }
-    let query = provider.map_or(&[][..], |provider| &provider.query);
-    if let Some(name) = unlisted_query(kind, query, parts.uri.query().unwrap_or_default()) {
-        return Err(CallError::Query {
-            name: name.chars().take(100).collect(),
-        });
-    }
     let plain = |coding: &http::HeaderValue| coding == "identity";
     if !parts.headers.get_all(CONTENT_ENCODING).iter().all(plain) {
         return Err(CallError::Compressed);
@@ -93,6 +86,19 @@ pub(super) fn admit<'a>(
         Some(ModelCheck::Unchecked) if !listed => Names::Unchecked,
         _ => Names::InBody,
     })
+}
+
+/// Whether a provider takes a query. Whichever way it was found: by its name or by a model.
+///
+/// # Errors
+/// A parameter that does not go up.
+pub(super) fn admit_query(provider: &Provider, query: &str) -> Result<(), CallError> {
+    match unlisted_query(provider.kind, &provider.query, query) {
+        None => Ok(()),
+        Some(name) => Err(CallError::Query {
+            name: name.chars().take(100).collect(),
+        }),
+    }
 }
 
 /// Whether a path is one of its kind's.

@@ -157,6 +157,74 @@ async fn configured_headers_pass_and_no_others() {
 }
 
 #[tokio::test]
+async fn a_configured_list_replaces_the_headers_of_the_kind() {
+    let mut up = upstream(&[
+        "HTTP/1.1 200 OK\r\nX-RateLimit-Limit-Tokens: 9\r\nX-Trace: down\r\nRequest-Id: r\r\nContent-Length: 2\r\n\r\nok",
+    ])
+    .await;
+    let more = "only_headers_up = [\"X-Request-Tag\"]\nonly_headers_down = [\"X-Trace\"]";
+    let bed = Bed::new(&provider("acme", &up.base, more)).await;
+    let headers = [
+        ("x-request-tag", "up"),
+        ("openai-beta", "narrowed"),
+        ("accept", "text/narrowed"),
+        ("authorization", "Bearer choirgw_secret"),
+    ];
+    let response = bed.asked(CHAT, "/", &headers, r#"{"model":"gpt-x"}"#).await;
+    assert_eq!(response.headers()["x-trace"], "down");
+    for absent in ["x-ratelimit-limit-tokens", "request-id"] {
+        assert!(!response.headers().contains_key(absent), "{absent}");
+    }
+    assert_eq!(text(response).await, "ok");
+    let request = within(up.requests.recv()).await.unwrap();
+    assert!(request.contains("x-request-tag: up\r\n"), "{request}");
+    for absent in ["narrowed", "secret"] {
+        assert!(!request.contains(absent), "{absent}: {request}");
+    }
+}
+
+#[tokio::test]
+async fn a_configured_query_goes_up_however_the_provider_is_called() {
+    let (mut plain, mut asked) = (upstream(&[OK]).await, upstream(&[BUSY, OK]).await);
+    let toml = provider("plain", &plain.base, "").replace("gpt-x", "gpt-a")
+        + &provider(
+            "acme",
+            &asked.base,
+            "query = [\"expand\"]\nfallback = [\"other\"]\nretries = 0",
+        )
+        + &provider("other", &plain.base, "");
+    let bed = Bed::new(&toml).await;
+    let call = async |called, model: &str| {
+        let body = format!(r#"{{"model":{model:?}}}"#);
+        bed.asked(called, "/x?expand=1", &[], &body).await
+    };
+    // A fallback that does not take the query does not get the call.
+    let response = call(CHAT, "gpt-x").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    for called in [CHAT, at("acme", "chat/completions")] {
+        let response = call(called, "gpt-x").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        text(response).await;
+    }
+    for _ in 0..3 {
+        let request = within(asked.requests.recv()).await.unwrap();
+        assert!(
+            request.starts_with("POST /v1/chat/completions?expand=1 HTTP/1.1\r\n"),
+            "{request}"
+        );
+    }
+    for called in [CHAT, at("plain", "chat/completions")] {
+        let response = call(called, "gpt-a").await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(
+            document(response).await["error"]["code"],
+            "query_not_served"
+        );
+    }
+    assert!(plain.requests.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn models_are_listed_from_the_table_in_the_format_of_the_api() {
     let up = upstream(&[OK]).await;
     let dir = tempfile::tempdir().unwrap();
