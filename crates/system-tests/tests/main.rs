@@ -5,6 +5,7 @@ mod agent;
 mod bombs;
 mod canary;
 mod cli;
+mod collector;
 mod commands;
 mod crossing;
 mod doctor;

@@ -65,6 +65,8 @@ async fn a_reload_takes_bounds_of_calls_cuts_none_and_names_what_waits() {
     let mut open = system_tests::channel::connect(&channel).await;
     open.write_all(request.as_bytes()).await.unwrap();
     let (mut upstream, _) = provider.accept().await.unwrap();
+    // A reply before its request would be nobody's.
+    assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
     upstream.write_all(STREAM.as_bytes()).await.unwrap();
     seen(&mut open, "data: one").await;
 
