@@ -93,7 +93,10 @@ impl Form {
             // Also where the end of the line is another one: there some see a boundary.
             let dashes = delimiter.get(2..).unwrap_or_default();
             let length = memmem::find_iter(content, dashes)
-                .find(|at| at.checked_sub(1).and_then(|at| content.get(at)) == Some(&b'\n'))
+                .find(|at| match at.checked_sub(1) {
+                    Some(before) => matches!(content.get(before), Some(b'\n' | b'\r')),
+                    None => true,
+                })
                 .and_then(|at| at.checked_sub(2))
                 .ok_or(FormError::Framing)?;
             skip(body, start + length, &delimiter)?;
@@ -118,7 +121,7 @@ impl Form {
                 return Err(FormError::TwoModels);
             }
             let plain = (1..=MAX_MODEL).contains(&text.len())
-                && text.iter().all(|byte| byte.is_ascii_graphic());
+                && text.iter().all(u8::is_ascii_graphic);
             let text = std::str::from_utf8(text).ok().filter(|_| plain);
             self.model = Some(text.ok_or(FormError::Model)?.to_owned());
             self.model_at = at;
@@ -274,30 +277,83 @@ mod tests {
         let other = |head: &str| format!("--b\n{head}\n\nx\n{model}--b--");
         for (body, error) in [
             (format!("{model}{model}--b--"), FormError::TwoModels),
-            (format!("{model}{}--b--", part("Model", "x")), FormError::TwoModels),
-            (format!("{model}{}--b--", part("model[]", "x")), FormError::TwoModels),
-            (format!("{}--b--", part("model", "two words")), FormError::Model),
+            (
+                format!("{model}{}--b--", part("Model", "x")),
+                FormError::TwoModels,
+            ),
+            (
+                format!("{model}{}--b--", part("model[]", "x")),
+                FormError::TwoModels,
+            ),
+            (
+                format!("{}--b--", part("model", "two words")),
+                FormError::Model,
+            ),
             (format!("{}--b--", part("model", "")), FormError::Model),
             (format!("text\n{model}--b--"), FormError::Framing),
             (format!("{model}--b--\n{model}--b--"), FormError::Framing),
             (format!("{model}--b --\n"), FormError::Framing),
             (format!("{model}--bc\n{model}--b--"), FormError::Framing),
-            (format!("{}<LF>--b\n--b--", model.trim_end()), FormError::Framing),
+            (
+                other("Content-Disposition: form-data; name=\"a\"\n\n--b"),
+                FormError::Framing,
+            ),
+            (
+                format!("{}<LF>--b\n--b--", model.trim_end()),
+                FormError::Framing,
+            ),
             (model.clone(), FormError::Framing),
             (String::new(), FormError::Framing),
             ("--b--".to_owned(), FormError::Framing),
-            (other("Content-Disposition: form-data; name=model"), FormError::Head),
-            (other("Content-Disposition: form-data; name*=\"model\""), FormError::Head),
-            (other("Content-Disposition: form-data; name=\"a\"; name=\"model\""), FormError::Head),
-            (other("Content-Disposition: form-data; name=\"mod\\el\""), FormError::Head),
-            (other("Content-Disposition: attachment; name=\"a\""), FormError::Head),
-            (other("Content-Disposition: form-data; name=\"model\"; filename=\"a\""), FormError::Head),
-            (other("Content-Disposition: form-data; name=\"a\"\nContent-Disposition: form-data; name=\"model\""), FormError::Head),
-            (other("Content-Disposition: form-data;\n name=\"a\""), FormError::Head),
-            (other("Content-Disposition: form-data; name=\"a\"\nContent-Transfer-Encoding: base64"), FormError::Head),
+            (
+                other("Content-Disposition: form-data; name=model"),
+                FormError::Head,
+            ),
+            (
+                other("Content-Disposition: form-data; name*=\"model\""),
+                FormError::Head,
+            ),
+            (
+                other("Content-Disposition: form-data; name=\"a\"; name=\"model\""),
+                FormError::Head,
+            ),
+            (
+                other("Content-Disposition: form-data; name=\"mod\\el\""),
+                FormError::Head,
+            ),
+            (
+                other("Content-Disposition: attachment; name=\"a\""),
+                FormError::Head,
+            ),
+            (
+                other("Content-Disposition: form-data; name=\"model\"; filename=\"a\""),
+                FormError::Head,
+            ),
+            (
+                other(
+                    "Content-Disposition: form-data; name=\"a\"\nContent-Disposition: form-data; name=\"model\"",
+                ),
+                FormError::Head,
+            ),
+            (
+                other("Content-Disposition: form-data;\n name=\"a\""),
+                FormError::Head,
+            ),
+            (
+                other(
+                    "Content-Disposition: form-data; name=\"a\"\nContent-Transfer-Encoding: base64",
+                ),
+                FormError::Head,
+            ),
             (other("Content-Type: text/plain"), FormError::Head),
-            (other("X: <LF>Content-Disposition: form-data; name=\"model\""), FormError::Head),
-            (part("a", "x").repeat(MAX_PARTS + 1) + "--b--", FormError::TooManyParts),
+            (
+                other("X: <LF>Content-Disposition: form-data; name=\"model\""),
+                FormError::Head,
+            ),
+            (
+                part("a", "x").repeat(MAX_PARTS + 1) + "--b--",
+                FormError::TooManyParts,
+            ),
         ] {
             assert_eq!(read(&body), Err(error), "{body}");
         }
@@ -367,7 +423,8 @@ mod tests {
             let body = pieces.concat();
             let read = Form::read(&headers("multipart/form-data; boundary=b"), body.as_bytes());
             if let Ok(form) = read && let Some(model) = form.model {
-                prop_assert!(body.contains(&format!("name=\"model\"\r\n\r\n{model}\r\n--b")));
+                let part = format!("name=\"model\"\r\n\r\n{model}\r\n--b");
+                prop_assert!(body.contains(&part));
             }
         }
     }

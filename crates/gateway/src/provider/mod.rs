@@ -4,6 +4,7 @@
 //! so that it never leaves the base URL; a request is whole before it goes up, so that it can
 //! be read, bounded and sent again; replies stream; no redirect is followed.
 
+mod form;
 mod headers;
 mod key;
 mod path;
@@ -28,6 +29,7 @@ use crate::body::UpstreamBody;
 use crate::upstream::{Answer, Target, Upstream};
 use crate::{Activity, ForwardError, Limits, Refusal, RequestBody};
 
+pub use form::{Form, FormError};
 pub use headers::PassedHeaders;
 pub use key::{ProviderKey, ProviderKeyError};
 pub use reply::{Outcome, ReplyBody, ReplyEnd};

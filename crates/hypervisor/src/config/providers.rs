@@ -129,7 +129,7 @@ pub struct ProviderPath {
 /// What a call on a configured path has to say about its model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ModelCheck {
-    /// It names one of the provider's, in its path or in a JSON body.
+    /// It names one of the provider's, in its path, in a JSON body or in a form with files.
     #[default]
     Named,
     /// Nothing: uploads and forms go up unread, to whatever model they name, at no price.
@@ -157,7 +157,7 @@ pub struct ProviderUpstream {
     pub weight: u32,
 }
 
-/// What a model costs, in billionths of a US dollar for a million tokens.
+/// What a model costs, in billionths of a US dollar: for a million tokens, and for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Price {
     /// Tokens read.
@@ -166,6 +166,8 @@ pub struct Price {
     pub output: i64,
     /// Tokens read that came from a cache.
     pub cached_input: i64,
+    /// A call with files whose reply does not tell its tokens.
+    pub call: i64,
 }
 
 /// Bounds in time of a provider's calls.
@@ -534,6 +536,7 @@ fn prices(raw: &RawProvider, models: &[String]) -> Result<BTreeMap<String, Price
                 input: nano_dollars(key, price.input)?,
                 output: nano_dollars(key, price.output)?,
                 cached_input: nano_dollars(key, price.cached_input.unwrap_or(price.input))?,
+                call: nano_dollars(key, price.call.unwrap_or_default())?,
             };
             Ok((model.clone(), price))
         })

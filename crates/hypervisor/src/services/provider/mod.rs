@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::response::Response;
 use gateway::provider as upstream;
-use gateway::provider::{Shape, ShapeError};
-use http::{Request, header};
+use gateway::provider::{Form, Shape, ShapeError};
+use http::{HeaderMap, Request, header};
 use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{CommandId, RequestId, SandboxId, UserId};
@@ -403,7 +403,7 @@ impl Providers {
             .room
             .hold(body, announced, &caller.share, cancel)
             .await?;
-        let call = read(names, &held.body)?;
+        let call = read(names, &parts.headers, &held.body)?;
         let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
         if let Some(query) = parts.uri.query() {
             let admitted = |choice: &Choice<'_>| paths::admit_query(&choice.entry.config, query);
@@ -424,7 +424,13 @@ impl Providers {
             model: "-".to_owned(),
             operation: metrics::operation(rest),
             price: None,
-            request_bytes: held.body.len() as u64,
+            // Files are not read by the token.
+            request_bytes: if call.form.is_some() {
+                0
+            } else {
+                held.body.len() as u64
+            },
+            by_call: call.form.is_some(),
             max_output: call.max_output,
             admissions: Vec::new(),
             slot: Some(self.usage.slot()?),
@@ -437,7 +443,7 @@ impl Providers {
         // What the dearest of those that may take it asks for.
         let expected = choices
             .iter()
-            .map(|choice| bill::expected(bill.request_bytes, call.max_output, choice.price()))
+            .map(|choice| bill.expected(choice.price()))
             .max_by_key(|amount| amount.money);
         let amount = expected.filter(|_| !bill.free).unwrap_or_default();
         bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
@@ -467,9 +473,10 @@ struct Call {
     /// The key by which it lets a router choose the model.
     routing: Option<&'static str>,
     shape: Option<Shape>,
+    form: Option<Form>,
 }
 
-fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
+fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, CallError> {
     let read = || Shape::read(body).map_err(CallError::Shape);
     let shape = match names {
         Names::Nowhere => return Ok(Call::default()),
@@ -490,10 +497,19 @@ fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
                 model: Some(model),
                 max_output: shape.max_output_tokens,
                 routing: shape.routing,
-                shape: None,
+                ..Call::default()
             });
         }
-        Names::InBody => read()?,
+        Names::InBodyOrForm if Form::is_one(headers) => {
+            let form = Form::read(headers, body).map_err(CallError::Form)?;
+            return Ok(Call {
+                model: Some(form.model.clone().ok_or(CallError::NoModel)?),
+                routing: form.routing,
+                form: Some(form),
+                ..Call::default()
+            });
+        }
+        Names::InBody | Names::InBodyOrForm => read()?,
         Names::Unchecked => match Shape::read(body) {
             Err(ShapeError::NotJson(_) | ShapeError::NotAnObject) => return Ok(Call::default()),
             Ok(shape) if shape.model.is_none() => return Ok(Call::default()),
@@ -505,5 +521,6 @@ fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
         max_output: shape.max_output_tokens,
         routing: shape.routing,
         shape: Some(shape),
+        form: None,
     })
 }

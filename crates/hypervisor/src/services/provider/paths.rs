@@ -44,6 +44,8 @@ pub(super) enum Names<'a> {
     InPath(&'a str),
     /// In the body, which has to be JSON.
     InBody,
+    /// The same, or in a form with files, which is how uploads are sent.
+    InBodyOrForm,
     /// Wherever it likes: the operator lets this path through unread. Only a body that is
     /// JSON and names a model is held to the table all the same.
     Unchecked,
@@ -84,6 +86,7 @@ pub(super) fn admit<'a>(
     }
     Ok(match entry.map(|entry| entry.model) {
         Some(ModelCheck::Unchecked) if !listed => Names::Unchecked,
+        Some(ModelCheck::Named) if !listed => Names::InBodyOrForm,
         _ => Names::InBody,
     })
 }

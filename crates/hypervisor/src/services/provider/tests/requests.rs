@@ -183,6 +183,87 @@ async fn a_configured_list_replaces_the_headers_of_the_kind() {
     }
 }
 
+fn form(parts: &[(&str, &str)]) -> String {
+    let parts = parts.iter().map(|(head, content)| {
+        format!("--xyz\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n")
+    });
+    parts.collect::<String>() + "--xyz--\r\n"
+}
+
+#[tokio::test]
+async fn a_form_is_held_to_the_models_the_bounds_and_the_budget() {
+    const SAID: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"text\":\"hi\"}";
+    let mut up = upstream(&[SAID, OK, SAID]).await;
+    // 1,024 tokens are reserved, at ten dollars for a million.
+    let more = "paths = [\"POST audio/transcriptions\"]\naliases = { ears = \"gpt-x\" }\n\
+                prices = { gpt-x = { input = 1.0, output = 10.0, call = 0.5 } }";
+    let toml = provider("acme", &up.base, more) + "[gateway.user]\ndaily_budget = 1.2\n";
+    let bed = Bed::new(&toml).await;
+    let sound = "RIFF".repeat(1000);
+    let file = ("name=\"file\"; filename=\"a.wav\"", sound.as_str());
+    let called = at("acme", "audio/transcriptions");
+    let post = async |body: &str| {
+        let kind = [("content-type", "multipart/form-data; boundary=xyz")];
+        bed.asked(called, "/", &kind, body).await
+    };
+    for (body, status, code) in [
+        (
+            form(&[file, ("name=\"model\"", "gpt-9")]),
+            404,
+            "model_not_found",
+        ),
+        (form(&[file]), 400, "invalid_request"),
+        (
+            form(&[("name=\"model\"", "gpt-x"), ("name=\"model\"", "gpt-9")]),
+            400,
+            "invalid_request",
+        ),
+        (
+            form(&[("name=\"model\"", "gpt-x"), ("name=\"fallbacks\"", "[]")]),
+            400,
+            "invalid_request",
+        ),
+        (r#"{"model":"gpt-x"}"#.to_owned(), 400, "invalid_request"),
+    ] {
+        let response = post(&body).await;
+        assert_eq!(response.status().as_u16(), status, "{body}");
+        assert_eq!(document(response).await["error"]["code"], code, "{body}");
+    }
+    assert_eq!(up.calls.load(Ordering::SeqCst), 0);
+
+    // The first reply tells nothing and costs a call, the second one tells its tokens.
+    let body = form(&[file, ("name=\"model\"", "ears")]);
+    for _ in 0..2 {
+        let response = post(&body).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        text(response).await;
+        let request = within(up.requests.recv()).await.unwrap();
+        let (_, sent) = request.split_once("\r\n\r\n").unwrap();
+        assert_eq!(sent, body.replace("ears", "gpt-x"));
+    }
+    let rows = bed.usage(UsageBy::Model).await;
+    assert_eq!(rows[0].model.as_deref(), Some("gpt-x"));
+    assert_eq!(rows[0].calls, 2);
+    assert_eq!((rows[0].input_tokens, rows[0].output_tokens), (1000, 100));
+    // Half a dollar, and 1000 × 1 + 100 × 10 micro-dollars.
+    assert_eq!(rows[0].cost, 502_000_000);
+    text(post(&body).await).await;
+    let response = post(&body).await;
+    assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(response.headers()["x-choir-limit"], "daily_budget");
+}
+
+#[tokio::test]
+async fn a_form_on_a_path_of_the_kind_is_no_json() {
+    let up = upstream(&[OK]).await;
+    let bed = Bed::new(&provider("acme", &up.base, "")).await;
+    let kind = [("content-type", "multipart/form-data; boundary=xyz")];
+    let body = form(&[("name=\"model\"", "gpt-x")]);
+    let response = bed.asked(CHAT, "/", &kind, &body).await;
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(up.calls.load(Ordering::SeqCst), 0);
+}
+
 #[tokio::test]
 async fn a_configured_query_goes_up_however_the_provider_is_called() {
     let (mut plain, mut asked) = (upstream(&[OK]).await, upstream(&[BUSY, OK]).await);
