@@ -120,8 +120,8 @@ impl Form {
             if self.model.is_some() {
                 return Err(FormError::TwoModels);
             }
-            let plain = (1..=MAX_MODEL).contains(&text.len())
-                && text.iter().all(u8::is_ascii_graphic);
+            let plain =
+                (1..=MAX_MODEL).contains(&text.len()) && text.iter().all(u8::is_ascii_graphic);
             let text = std::str::from_utf8(text).ok().filter(|_| plain);
             self.model = Some(text.ok_or(FormError::Model)?.to_owned());
             self.model_at = at;

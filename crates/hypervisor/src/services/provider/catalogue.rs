@@ -174,7 +174,7 @@ impl Catalogue {
     }
 
     /// Providers that speak an API; the demo speaks OpenAI's.
-    fn of_kind(&self, kind: ProviderKind) -> impl Iterator<Item = &Entry> {
+    pub(super) fn of_kind(&self, kind: ProviderKind) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(move |entry| {
             entry.config.kind == kind
                 || (kind == ProviderKind::OpenAi && entry.config.kind == ProviderKind::Demo)

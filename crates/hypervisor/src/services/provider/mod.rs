@@ -45,7 +45,7 @@ use bill::{Bill, Who};
 use catalogue::{Catalogue, Choice, Entry};
 use hold::{Room, Share};
 use limits::{Admission, Amount, Limited, Scope};
-use paths::Names;
+use paths::{Names, Tables};
 use register::Register;
 use usage::UsageLog;
 
@@ -393,7 +393,11 @@ impl Providers {
         if let (Some(entry), Some(name)) = (named, paths::listing(kind, &parts.method, rest)) {
             return listing::answer(&entry.config, name);
         }
-        let names = paths::admit(kind, named.map(|entry| &entry.config), &parts, rest)?;
+        let tables = match named {
+            Some(entry) => Tables::Of(&entry.config),
+            None => Tables::All(catalogue.of_kind(kind).map(|entry| &entry.config)),
+        };
+        let names = paths::admit(kind, tables, &parts, rest)?;
         let announced = parts
             .headers
             .get(header::CONTENT_LENGTH)
@@ -405,12 +409,14 @@ impl Providers {
             .await?;
         let call = read(names, &parts.headers, &held.body)?;
         let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
-        if let Some(query) = parts.uri.query() {
-            let admitted = |choice: &Choice<'_>| paths::admit_query(&choice.entry.config, query);
-            choices.first().map_or(Ok(()), admitted)?;
-            // A fallback that does not take it is none for this call.
-            choices.retain(|choice| admitted(choice).is_ok());
-        }
+        // Of all that may take it each has a table of its own.
+        let admitted = |choice: &Choice<'_>| {
+            let provider = &choice.entry.config;
+            paths::admit_path(provider, &parts.method, rest)?;
+            paths::admit_query(provider, parts.uri.query().unwrap_or_default())
+        };
+        choices.first().map_or(Ok(()), admitted)?;
+        choices.retain(|choice| admitted(choice).is_ok());
         let mut bill = Bill {
             who: Who {
                 sandbox: caller.sandbox,

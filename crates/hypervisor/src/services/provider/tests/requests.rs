@@ -254,6 +254,50 @@ async fn a_form_is_held_to_the_models_the_bounds_and_the_budget() {
 }
 
 #[tokio::test]
+async fn a_configured_path_is_served_by_those_that_have_it_however_they_are_found() {
+    let (plain, mut configured) = (upstream(&[OK]).await, upstream(&[BUSY, OK]).await);
+    let speech = "paths = [\"POST audio/speech\"]\nfallback = [\"other\"]\nretries = 0";
+    let unchecked = "paths = [{ path = \"POST audio/speech\", model = \"unchecked\" }]";
+    let toml = provider("plain", &plain.base, "").replace("gpt-x", "gpt-a")
+        + &provider("acme", &configured.base, speech)
+        + &provider("other", &plain.base, "");
+    let bed = Bed::new(&toml).await;
+    let stock = Called::Model {
+        kind: ProviderKind::OpenAi,
+        rest: "audio/speech",
+    };
+    let call = async |called, model: &str| {
+        let body = format!(r#"{{"model":{model:?}}}"#);
+        bed.asked(called, "/", &[], &body).await
+    };
+    // The path is not in the table of the fallback.
+    let response = call(at("acme", "audio/speech"), "gpt-x").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let response = call(stock, "gpt-x").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    text(response).await;
+    for _ in 0..2 {
+        let request = within(configured.requests.recv()).await.unwrap();
+        assert!(
+            request.starts_with("POST /v1/audio/speech HTTP/1.1\r\n"),
+            "{request}"
+        );
+    }
+    let unread = provider("acme", &plain.base, unchecked);
+    for (toml, called, model) in [
+        (&toml, stock, "gpt-a"),
+        (&toml, at("plain", "audio/speech"), "gpt-a"),
+        (&unread, stock, "gpt-x"),
+    ] {
+        bed.providers.reload(&config(&bed.dir, toml)).unwrap();
+        let response = call(called, model).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(document(response).await["error"]["code"], "path_not_served");
+    }
+    assert_eq!(plain.calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
 async fn a_form_on_a_path_of_the_kind_is_no_json() {
     let up = upstream(&[OK]).await;
     let bed = Bed::new(&provider("acme", &up.base, "")).await;
