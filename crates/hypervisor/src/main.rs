@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hypervisor::app::App;
 use hypervisor::clock::Clock;
-use hypervisor::config::{Config, RawConfig, RuntimeOrigins};
+use hypervisor::config::{Config, RawConfig, RuntimeOrigins, wait_for_restart};
 use hypervisor::data_dir::DataDir;
 use hypervisor::http::{Listener, control, metrics};
 use hypervisor::telemetry::otlp::Exporter;
@@ -86,7 +86,8 @@ fn main() -> ExitCode {
 }
 
 fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let mut raw = RawConfig::read(arguments.config.as_deref(), std::env::vars())?;
+    let written = RawConfig::written(arguments.config.as_deref(), std::env::vars())?;
+    let mut raw = RawConfig::parse(written.clone())?;
     if let Some(dir) = arguments.data_dir {
         raw.data_dir = Some(dir);
     }
@@ -94,7 +95,13 @@ fn act(arguments: Arguments) -> anyhow::Result<ExitCode> {
         raw.listen.address = Some(format!("127.0.0.1:{port}"));
     }
     match arguments.command {
-        None => serve(raw, arguments.config, arguments.stop_on_exit)?,
+        None => {
+            let source = Source {
+                file: arguments.config,
+                at_start: written,
+            };
+            serve(raw, source, arguments.stop_on_exit)?;
+        }
         Some(Command::CheckConfig) => {
             let config = Config::build(raw)?;
             config
@@ -165,7 +172,13 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     }
 }
 
-fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyhow::Result<()> {
+/// Where the configuration comes from, and what it said when this process began.
+struct Source {
+    file: Option<PathBuf>,
+    at_start: toml::Table,
+}
+
+fn serve(mut raw: RawConfig, source: Source, stop_on_exit: bool) -> anyhow::Result<()> {
     hardening::keep_memory_private().context("cannot keep this process's memory private")?;
     // Bound before the configuration is complete: with port 0 the origins need the real one.
     let address = Config::build(raw.clone())?.listen.address;
@@ -181,7 +194,7 @@ fn serve(mut raw: RawConfig, file: Option<PathBuf>, stop_on_exit: bool) -> anyho
         // every thread at work.
         .event_interval(DRIVER_EVERY)
         .build()?;
-    runtime.block_on(run(config, file, socket, stop_on_exit))
+    runtime.block_on(run(config, source, socket, stop_on_exit))
 }
 
 /// Pieces of work between two looks at what the kernel has to tell.
@@ -189,7 +202,7 @@ const DRIVER_EVERY: u32 = 4;
 
 async fn run(
     config: Config,
-    file: Option<PathBuf>,
+    source: Source,
     socket: TcpListener,
     stop_on_exit: bool,
 ) -> anyhow::Result<()> {
@@ -225,7 +238,7 @@ async fn run(
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
-            _ = hup.recv() => reload(&app, file.as_deref()),
+            _ = hup.recv() => reload(&app, &source),
         }
     }
     tracing::info!(deadline = ?app.config.drain, stop_on_exit, "draining; a second signal ends this at once");
@@ -236,15 +249,26 @@ async fn run(
     }
 }
 
-/// Takes the model providers of the configuration as it is now. Calls under way go on; a
-/// configuration that is not valid changes nothing.
-fn reload(app: &App, file: Option<&Path>) {
-    let reloaded = RawConfig::read(file, std::env::vars())
-        .and_then(Config::build)
+/// Takes the model providers and the bounds of model calls of the configuration as it is now,
+/// and names what else has changed. Calls under way go on; a configuration that is not valid
+/// changes nothing.
+fn reload(app: &App, source: &Source) {
+    let reloaded = RawConfig::written(source.file.as_deref(), std::env::vars())
+        .and_then(|written| Ok((written.clone(), Config::build(RawConfig::parse(written)?)?)))
         .map_err(anyhow::Error::from)
-        .and_then(|config| Ok(app.sandboxes.providers().reload(&config)?));
+        .and_then(|(written, config)| {
+            app.sandboxes.reload_config(&config)?;
+            Ok(wait_for_restart(&source.at_start, &written))
+        });
     match reloaded {
-        Ok(()) => tracing::info!("took the providers of the configuration"),
+        Ok(waiting) if waiting.is_empty() => {
+            tracing::info!("took the providers and the bounds of model calls of the configuration");
+        }
+        Ok(waiting) => tracing::warn!(
+            keys = waiting.join(" "),
+            "took the providers and the bounds of model calls of the configuration; the other \
+             keys that have changed are taken by a restart"
+        ),
         Err(error) => tracing::error!(
             error = format!("{error:#}"),
             "the configuration was not taken; the one before stays in use"

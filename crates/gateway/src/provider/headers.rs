@@ -18,6 +18,30 @@ const DEFAULT_ANTHROPIC_VERSION: HeaderValue = HeaderValue::from_static("2023-06
 const OUR_USER_AGENT: HeaderValue =
     HeaderValue::from_static(concat!("choiros-gateway/", env!("CARGO_PKG_VERSION")));
 
+/// Which headers pass in one direction.
+#[derive(Debug, Clone, Default)]
+pub enum PassedHeaders {
+    /// Those of the provider's kind.
+    #[default]
+    OfKind,
+    /// Those of the kind and these.
+    AndThese(Vec<HeaderName>),
+    /// Of all that would pass only these, and what a body cannot be read without.
+    OnlyThese(Vec<HeaderName>),
+}
+
+impl PassedHeaders {
+    fn pass(&self, name: &HeaderName, of_kind: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::OfKind => of_kind(),
+            Self::AndThese(names) => of_kind() || names.contains(name),
+            Self::OnlyThese(names) => {
+                *name == CONTENT_TYPE || *name == CONTENT_LENGTH || names.contains(name)
+            }
+        }
+    }
+}
+
 /// The request headers for a provider: an allowlist of the caller's, and ours.
 ///
 /// `Accept-Encoding` stays behind, so that a reply is readable on its way. A compressed
@@ -28,7 +52,7 @@ pub(super) fn request(
     host: &HeaderValue,
     key: Option<&ProviderKey>,
     length: usize,
-    also: &[HeaderName],
+    passed: &PassedHeaders,
 ) -> Result<HeaderMap, Refusal> {
     if caller
         .get_all(CONTENT_ENCODING)
@@ -44,7 +68,8 @@ pub(super) fn request(
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     for (name, value) in caller {
-        if goes_up(name) || also.contains(name) {
+        // The length is ours: that of the caller's body may have changed.
+        if *name != CONTENT_LENGTH && passed.pass(name, || goes_up(name)) {
             headers.append(name, value.clone());
         }
     }
@@ -75,12 +100,12 @@ pub(super) fn request(
 pub(super) fn clean_response(
     headers: &mut HeaderMap,
     key: Option<&ProviderKey>,
-    also: &[HeaderName],
+    passed: &PassedHeaders,
 ) {
     let doomed: Vec<HeaderName> = headers
         .iter()
         .filter(|(name, value)| {
-            !(comes_down(name.as_str()) || also.contains(name))
+            !passed.pass(name, || comes_down(name.as_str()))
                 || key.is_some_and(|key| key.occurs_in(value.as_bytes()))
         })
         .map(|(name, _)| name.clone())
@@ -141,7 +166,15 @@ mod tests {
     fn up(kind: ProviderKind, fields: &[(&'static str, &'static str)]) -> Vec<String> {
         let key = ProviderKey::new("sk-real").unwrap();
         let host = HeaderValue::from_static("api.example.com");
-        let headers = request(&map(fields), kind, &host, Some(&key), 0, &[]).unwrap();
+        let headers = request(
+            &map(fields),
+            kind,
+            &host,
+            Some(&key),
+            0,
+            &PassedHeaders::OfKind,
+        )
+        .unwrap();
         let mut lines: Vec<_> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
@@ -200,7 +233,14 @@ mod tests {
         let host = HeaderValue::from_static("api.example.com");
         let caller = map(&[("content-encoding", "gzip")]);
         assert_eq!(
-            request(&caller, ProviderKind::OpenAi, &host, None, 0, &[]),
+            request(
+                &caller,
+                ProviderKind::OpenAi,
+                &host,
+                None,
+                0,
+                &PassedHeaders::OfKind
+            ),
             Err(Refusal::Headers)
         );
     }
@@ -220,7 +260,7 @@ mod tests {
             ("request-id", "req_1"),
             ("x-ratelimit-remaining-tokens", "7"),
         ]);
-        clean_response(&mut headers, Some(&key), &[]);
+        clean_response(&mut headers, Some(&key), &PassedHeaders::OfKind);
         assert_eq!(
             headers,
             map(&[
@@ -231,13 +271,61 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_list_of_ones_own_replaces_that_of_the_kind() {
+        let only = |name| PassedHeaders::OnlyThese(vec![HeaderName::from_static(name)]);
+        let key = ProviderKey::new("sk-real").unwrap();
+        let host = HeaderValue::from_static("api.example.com");
+        let mut caller = map(&CALLER);
+        caller.insert("content-length", HeaderValue::from_static("99"));
+        let sent = request(
+            &caller,
+            ProviderKind::OpenAi,
+            &host,
+            Some(&key),
+            7,
+            &only("accept"),
+        )
+        .unwrap();
+        let mut names: Vec<_> = sent.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "authorization",
+                "content-length",
+                "content-type",
+                "host",
+                "user-agent"
+            ]
+        );
+        assert_eq!(sent[CONTENT_LENGTH], "7");
+        assert_eq!(sent[AUTHORIZATION], "Bearer sk-real");
+        let mut reply = map(&[
+            ("content-type", "application/json"),
+            ("content-length", "2"),
+            ("x-ratelimit-remaining-tokens", "7"),
+            ("request-id", "req_1"),
+            ("openai-model", "m"),
+        ]);
+        clean_response(&mut reply, Some(&key), &only("request-id"));
+        assert_eq!(
+            reply,
+            map(&[
+                ("content-type", "application/json"),
+                ("content-length", "2"),
+                ("request-id", "req_1"),
+            ])
+        );
+    }
+
     proptest! {
         #[test]
         fn no_value_of_an_unlisted_field_goes_up(name in "[a-z][a-z-]{0,20}") {
             let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { return Ok(()) };
             let mut caller = HeaderMap::new();
             caller.insert(name.clone(), HeaderValue::from_static("choirgw_secret"));
-            let Ok(sent) = request(&caller, ProviderKind::OpenAi, &HeaderValue::from_static("h"), None, 0, &[]) else {
+            let Ok(sent) = request(&caller, ProviderKind::OpenAi, &HeaderValue::from_static("h"), None, 0, &PassedHeaders::OfKind) else {
                 return Ok(());
             };
             if !goes_up(&name) {

@@ -4,6 +4,7 @@
 //! so that it never leaves the base URL; a request is whole before it goes up, so that it can
 //! be read, bounded and sent again; replies stream; no redirect is followed.
 
+mod form;
 mod headers;
 mod key;
 mod path;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,8 @@ use crate::body::UpstreamBody;
 use crate::upstream::{Answer, Target, Upstream};
 use crate::{Activity, ForwardError, Limits, Refusal, RequestBody};
 
+pub use form::{Form, FormError};
+pub use headers::PassedHeaders;
 pub use key::{ProviderKey, ProviderKeyError};
 pub use reply::{Outcome, ReplyBody, ReplyEnd};
 pub use shape::{MAX_MODEL, Shape, ShapeError};
@@ -68,10 +71,10 @@ pub struct ProviderConfig {
     pub base_url: String,
     /// Its key; none for a local one.
     pub key: Option<ProviderKey>,
-    /// Request headers of the caller's that go up beside those of the dialect.
-    pub headers_up: Vec<HeaderName>,
-    /// Response headers that come down beside those of the dialect.
-    pub headers_down: Vec<HeaderName>,
+    /// Request headers of the caller's that go up.
+    pub headers_up: PassedHeaders,
+    /// Response headers that come down.
+    pub headers_down: PassedHeaders,
     /// Whether it may have a private, loopback or link-local address.
     pub private_addresses: bool,
     /// Longest whole reply, streams included; unbounded when absent.
@@ -119,8 +122,8 @@ struct Inner {
     host: HeaderValue,
     /// Exchanged when its file changes; held for one copy, never across an await.
     key: RwLock<Option<ProviderKey>>,
-    headers_up: Vec<HeaderName>,
-    headers_down: Vec<HeaderName>,
+    headers_up: PassedHeaders,
+    headers_down: PassedHeaders,
     whole_reply: Option<Duration>,
     upstream: Upstream,
 }

@@ -16,7 +16,7 @@ pub const MAX_MODEL: usize = 256;
 
 /// Keys by which a caller lets a router, LiteLLM or OpenRouter for instance, choose another
 /// model, another place or another account than those that are configured.
-const ROUTING: &[&str] = &[
+pub(super) const ROUTING: &[&str] = &[
     "api_base",
     "api_key",
     "base_url",

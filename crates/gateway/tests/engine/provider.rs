@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use gateway::provider::{
-    Outcome, Provider, ProviderConfig, ProviderConfigError, ProviderKey, ProviderKind, TrustRoots,
+    Outcome, PassedHeaders, Provider, ProviderConfig, ProviderConfigError, ProviderKey,
+    ProviderKind, TrustRoots,
 };
 use gateway::{BodyError, ConnectError, ForwardError, Limits, Refusal};
 use http::{Request, StatusCode};
@@ -47,8 +48,8 @@ fn config(base: &str) -> ProviderConfig {
         kind: ProviderKind::OpenAi,
         base_url: base.to_owned(),
         key: Some(ProviderKey::new("sk-canary").unwrap()),
-        headers_up: Vec::new(),
-        headers_down: Vec::new(),
+        headers_up: PassedHeaders::OfKind,
+        headers_down: PassedHeaders::OfKind,
         private_addresses: true,
         whole_reply: None,
         roots: TrustRoots::WebPki,

@@ -1,5 +1,6 @@
 //! Configuration: read once, validated once, typed from then on (style 2).
 
+mod changes;
 mod egress;
 mod error;
 mod gateway;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use self::gateway::{Gateway, NANO_DOLLARS, Rates};
+pub use changes::wait_for_restart;
 pub use egress::Egress;
 pub use error::ConfigError;
 pub use limits::{Limits, Share};

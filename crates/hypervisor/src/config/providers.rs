@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gateway::provider::PassedHeaders;
 use http::{HeaderName, Method};
 use url::Url;
 
@@ -128,7 +129,7 @@ pub struct ProviderPath {
 /// What a call on a configured path has to say about its model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ModelCheck {
-    /// It names one of the provider's, in its path or in a JSON body.
+    /// It names one of the provider's, in its path, in a JSON body or in a form with files.
     #[default]
     Named,
     /// Nothing: uploads and forms go up unread, to whatever model they name, at no price.
@@ -156,7 +157,7 @@ pub struct ProviderUpstream {
     pub weight: u32,
 }
 
-/// What a model costs, in billionths of a US dollar for a million tokens.
+/// What a model costs, in billionths of a US dollar: for a million tokens, and for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Price {
     /// Tokens read.
@@ -165,6 +166,8 @@ pub struct Price {
     pub output: i64,
     /// Tokens read that came from a cache.
     pub cached_input: i64,
+    /// A call with files whose reply does not tell its tokens.
+    pub call: i64,
 }
 
 /// Bounds in time of a provider's calls.
@@ -203,10 +206,10 @@ pub struct Provider {
     pub query: Vec<String>,
     /// Whether callers may let a router choose the model.
     pub routing: Routing,
-    /// Request headers that may go up beside those of its kind.
-    pub headers_up: Vec<HeaderName>,
-    /// Response headers that may come down beside those of its kind.
-    pub headers_down: Vec<HeaderName>,
+    /// Request headers that may go up.
+    pub headers_up: PassedHeaders,
+    /// Response headers that may come down.
+    pub headers_down: PassedHeaders,
     /// Which addresses it may have.
     pub addresses: Addresses,
     /// PEM file with the only certificates that are trusted.
@@ -396,8 +399,16 @@ fn build_provider(raw: &RawProvider) -> Result<Provider, ConfigError> {
         paths: paths(&raw.paths)?,
         query: query(&raw.query)?,
         routing: routing(raw.routing.as_deref())?,
-        headers_up: headers("providers.headers_up", &raw.headers_up)?,
-        headers_down: headers("providers.headers_down", &raw.headers_down)?,
+        headers_up: passed(
+            "headers_up",
+            &raw.headers_up,
+            raw.only_headers_up.as_deref(),
+        )?,
+        headers_down: passed(
+            "headers_down",
+            &raw.headers_down,
+            raw.only_headers_down.as_deref(),
+        )?,
         addresses,
         ca_file: raw.ca_file.clone(),
         timeouts: timeouts(raw)?,
@@ -525,6 +536,7 @@ fn prices(raw: &RawProvider, models: &[String]) -> Result<BTreeMap<String, Price
                 input: nano_dollars(key, price.input)?,
                 output: nano_dollars(key, price.output)?,
                 cached_input: nano_dollars(key, price.cached_input.unwrap_or(price.input))?,
+                call: nano_dollars(key, price.call.unwrap_or_default())?,
             };
             Ok((model.clone(), price))
         })
@@ -619,6 +631,24 @@ fn routing(text: Option<&str>) -> Result<Routing, ConfigError> {
             "there is no such choice",
             "refused, or past_the_model_list, with which callers reach models without a price",
         )),
+    }
+}
+
+fn passed(
+    name: &str,
+    also: &[String],
+    only: Option<&[String]>,
+) -> Result<PassedHeaders, ConfigError> {
+    let instead = format!("providers.only_{name}");
+    match only {
+        Some(only) if also.is_empty() => headers(&instead, only).map(PassedHeaders::OnlyThese),
+        Some(only) => Err(ConfigError::value(
+            instead,
+            only.join(", "),
+            format!("{name} adds to the headers of the kind, and this replaces them"),
+            "one of the two",
+        )),
+        None => headers(&format!("providers.{name}"), also).map(PassedHeaders::AndThese),
     }
 }
 

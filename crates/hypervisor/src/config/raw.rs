@@ -285,6 +285,10 @@ pub struct RawProvider {
     pub headers_up: Vec<String>,
     /// Response headers that may come down beside those of its kind.
     pub headers_down: Vec<String>,
+    /// Request headers that may go up instead of those of its kind.
+    pub only_headers_up: Option<Vec<String>>,
+    /// Response headers that may come down instead of those of its kind.
+    pub only_headers_down: Option<Vec<String>>,
     /// `public` or `private_network_too`.
     pub addresses: Option<String>,
     /// PEM file with the only certificates that are trusted.
@@ -349,6 +353,8 @@ pub struct RawPrice {
     pub output: f64,
     /// Tokens read that came from a cache; as `input` when absent.
     pub cached_input: Option<f64>,
+    /// A call with files whose reply does not tell its tokens; nothing when absent.
+    pub call: Option<f64>,
 }
 
 /// `[gateway]`
@@ -433,6 +439,17 @@ impl RawConfig {
         path: Option<&Path>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
+        Self::parse(Self::written(path, variables)?)
+    }
+
+    /// What a file and the variables say, key by key; not validated.
+    ///
+    /// # Errors
+    /// An unreadable file, a syntax error, a variable that names no key.
+    pub fn written(
+        path: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<toml::Table, ConfigError> {
         let mut table = match path {
             None => toml::Table::new(),
             Some(path) => {
@@ -459,7 +476,15 @@ impl RawConfig {
             insert(&mut table, &steps, parse_value(&value))
                 .map_err(|message| ConfigError::Variable { name, message })?;
         }
-        Self::deserialize(table).map_err(|error| ConfigError::Shape {
+        Ok(table)
+    }
+
+    /// Takes what is written for keys.
+    ///
+    /// # Errors
+    /// An unknown key, a value of the wrong type.
+    pub fn parse(written: toml::Table) -> Result<Self, ConfigError> {
+        Self::deserialize(written).map_err(|error| ConfigError::Shape {
             message: error.to_string().trim().replace('\n', " "),
         })
     }

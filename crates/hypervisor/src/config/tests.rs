@@ -227,12 +227,27 @@ fn what_says_who_is_charged_or_who_asks_never_passes() {
         "x-choir-role",
         "no name",
     ] {
-        for key in ["headers_up", "headers_down"] {
+        for key in [
+            "headers_up",
+            "headers_down",
+            "only_headers_up",
+            "only_headers_down",
+        ] {
             let text = refusal(&provider(&format!("{key} = [{name:?}]")));
             assert!(text.contains(key) && text.contains(name), "{text}");
         }
     }
     build(&provider("headers_up = [\"x-request-tag\"]")).unwrap();
+    build(&provider(
+        "only_headers_up = []\nonly_headers_down = [\"request-id\"]",
+    ))
+    .unwrap();
+    let both = "headers_up = [\"x-tag\"]\nonly_headers_up = [\"accept\"]";
+    let text = refusal(&provider(both));
+    assert!(
+        text.contains("only_headers_up") && text.contains("one of the two"),
+        "{text}"
+    );
     for name in [
         "key",
         "Access_Token",

@@ -292,7 +292,10 @@ impl Work {
             .body(document.to_string())
             .send()
             .await
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| match certificate(&error) {
+                Some(problem) => format!("{problem} ({})", chain(&error)),
+                None => chain(&error),
+            })?;
         let status = response.status();
         let mut answer = Vec::new();
         // What a collector answers is small; the rest of a large one is not waited for.
@@ -321,6 +324,42 @@ fn rejected(answer: &[u8]) -> u64 {
     rejected
         .and_then(|value| value.as_u64().or_else(|| value.as_str()?.parse().ok()))
         .unwrap_or_default()
+}
+
+/// What is wrong with the collector's certificate, and what to do about it, when that is it.
+fn certificate(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    use rustls::CertificateError as Bad;
+    let mut error = error;
+    let bad = loop {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            match tls {
+                rustls::Error::InvalidCertificate(bad) => break bad,
+                _ => return None,
+            }
+        }
+        // The source of an I/O error is that of the error in it, which is left out that way.
+        let inner = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        error = match inner {
+            Some(inner) => inner,
+            None => error.source()?,
+        };
+    };
+    Some(match bad {
+        Bad::Expired | Bad::ExpiredContext { .. } => {
+            "its certificate has expired; its operator has to renew it, or this machine's clock is wrong"
+        }
+        Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; check this machine's clock"
+        }
+        Bad::NotValidForName | Bad::NotValidForNameContext { .. } => {
+            "its certificate is for another name; telemetry.otlp.endpoint has to name the host as its certificate does"
+        }
+        _ => {
+            "its certificate is not trusted; name the CA that signed it with telemetry.otlp.ca_file"
+        }
+    })
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -9,6 +9,7 @@ mod handlers;
 pub(crate) mod lanes;
 mod linger;
 mod paths;
+mod presence;
 #[cfg(test)]
 mod tests;
 
@@ -175,9 +176,15 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
 }
 
 async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
+    let (stream, presence) = presence::watch(stream);
+    let exchange = presence.exchange();
     let service = service_fn(move |request: Request<Incoming>| {
-        let channel = Arc::clone(&channel);
-        async move { Ok::<_, Infallible>(answer(&channel, request.map(Body::new)).await) }
+        let (channel, exchange) = (Arc::clone(&channel), Arc::clone(&exchange));
+        async move {
+            let request = request.map(|body| exchange.request(body));
+            let response = answer(&channel, request).await;
+            Ok::<_, Infallible>(response.map(|body| exchange.reply(body)))
+        }
     });
     // HTTP/1.1 alone: h2c would be a second reading of the same bytes.
     let connection = hyper::server::conn::http1::Builder::new()
@@ -187,7 +194,7 @@ async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    if let Err(error) = connection.await {
+    if let Some(Err(error)) = presence.during(connection).await {
         tracing::debug!(%error, "a channel connection ended with an error");
     }
 }

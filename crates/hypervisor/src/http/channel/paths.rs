@@ -123,6 +123,12 @@ fn stock(path: &str) -> Option<Route> {
         "/v1/chat/completions" => (ProviderKind::OpenAi, "chat/completions"),
         "/v1/responses" => (ProviderKind::OpenAi, "responses"),
         "/v1/embeddings" => (ProviderKind::OpenAi, "embeddings"),
+        // Only of providers that have them in `providers.paths`.
+        "/v1/audio/speech" => (ProviderKind::OpenAi, "audio/speech"),
+        "/v1/audio/transcriptions" => (ProviderKind::OpenAi, "audio/transcriptions"),
+        "/v1/audio/translations" => (ProviderKind::OpenAi, "audio/translations"),
+        "/v1/images/edits" => (ProviderKind::OpenAi, "images/edits"),
+        "/v1/images/generations" => (ProviderKind::OpenAi, "images/generations"),
         "/v1/messages" => (ProviderKind::Anthropic, "v1/messages"),
         "/v1/messages/count_tokens" => (ProviderKind::Anthropic, "v1/messages/count_tokens"),
         path => {

@@ -334,6 +334,8 @@ async fn a_client_that_goes_away_is_noticed_above_by_itself() {
     ))
     .await;
     let (channel, token) = started(&installation, Role::Live).await;
+    let next = format!("GET /provider/v1 HTTP/1.1\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let many = next.repeat(10_000);
     for (what, stream, reply) in [
         ("before the head", false, ""),
         ("before the head of a stream", true, ""),
@@ -348,8 +350,79 @@ async fn a_client_that_goes_away_is_noticed_above_by_itself() {
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ndata: 1\n\r\n",
         ),
     ] {
+        for (after, leaves_by) in [
+            ("", Leaving::Closing),
+            ("\r\n", Leaving::Closing),
+            (next.as_str(), Leaving::Closing),
+            (many.as_str(), Leaving::Closing),
+            // As the relay in the guest does it.
+            ("", Leaving::EndingWhatItSends),
+            (next.as_str(), Leaving::EndingWhatItSends),
+        ] {
+            let what = format!("{what}, with {} more bytes, {leaves_by:?}", after.len());
+            let mut wire = Wire::open(&channel).await;
+            let body = format!(r#"{{"model":"m","stream":{stream},"messages":[]}}"#);
+            let request = format!(
+                "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}{after}",
+                body.len()
+            );
+            // As much of it as the socket takes: nobody reads the rest.
+            let _ = wire.0.try_write(request.as_bytes()).unwrap();
+            let (mut upstream, _) = listener.accept().await.unwrap();
+            assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
+            upstream.write_all(reply.as_bytes()).await.unwrap();
+            if !reply.is_empty() {
+                assert!(wire.0.read(&mut [0; 4096]).await.unwrap() > 0, "{what}");
+            }
+            let goes_on = time_stands_still();
+            let began = tokio::time::Instant::now();
+            let half = match leaves_by {
+                Leaving::Closing => {
+                    drop(wire);
+                    None
+                }
+                Leaving::EndingWhatItSends => {
+                    wire.0.shutdown().await.unwrap();
+                    Some(wire)
+                }
+            };
+            // Nothing more comes from above that could fail to be written.
+            hung_up(&mut upstream).await;
+            assert_eq!(began.elapsed(), Duration::ZERO, "{what}");
+            drop((goes_on, half));
+            tokio::time::resume();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_came_before_a_reply_broke_off_reaches_the_client() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/v1", listener.local_addr().unwrap());
+    let installation = Installation::new(&format!(
+        "[[providers]]\nname = \"p\"\nkind = \"openai\"\nbase_url = {base:?}\nmodels = [\"m\"]\n\
+         addresses = \"private_network_too\"\nretries = 0\n"
+    ))
+    .await;
+    let (channel, token) = started(&installation, Role::Live).await;
+    let event = "data: 1\n\n".repeat(100_000);
+    let chunked =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (reply, came) in [
+        (format!("{chunked}9\r\ndata: 1\n\n\r\n"), "data: 1\n\n"),
+        (chunked.to_owned(), ""),
+        // More than the sockets in between hold.
+        (
+            format!("{chunked}{:x}\r\n{event}\r\n", event.len()),
+            event.as_str(),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"half\"".to_owned(),
+            "{\"half\"",
+        ),
+    ] {
         let mut wire = Wire::open(&channel).await;
-        let body = format!(r#"{{"model":"m","stream":{stream},"messages":[]}}"#);
+        let body = r#"{"model":"m","messages":[]}"#;
         let request = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -358,17 +431,45 @@ async fn a_client_that_goes_away_is_noticed_above_by_itself() {
         let (mut upstream, _) = listener.accept().await.unwrap();
         assert!(upstream.read(&mut [0; 4096]).await.unwrap() > 0);
         upstream.write_all(reply.as_bytes()).await.unwrap();
-        if !reply.is_empty() {
-            assert!(wire.0.read(&mut [0; 4096]).await.unwrap() > 0, "{what}");
+        drop(upstream);
+        let mut answer = Vec::new();
+        let _ = wire.0.read_to_end(&mut answer).await;
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(!body.ends_with("0\r\n\r\n"), "it looks whole");
+        let data: String = if head.contains("chunked") {
+            let size =
+                |line: &&str| !line.is_empty() && line.bytes().all(|b| b.is_ascii_hexdigit());
+            body.split("\r\n").filter(|line| !size(line)).collect()
+        } else {
+            body.to_owned()
+        };
+        assert!(data == came, "{} of {} bytes", data.len(), came.len());
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    Closing,
+    EndingWhatItSends,
+}
+
+#[tokio::test]
+async fn what_was_asked_for_before_the_end_is_still_answered() {
+    let installation = Installation::new("").await;
+    let (channel, token) = started(&installation, Role::Live).await;
+    let request =
+        format!("GET /provider/v1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    for count in [1, 2] {
+        let mut wire = Wire::open(&channel).await;
+        let requests = request.repeat(count);
+        wire.0.write_all(requests.as_bytes()).await.unwrap();
+        wire.0.shutdown().await.unwrap();
+        for _ in 0..count {
+            assert_eq!(wire.answer().await.0, 200, "of {count}");
         }
-        let goes_on = time_stands_still();
-        let began = tokio::time::Instant::now();
-        drop(wire);
-        // Nothing more comes from above that could fail to be written.
-        hung_up(&mut upstream).await;
-        assert_eq!(began.elapsed(), Duration::ZERO, "{what}");
-        drop(goes_on);
-        tokio::time::resume();
+        assert_eq!(wire.answer().await.0, 0, "and then the connection ends");
     }
 }
 

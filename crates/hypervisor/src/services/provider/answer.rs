@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use gateway::ForwardError;
-use gateway::provider::ShapeError;
+use gateway::provider::{FormError, ShapeError};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::{Value, json};
@@ -36,6 +36,9 @@ pub(super) enum CallError {
     /// The body cannot be read.
     #[error(transparent)]
     Shape(ShapeError),
+    /// The form cannot be read.
+    #[error("{0}; the operator may let it up unread with model = \"unchecked\" in providers.paths")]
+    Form(FormError),
     /// The body lets a router choose another model.
     #[error(
         "the key {key:?} would let the call reach models that are not offered here; the operator may allow it with providers.routing"
@@ -76,6 +79,7 @@ impl CallError {
             Self::Path { .. } | Self::Model { .. } => StatusCode::NOT_FOUND,
             Self::Query { .. }
             | Self::Shape(_)
+            | Self::Form(_)
             | Self::Routing { .. }
             | Self::NoModel
             | Self::TwoModels => StatusCode::BAD_REQUEST,
@@ -97,9 +101,11 @@ impl CallError {
             Self::Path { .. } => "path_not_served",
             Self::Query { .. } => "query_not_served",
             Self::Compressed => "unsupported_media_type",
-            Self::Shape(_) | Self::Routing { .. } | Self::NoModel | Self::TwoModels => {
-                "invalid_request"
-            }
+            Self::Shape(_)
+            | Self::Form(_)
+            | Self::Routing { .. }
+            | Self::NoModel
+            | Self::TwoModels => "invalid_request",
             Self::Model { .. } => "model_not_found",
             Self::Limited(limited) => limited.bound,
             Self::Ours(error) => error.code().as_str(),

@@ -48,8 +48,10 @@ pub(super) struct Bill {
     /// For metrics: what kind of call it is.
     pub(super) operation: &'static str,
     pub(super) price: Option<Price>,
-    /// Bytes of the request.
+    /// Bytes of the request that are read by the token.
     pub(super) request_bytes: u64,
+    /// Whether it costs what a call costs, where the reply does not tell its tokens.
+    pub(super) by_call: bool,
     /// The most tokens it may be answered with, by the request.
     pub(super) max_output: Option<u64>,
     /// Of the sandbox, the user and the provider.
@@ -97,6 +99,15 @@ fn cost(usage: Usage, price: Option<Price>) -> i64 {
 }
 
 impl Bill {
+    /// What the call is expected to take at a price.
+    pub(super) fn expected(&self, price: Option<Price>) -> Amount {
+        let mut amount = expected(self.request_bytes, self.max_output, price);
+        if self.by_call {
+            amount.money = amount.money.max(price.map_or(0, |price| price.call));
+        }
+        amount
+    }
+
     /// The call has ended.
     pub(super) fn settle(mut self, end: ReplyEnd) {
         self.close(end);
@@ -115,7 +126,11 @@ impl Bill {
         }
         let latency = self.began.elapsed();
         let (usage, estimated) = self.usage(&end, latency);
-        let cost = cost(usage, self.price);
+        let cost = if self.by_call && end.usage.is_none() && estimated {
+            self.price.map_or(0, |price| price.call)
+        } else {
+            cost(usage, self.price)
+        };
         let used = Amount {
             tokens: usage.input.saturating_add(usage.output),
             money: cost,
@@ -176,6 +191,10 @@ impl Bill {
         let is_refusal = self.status >= 400 && !(end.outcome == Outcome::Cut && end.bytes == 0);
         if end.usage.is_none() && (is_refusal || self.free) {
             return (Usage::default(), false);
+        }
+        if end.usage.is_none() && self.by_call {
+            // Neither sound nor a picture has tokens that anybody here could count.
+            return (Usage::default(), true);
         }
         let written = written(end, self.max_output, latency);
         let read = self.request_bytes / BYTES_PER_TOKEN;
@@ -257,6 +276,7 @@ mod tests {
         input: 2_500_000_000,
         output: 10_000_000_000,
         cached_input: 1_250_000_000,
+        call: 0,
     };
 
     #[test]

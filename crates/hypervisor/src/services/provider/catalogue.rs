@@ -91,10 +91,11 @@ impl Catalogue {
                     })
                     .collect::<Result<_, _>>()?;
                 let name = provider.name.clone();
+                let held = register.account(Scope::Provider, name, provider.limits, now_ms);
                 Ok(Entry {
                     config: provider.clone(),
                     places,
-                    account: register.account(Scope::Provider, name, provider.limits, now_ms),
+                    account: held.account(),
                     retries: RetryBudget::default(),
                     turn: AtomicU32::new(0),
                 })
@@ -173,7 +174,7 @@ impl Catalogue {
     }
 
     /// Providers that speak an API; the demo speaks OpenAI's.
-    fn of_kind(&self, kind: ProviderKind) -> impl Iterator<Item = &Entry> {
+    pub(super) fn of_kind(&self, kind: ProviderKind) -> impl Iterator<Item = &Entry> {
         self.entries.iter().filter(move |entry| {
             entry.config.kind == kind
                 || (kind == ProviderKind::OpenAi && entry.config.kind == ProviderKind::Demo)

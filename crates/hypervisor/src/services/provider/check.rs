@@ -204,6 +204,7 @@ impl Providers {
             operation: operation(&path),
             price,
             request_bytes: bytes,
+            by_call: false,
             max_output: MAX_OUTPUT,
             admissions,
             slot: Some(self.usage.slot()?),

@@ -5,13 +5,19 @@
 //! the configured memory, and nobody more than their share of it.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
+use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::SandboxId;
 
@@ -28,15 +34,33 @@ const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// Longest silence in a request body.
 const BODY_IDLE: Duration = Duration::from_secs(30);
 
+/// The pace at which a body buys more time: whoever sends it sits on this machine, so what is
+/// slower for long keeps room on purpose. Bytes in a second.
+const BODY_PACE: u64 = 64 << 10;
+
+/// Room that is taken ahead of what has arrived, in bytes; never more than has arrived already
+/// of a larger body. What is only announced takes no room from anybody.
+const AHEAD: u64 = 64 << 10;
+
 /// Room for request bodies.
 #[derive(Debug)]
 pub(super) struct Room {
     free: Arc<Semaphore>,
-    largest: u64,
+    /// Bytes in one body.
+    largest: AtomicU64,
+    /// Held for one look-up, and for a reload.
+    shares: Mutex<Shares>,
+}
+
+/// The parts of sandboxes.
+#[derive(Debug)]
+struct Shares {
+    /// Of all of them together, in units.
+    most: usize,
     /// Of one sandbox, in units.
-    share: usize,
-    /// The shares that are in use. Held for one look-up.
-    shares: Mutex<HashMap<SandboxId, Weak<Semaphore>>>,
+    each: usize,
+    /// Those that are in use.
+    of: HashMap<SandboxId, Weak<Semaphore>>,
 }
 
 /// What one sandbox may hold.
@@ -60,27 +84,38 @@ impl Room {
     /// Room for `most` bytes in all, for `share` of them of one sandbox, and for `largest` in
     /// one body.
     pub(super) fn new(most: u64, share: u64, largest: u64) -> Self {
-        let units = |bytes: u64| {
-            let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(Semaphore::MAX_PERMITS);
-            units.min(Semaphore::MAX_PERMITS)
-        };
         Self {
             free: Arc::new(Semaphore::new(units(most))),
-            largest,
-            share: units(share),
-            shares: Mutex::default(),
+            largest: AtomicU64::new(largest),
+            shares: Mutex::new(Shares {
+                most: units(most),
+                each: units(share),
+                of: HashMap::new(),
+            }),
         }
+    }
+
+    /// Other bounds for what is still to arrive. What is held stays, and counts.
+    pub(super) fn resize(&self, most: u64, share: u64, largest: u64) {
+        let (most, each) = (units(most), units(share));
+        self.largest.store(largest, Ordering::Relaxed);
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        resize(&self.free, shares.most, most);
+        for share in shares.of.values().filter_map(Weak::upgrade) {
+            resize(&share, shares.each, each);
+        }
+        (shares.most, shares.each) = (most, each);
     }
 
     /// The share of a sandbox, the same one for all its channels.
     pub(super) fn share(&self, sandbox: SandboxId) -> Share {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = shares.get(&sandbox).and_then(Weak::upgrade) {
+        if let Some(share) = shares.of.get(&sandbox).and_then(Weak::upgrade) {
             return share;
         }
-        shares.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Semaphore::new(self.share));
-        shares.insert(sandbox, Arc::downgrade(&share));
+        shares.of.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(shares.each));
+        shares.of.insert(sandbox, Arc::downgrade(&share));
         share
     }
 
@@ -113,27 +148,30 @@ impl Room {
         announced: Option<u64>,
         share: &Share,
     ) -> Result<Held, CallError> {
+        let largest = self.largest.load(Ordering::Relaxed);
         let announced = announced.unwrap_or(0);
-        if announced > self.largest {
-            return Err(self.too_large().into());
+        if announced > largest {
+            return Err(too_large(largest).into());
         }
         let mut taken = Taken::default();
-        self.widen(&mut taken, share, announced).await?;
-        let mut bytes = BytesMut::with_capacity(usize::try_from(announced).unwrap_or(0));
+        let mut bytes = BytesMut::new();
+        let mut pace = Pace { left: BODY_IDLE };
         loop {
-            let frame = tokio::time::timeout(BODY_IDLE, body.frame())
-                .await
-                .map_err(|_| Error::bad_request("the request body stalled; send it in one go"))?;
-            let data = match frame {
+            let arrived = bytes.len() as u64;
+            let room = announced.min(arrived + arrived.max(AHEAD));
+            self.widen(&mut taken, share, room).await?;
+            let missing = usize::try_from(room.saturating_sub(arrived)).unwrap_or(0);
+            bytes.reserve(missing);
+            let data = match pace.next(&mut body).await? {
                 None => break,
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
                 Some(Err(_)) => {
                     return Err(Error::bad_request("the request body broke off").into());
                 }
             };
-            let length = bytes.len() as u64 + data.len() as u64;
-            if length > self.largest {
-                return Err(self.too_large().into());
+            let length = arrived + data.len() as u64;
+            if length > largest {
+                return Err(too_large(largest).into());
             }
             self.widen(&mut taken, share, length).await?;
             bytes.extend_from_slice(&data);
@@ -161,13 +199,76 @@ impl Room {
         }
         Ok(())
     }
+}
 
-    fn too_large(&self) -> Error {
-        Error::TooLarge(format!(
-            "the request body is larger than {} bytes (gateway.max_request_bytes)",
-            self.largest
-        ))
+/// How long the next piece of a body is waited for: each piece buys more, up to the bound.
+#[derive(Debug)]
+struct Pace {
+    left: Duration,
+}
+
+impl Pace {
+    async fn next(
+        &mut self,
+        body: &mut Body,
+    ) -> Result<Option<Result<Frame<Bytes>, axum::Error>>, Error> {
+        // Most pieces are there already; of those no time is taken.
+        let mut frame = body.frame();
+        let ready = poll_fn(|cx| Poll::Ready(frame.poll_unpin(cx))).await;
+        let frame = match ready {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let began = Instant::now();
+                let frame = tokio::time::timeout(self.left, frame).await;
+                self.left = self.left.saturating_sub(began.elapsed());
+                frame.map_err(|_| {
+                    Error::bad_request(
+                        "the request body stalled or came too slowly; send it in one go",
+                    )
+                })?
+            }
+        };
+        if let Some(Ok(piece)) = &frame {
+            let bytes = piece.data_ref().map_or(0, Bytes::len) as u64;
+            let bought = Duration::from_micros(bytes.saturating_mul(1_000_000) / BODY_PACE);
+            self.left = (self.left + bought).min(BODY_IDLE);
+        }
+        Ok(frame)
     }
+}
+
+fn units(bytes: u64) -> usize {
+    let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(Semaphore::MAX_PERMITS);
+    units.min(Semaphore::MAX_PERMITS)
+}
+
+/// Changes how many units there are. What is held beyond fewer is taken as soon as it is given
+/// back, before anybody who waits later.
+fn resize(free: &Arc<Semaphore>, from: usize, to: usize) {
+    free.add_permits(to.saturating_sub(from));
+    let fewer = from.saturating_sub(to);
+    let left = fewer - free.forget_permits(fewer).min(fewer);
+    if left == 0 {
+        return;
+    }
+    let free = Arc::clone(free);
+    tokio::spawn(async move {
+        let mut left = left;
+        while left > 0 {
+            let some = u32::try_from(left).unwrap_or(u32::MAX);
+            let Ok(permits) = free.acquire_many(some).await else {
+                return;
+            };
+            permits.forget();
+            left = left.saturating_sub(usize::try_from(some).unwrap_or(left));
+        }
+    });
+}
+
+fn too_large(largest: u64) -> Error {
+    Error::TooLarge(format!(
+        "the request body is larger than {largest} bytes (gateway.max_request_bytes)"
+    ))
 }
 
 /// Takes what is missing to `wanted` units. `false`: it was not to be had in time.
@@ -196,6 +297,8 @@ async fn take(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -257,7 +360,7 @@ mod tests {
         assert!(Arc::ptr_eq(&share, &room.share(sandbox)));
         drop(share);
         room.share(SandboxId::generate());
-        assert_eq!(room.shares.lock().unwrap().len(), 1);
+        assert_eq!(room.shares.lock().unwrap().of.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -287,5 +390,104 @@ mod tests {
             matches!(refused, CallError::Ours(Error::SandboxNotRunning)),
             "{refused:?}"
         );
+    }
+
+    /// What keeps the pace, in a second.
+    const PIECE: &[u8] = &[b'x'; BODY_PACE as usize];
+
+    /// A body of which nothing has come but its first byte, and nothing more comes.
+    fn begun() -> Body {
+        let first = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(
+            Bytes::from_static(b"{"),
+        )]);
+        Body::from_stream(first.chain(futures_util::stream::pending()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_only_announced_takes_no_room_from_others() {
+        let (mib, announced) = (1 << 20, 4 << 20);
+        let room = Arc::new(Room::new(8 * mib, 4 * mib, 4 * mib));
+        let right = CancellationToken::new();
+        let (slow, other) = (
+            room.share(SandboxId::generate()),
+            room.share(SandboxId::generate()),
+        );
+        let dripping: Vec<_> = [&slow, &slow, &slow, &other]
+            .map(|share| {
+                let (room, share) = (Arc::clone(&room), Arc::clone(share));
+                let right = right.clone();
+                tokio::spawn(
+                    async move { room.hold(begun(), Some(announced), &share, &right).await },
+                )
+            })
+            .into();
+        tokio::task::yield_now().await;
+        for share in [&slow, &other] {
+            let body = Body::from(vec![1; 3 << 20]);
+            let began = Instant::now();
+            room.hold(body, Some(3 << 20), share, &right).await.unwrap();
+            assert_eq!(began.elapsed(), Duration::ZERO);
+        }
+        for dripping in dripping {
+            dripping.await.unwrap().unwrap_err();
+        }
+        assert_eq!(room.free.available_permits() as u64, 8 * mib / UNIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_is_given_up_and_one_that_keeps_its_pace_is_not() {
+        let room = Room::new(8 << 20, 8 << 20, 4 << 20);
+        let right = CancellationToken::new();
+        let share = room.share(SandboxId::generate());
+        let every = |seconds, bytes: &'static [u8], times: usize| {
+            let pieces = futures_util::stream::iter(0..times).then(move |_| async move {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Ok::<_, std::convert::Infallible>(Bytes::from_static(bytes))
+            });
+            Body::from_stream(pieces)
+        };
+        // What came fast at first buys no time for what drips then.
+        let first = Body::from(vec![b'x'; 1 << 20]).into_data_stream();
+        let fast_first = Body::from_stream(first.chain(every(20, b"x", 1000).into_data_stream()));
+        for drips in [every(20, b"x", 1000), fast_first] {
+            let began = Instant::now();
+            let refused = room
+                .hold(drips, Some(4 << 20), &share, &right)
+                .await
+                .unwrap_err();
+            assert_eq!(refused.code(), "bad_request");
+            assert!(began.elapsed() <= BODY_IDLE + Duration::from_secs(1));
+        }
+        assert_eq!(room.free.available_permits() as u64, (8 << 20) / UNIT);
+        let held = room
+            .hold(every(1, PIECE, 60), None, &share, &right)
+            .await
+            .unwrap();
+        assert_eq!(held.body.len(), 60 * PIECE.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_bounds_count_what_is_held_already() {
+        let room = Room::new(8192, 8192, 4096);
+        let right = CancellationToken::new();
+        let share = room.share(SandboxId::generate());
+        let hold = async |bytes: usize| {
+            let body = Body::from(vec![1; bytes]);
+            room.hold(body, None, &share, &right).await
+        };
+        let held = hold(4096).await.unwrap();
+        room.resize(4096, 4096, 2048);
+        let refused = hold(2049).await.unwrap_err();
+        assert!(matches!(refused, CallError::Ours(Error::TooLarge(_))));
+        assert_eq!(hold(1024).await.unwrap_err().code(), "held_bytes");
+        drop(held);
+        let held = hold(2048).await.unwrap();
+        let full = hold(2048).await.unwrap();
+        assert_eq!(hold(1024).await.unwrap_err().code(), "held_bytes");
+        room.resize(16384, 16384, 8192);
+        drop((held, full));
+        drop(hold(8192).await.unwrap());
+        assert_eq!(share.available_permits(), 16);
+        assert_eq!(room.free.available_permits(), 16);
     }
 }

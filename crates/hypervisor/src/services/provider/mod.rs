@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::response::Response;
 use gateway::provider as upstream;
-use gateway::provider::{Shape, ShapeError};
-use http::{Request, header};
+use gateway::provider::{Form, Shape, ShapeError};
+use http::{HeaderMap, Request, header};
 use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{CommandId, RequestId, SandboxId, UserId};
@@ -42,10 +42,10 @@ use crate::store::Store;
 use answer::CallError;
 pub(crate) use answer::error_member;
 use bill::{Bill, Who};
-use catalogue::{Catalogue, Entry};
+use catalogue::{Catalogue, Choice, Entry};
 use hold::{Room, Share};
-use limits::{Account, Admission, Amount, Limited, Scope};
-use paths::Names;
+use limits::{Admission, Amount, Limited, Scope};
+use paths::{Names, Tables};
 use register::Register;
 use usage::UsageLog;
 
@@ -101,8 +101,8 @@ pub(crate) struct Caller {
 /// The accounts of one channel's calls, looked up once for it.
 #[derive(Debug, Clone)]
 pub(crate) struct Accounts {
-    sandbox: Arc<Account>,
-    user: Arc<Account>,
+    sandbox: Arc<register::Held>,
+    user: Arc<register::Held>,
 }
 
 impl Caller {
@@ -111,7 +111,7 @@ impl Caller {
         // And room for the provider's.
         let mut admissions = Vec::with_capacity(3);
         for account in [&self.accounts.sandbox, &self.accounts.user] {
-            admissions.push(account.admit(amount, now_ms)?);
+            admissions.push(account.account().admit(amount, now_ms)?);
         }
         Ok(admissions)
     }
@@ -136,12 +136,19 @@ pub(crate) enum Called<'a> {
     },
 }
 
+/// The bounds of each sandbox and of each user.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    sandbox: Rates,
+    user: Rates,
+}
+
 /// The configured providers.
 pub struct Providers {
     catalogue: Arc<RwLock<Arc<Catalogue>>>,
     register: Register,
-    sandbox_rates: Rates,
-    user_rates: Rates,
+    /// Locked for one look-up when a channel makes its first call, and by a reload.
+    rates: RwLock<Bounds>,
     room: Room,
     usage: UsageLog,
     clock: Clock,
@@ -175,8 +182,10 @@ impl Providers {
         let providers = Self {
             catalogue: Arc::new(RwLock::new(Arc::new(catalogue))),
             register,
-            sandbox_rates: gateway.sandbox,
-            user_rates: gateway.user,
+            rates: RwLock::new(Bounds {
+                sandbox: gateway.sandbox,
+                user: gateway.user,
+            }),
             room: Room::new(
                 gateway.max_held_bytes,
                 gateway.sandbox_held_bytes,
@@ -208,13 +217,29 @@ impl Providers {
         });
     }
 
-    /// Takes the providers of another configuration for the calls to come. Those under way
-    /// end with what they began with; what was used so far still counts.
+    /// Takes the providers and the bounds of another configuration for the calls to come.
+    /// Those under way end with what they began with; what was used so far still counts.
     ///
     /// # Errors
     /// A key file or a section that cannot be used; nothing has changed then.
     pub fn reload(&self, config: &Config) -> Result<(), ProvidersError> {
-        let next = Catalogue::new(config, &self.register, self.clock.now_ms())?;
+        let now = self.clock.now_ms();
+        let next = Catalogue::new(config, &self.register, now)?;
+        let gateway = &config.gateway;
+        let mut rates = self.rates.write().unwrap_or_else(PoisonError::into_inner);
+        *rates = Bounds {
+            sandbox: gateway.sandbox,
+            user: gateway.user,
+        };
+        self.register.bound(Scope::Sandbox, rates.sandbox, now);
+        self.register.bound(Scope::User, rates.user, now);
+        drop(rates);
+        self.room.resize(
+            gateway.max_held_bytes,
+            gateway.sandbox_held_bytes,
+            gateway.max_request_bytes,
+        );
+        self.usage.keep(gateway.usage_kept);
         *self
             .catalogue
             .write()
@@ -255,6 +280,8 @@ impl Providers {
         command: Option<CommandId>,
     ) -> Caller {
         let now = self.clock.now_ms();
+        // Held until the accounts are there, so that no reload comes in between.
+        let rates = self.rates.read().unwrap_or_else(PoisonError::into_inner);
         let account = |scope, id: String, rates| self.register.account(scope, id, rates, now);
         Caller {
             sandbox,
@@ -262,8 +289,8 @@ impl Providers {
             command,
             share: self.room.share(sandbox),
             accounts: Accounts {
-                sandbox: account(Scope::Sandbox, sandbox.to_string(), self.sandbox_rates),
-                user: account(Scope::User, user.to_string(), self.user_rates),
+                sandbox: account(Scope::Sandbox, sandbox.to_string(), rates.sandbox),
+                user: account(Scope::User, user.to_string(), rates.user),
             },
         }
     }
@@ -366,7 +393,11 @@ impl Providers {
         if let (Some(entry), Some(name)) = (named, paths::listing(kind, &parts.method, rest)) {
             return listing::answer(&entry.config, name);
         }
-        let names = paths::admit(kind, named.map(|entry| &entry.config), &parts, rest)?;
+        let tables = match named {
+            Some(entry) => Tables::Of(&entry.config),
+            None => Tables::All(catalogue.of_kind(kind).map(|entry| &entry.config)),
+        };
+        let names = paths::admit(kind, tables, &parts, rest)?;
         let announced = parts
             .headers
             .get(header::CONTENT_LENGTH)
@@ -376,8 +407,16 @@ impl Providers {
             .room
             .hold(body, announced, &caller.share, cancel)
             .await?;
-        let call = read(names, &held.body)?;
-        let choices = catalogue.choose(named, kind, call.model.as_deref())?;
+        let call = read(names, &parts.headers, &held.body)?;
+        let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
+        // Of all that may take it each has a table of its own.
+        let admitted = |choice: &Choice<'_>| {
+            let provider = &choice.entry.config;
+            paths::admit_path(provider, &parts.method, rest)?;
+            paths::admit_query(provider, parts.uri.query().unwrap_or_default())
+        };
+        choices.first().map_or(Ok(()), admitted)?;
+        choices.retain(|choice| admitted(choice).is_ok());
         let mut bill = Bill {
             who: Who {
                 sandbox: caller.sandbox,
@@ -391,7 +430,13 @@ impl Providers {
             model: "-".to_owned(),
             operation: metrics::operation(rest),
             price: None,
-            request_bytes: held.body.len() as u64,
+            // Files are not read by the token.
+            request_bytes: if call.form.is_some() {
+                0
+            } else {
+                held.body.len() as u64
+            },
+            by_call: call.form.is_some(),
             max_output: call.max_output,
             admissions: Vec::new(),
             slot: Some(self.usage.slot()?),
@@ -404,7 +449,7 @@ impl Providers {
         // What the dearest of those that may take it asks for.
         let expected = choices
             .iter()
-            .map(|choice| bill::expected(bill.request_bytes, call.max_output, choice.price()))
+            .map(|choice| bill.expected(choice.price()))
             .max_by_key(|amount| amount.money);
         let amount = expected.filter(|_| !bill.free).unwrap_or_default();
         bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
@@ -434,9 +479,10 @@ struct Call {
     /// The key by which it lets a router choose the model.
     routing: Option<&'static str>,
     shape: Option<Shape>,
+    form: Option<Form>,
 }
 
-fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
+fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, CallError> {
     let read = || Shape::read(body).map_err(CallError::Shape);
     let shape = match names {
         Names::Nowhere => return Ok(Call::default()),
@@ -457,10 +503,19 @@ fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
                 model: Some(model),
                 max_output: shape.max_output_tokens,
                 routing: shape.routing,
-                shape: None,
+                ..Call::default()
             });
         }
-        Names::InBody => read()?,
+        Names::InBodyOrForm if Form::is_one(headers) => {
+            let form = Form::read(headers, body).map_err(CallError::Form)?;
+            return Ok(Call {
+                model: Some(form.model.clone().ok_or(CallError::NoModel)?),
+                routing: form.routing,
+                form: Some(form),
+                ..Call::default()
+            });
+        }
+        Names::InBody | Names::InBodyOrForm => read()?,
         Names::Unchecked => match Shape::read(body) {
             Err(ShapeError::NotJson(_) | ShapeError::NotAnObject) => return Ok(Call::default()),
             Ok(shape) if shape.model.is_none() => return Ok(Call::default()),
@@ -472,5 +527,6 @@ fn read(names: Names<'_>, body: &[u8]) -> Result<Call, CallError> {
         max_output: shape.max_output_tokens,
         routing: shape.routing,
         shape: Some(shape),
+        form: None,
     })
 }

@@ -44,6 +44,8 @@ pub(super) enum Names<'a> {
     InPath(&'a str),
     /// In the body, which has to be JSON.
     InBody,
+    /// The same, or in a form with files, which is how uploads are sent.
+    InBodyOrForm,
     /// Wherever it likes: the operator lets this path through unread. Only a body that is
     /// JSON and names a model is held to the table all the same.
     Unchecked,
@@ -51,33 +53,31 @@ pub(super) enum Names<'a> {
     Nowhere,
 }
 
-/// Whether a call may be made, judged by everything but its body. `provider` is the one that
-/// the path names.
+/// Whether a call may be made, judged by its path and its headers. `tables` are the provider
+/// that the path names, or all those that the model in the body may name.
 ///
 /// # Errors
-/// The path is not served, the query has a parameter that does not go up, or the body is
-/// compressed, so that nobody could read it.
-pub(super) fn admit<'a>(
+/// The path is not served, or the body is compressed, so that nobody could read it.
+pub(super) fn admit<'a, 't>(
     kind: ProviderKind,
-    provider: Option<&Provider>,
+    tables: Tables<'t, impl Iterator<Item = &'t Provider>>,
     parts: &Parts,
     rest: &'a str,
 ) -> Result<Names<'a>, CallError> {
     let method = &parts.method;
-    let also = provider.map_or(&[][..], |provider| &provider.paths);
     let listed = is_listed(kind, method, rest);
-    let entry = also.iter().find(|entry| serves(entry, method, rest));
+    let serves = |entry: &&ProviderPath| serves(entry, method, rest);
+    let entry = match tables {
+        Tables::Of(provider) => provider.paths.iter().find(serves),
+        // Without a name and without a model it would be anybody's.
+        Tables::All(_) if listed => None,
+        Tables::All(providers) => providers
+            .flat_map(|provider| &provider.paths)
+            .filter(|entry| entry.model == ModelCheck::Named)
+            .find(serves),
+    };
     if !listed && entry.is_none() {
-        return Err(CallError::Path {
-            method: method.to_string(),
-            path: rest.chars().take(200).collect(),
-        });
-    }
-    let query = provider.map_or(&[][..], |provider| &provider.query);
-    if let Some(name) = unlisted_query(kind, query, parts.uri.query().unwrap_or_default()) {
-        return Err(CallError::Query {
-            name: name.chars().take(100).collect(),
-        });
+        return Err(not_served(method, rest));
     }
     let plain = |coding: &http::HeaderValue| coding == "identity";
     if !parts.headers.get_all(CONTENT_ENCODING).iter().all(plain) {
@@ -91,8 +91,58 @@ pub(super) fn admit<'a>(
     }
     Ok(match entry.map(|entry| entry.model) {
         Some(ModelCheck::Unchecked) if !listed => Names::Unchecked,
+        Some(ModelCheck::Named) if !listed => Names::InBodyOrForm,
         _ => Names::InBody,
     })
+}
+
+/// Whose table a path has to be in.
+pub(super) enum Tables<'t, I> {
+    /// That of the provider that the path names.
+    Of(&'t Provider),
+    /// That of anybody who may be chosen by the model.
+    All(I),
+}
+
+/// Whether a provider takes a path, whichever way it was found.
+///
+/// # Errors
+/// It is not in its table.
+pub(super) fn admit_path(
+    provider: &Provider,
+    method: &Method,
+    rest: &str,
+) -> Result<(), CallError> {
+    let configured = || {
+        provider
+            .paths
+            .iter()
+            .any(|entry| serves(entry, method, rest))
+    };
+    if is_listed(provider.kind, method, rest) || configured() {
+        return Ok(());
+    }
+    Err(not_served(method, rest))
+}
+
+fn not_served(method: &Method, rest: &str) -> CallError {
+    CallError::Path {
+        method: method.to_string(),
+        path: rest.chars().take(200).collect(),
+    }
+}
+
+/// Whether a provider takes a query. Whichever way it was found: by its name or by a model.
+///
+/// # Errors
+/// A parameter that does not go up.
+pub(super) fn admit_query(provider: &Provider, query: &str) -> Result<(), CallError> {
+    match unlisted_query(provider.kind, &provider.query, query) {
+        None => Ok(()),
+        Some(name) => Err(CallError::Query {
+            name: name.chars().take(100).collect(),
+        }),
+    }
 }
 
 /// Whether a path is one of its kind's.

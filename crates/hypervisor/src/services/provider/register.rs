@@ -2,7 +2,7 @@
 //! now, whatever is reloaded.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::limits::{Account, Scope, Spent};
 use super::spending::DAY_MS;
@@ -12,6 +12,29 @@ use crate::store::Store;
 
 /// From how many accounts on it is looked for some to forget.
 const MANY: usize = 256;
+
+/// Somebody's account, within the bounds of the present configuration.
+#[derive(Debug)]
+pub(super) struct Held(RwLock<Arc<Account>>);
+
+impl Held {
+    fn new(account: Account) -> Arc<Self> {
+        Arc::new(Self(RwLock::new(Arc::new(account))))
+    }
+
+    /// As it is now. The lock is held for one copy, and written only by a reload.
+    pub(super) fn account(&self) -> Arc<Account> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes other bounds for the calls to come; what was spent within those before counts.
+    fn bound(&self, rates: Rates, now_ms: i64) {
+        let mut account = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if account.rates() != rates {
+            *account = Arc::new(account.with_rates(rates, now_ms));
+        }
+    }
+}
 
 /// All accounts, by scope and id.
 #[derive(Debug)]
@@ -25,7 +48,7 @@ pub(super) struct Register {
 
 #[derive(Debug)]
 struct Accounts {
-    by_id: HashMap<(Scope, String), Arc<Account>>,
+    by_id: HashMap<(Scope, String), Arc<Held>>,
     /// How many there may be before it is looked for some to forget.
     most: usize,
 }
@@ -68,34 +91,36 @@ impl Register {
     }
 
     /// The account of somebody, with these bounds; what was spent within others counts.
-    pub(super) fn account(
-        &self,
-        scope: Scope,
-        id: String,
-        rates: Rates,
-        now_ms: i64,
-    ) -> Arc<Account> {
+    pub(super) fn account(&self, scope: Scope, id: String, rates: Rates, now_ms: i64) -> Arc<Held> {
         let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (scope, id);
-        if let Some(account) = accounts.by_id.get_mut(&key) {
-            if account.rates() != rates {
-                *account = Arc::new(account.with_rates(rates, now_ms));
-            }
-            return Arc::clone(account);
+        if let Some(held) = accounts.by_id.get(&key) {
+            held.bound(rates, now_ms);
+            return Arc::clone(held);
         }
         if accounts.by_id.len() >= accounts.most {
             // Those of providers stay, whatever their bounds: they are as many as are configured.
-            accounts.by_id.retain(|(scope, _), account| {
+            accounts.by_id.retain(|(scope, _), held| {
                 *scope == Scope::Provider
-                    || Arc::strong_count(account) > 1
-                    || account.remembers(now_ms)
+                    || Arc::strong_count(held) > 1
+                    || held.account().remembers(now_ms)
             });
             accounts.most = MANY.max(accounts.by_id.len() * 2);
         }
         let spent = self.spent.get(&key).copied().unwrap_or_default();
-        let account = Arc::new(Account::new(scope, rates, spent, self.read_at));
-        accounts.by_id.insert(key, Arc::clone(&account));
-        account
+        let held = Held::new(Account::new(scope, rates, spent, self.read_at));
+        accounts.by_id.insert(key, Arc::clone(&held));
+        held
+    }
+
+    /// Gives other bounds to everybody of a scope.
+    pub(super) fn bound(&self, scope: Scope, rates: Rates, now_ms: i64) {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((of, _), held) in &accounts.by_id {
+            if *of == scope {
+                held.bound(rates, now_ms);
+            }
+        }
     }
 
     /// Calls that somebody has open.
@@ -104,7 +129,7 @@ impl Register {
         accounts
             .by_id
             .get(&(scope, id))
-            .map_or(0, |account| account.open())
+            .map_or(0, |held| held.account().open())
     }
 }
 
@@ -127,7 +152,8 @@ mod tests {
     }
 
     fn of_acme(register: &Register, rates: Rates, now_ms: i64) -> Arc<Account> {
-        register.account(Scope::Provider, "acme".into(), rates, now_ms)
+        let held = register.account(Scope::Provider, "acme".into(), rates, now_ms);
+        held.account()
     }
 
     #[test]
@@ -208,6 +234,7 @@ mod tests {
         for n in 0..10 {
             let account = of(format!("spender {n}"), NOON);
             account
+                .account()
                 .admit(money(60), NOON)
                 .unwrap()
                 .settle(money(60), NOON);
@@ -220,7 +247,7 @@ mod tests {
         assert!(count() <= MANY, "{} are left", count());
         assert!(Arc::ptr_eq(&kept, &of("kept".to_owned(), NOON)));
         let spender = of("spender 3".to_owned(), NOON);
-        assert!(spender.admit(money(50), NOON).is_err());
+        assert!(spender.account().admit(money(50), NOON).is_err());
         drop((spender, kept));
         // On another day there is nothing left to remember of them.
         for n in 0..=MANY {

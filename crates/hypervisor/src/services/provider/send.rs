@@ -322,6 +322,9 @@ fn rename(choice: &Choice<'_>, call: &Call, rest: &str, body: &Bytes) -> (String
     if let Some(shape) = &call.shape {
         return (rest.to_owned(), shape.with_model(body, wanted));
     }
+    if let Some(form) = &call.form {
+        return (rest.to_owned(), form.with_model(body, wanted));
+    }
     let target = match paths::model_in(choice.entry.config.kind, rest) {
         Some((before, _, after)) => format!("{before}{}{after}", paths::encoded(wanted)),
         None => rest.to_owned(),

@@ -3,7 +3,7 @@
 //! to be dropped later.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -63,6 +63,8 @@ struct Writer {
     fails: AtomicBool,
     /// Somebody waits for what was handed over so far.
     hurry: Notify,
+    /// For how long single calls are kept, in milliseconds.
+    kept: AtomicI64,
 }
 
 impl UsageLog {
@@ -70,8 +72,16 @@ impl UsageLog {
     pub(super) fn begin(store: Store, clock: Clock, kept: Duration) -> Self {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let writer = Arc::<Writer>::default();
-        tokio::spawn(write(receiver, Arc::clone(&writer), store, clock, kept));
-        Self { sender, writer }
+        let log = Self { sender, writer };
+        log.keep(kept);
+        tokio::spawn(write(receiver, Arc::clone(&log.writer), store, clock));
+        log
+    }
+
+    /// Keeps single calls for another length of time; what is too old then is forgotten within
+    /// an hour.
+    pub(super) fn keep(&self, kept: Duration) {
+        self.writer.kept.store(millis(kept), Ordering::Relaxed);
     }
 
     /// Room for one more record.
@@ -116,7 +126,6 @@ async fn write(
     writer: Arc<Writer>,
     store: Store,
     clock: Clock,
-    kept: Duration,
 ) {
     let mut messages = Vec::new();
     let mut calls: Vec<CallRow> = Vec::new();
@@ -126,7 +135,7 @@ async fn write(
         let received = tokio::select! {
             received = receiver.recv_many(&mut messages, GROUP) => received,
             _ = forget.tick() => {
-                let before = clock.now_ms().saturating_sub(millis(kept));
+                let before = clock.now_ms().saturating_sub(writer.kept.load(Ordering::Relaxed));
                 if let Err(error) = store.forget_calls(before).await {
                     tracing::warn!(%error, "old model calls could not be forgotten");
                 }

@@ -45,7 +45,7 @@ use crate::http::metrics::Metrics;
 use crate::services::audit::{Audit, Entry};
 use crate::services::authorize;
 use crate::services::ports::Tunnels;
-use crate::services::provider::Providers;
+use crate::services::provider::{Providers, ProvidersError};
 use crate::store::{RouteRow, Store};
 pub(crate) use environment::{Identity, of_runner, of_runner_gateway, of_runner_network};
 pub(crate) use plane::Plane;
@@ -141,6 +141,17 @@ impl Sandboxes {
             idle: idle::Idle::default(),
             followers: follow::Followers::default(),
         })
+    }
+
+    /// Takes what a reload can take of another configuration: the providers and the bounds of
+    /// model calls.
+    ///
+    /// # Errors
+    /// A key file or a section that cannot be used; nothing has changed then.
+    pub fn reload_config(&self, config: &Config) -> Result<(), ProvidersError> {
+        self.plane.providers.reload(config)?;
+        self.plane.tokens.live_for(config.gateway.token_lifetime);
+        Ok(())
     }
 
     /// The providers of model calls.

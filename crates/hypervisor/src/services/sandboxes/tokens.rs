@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -111,8 +111,8 @@ impl Slot {
 
 /// The tokens of all channels, to tell a foreign token from an invented one.
 pub(crate) struct Tokens {
-    /// Of a guest's token, after its last renewal.
-    lifetime: Duration,
+    /// Of a guest's token, after its last renewal, in milliseconds.
+    lifetime_ms: AtomicU64,
     /// Held for one look-up, never across an await. As many entries as channels.
     live: RwLock<HashMap<TokenHash, SandboxId>>,
 }
@@ -126,10 +126,22 @@ impl fmt::Debug for Tokens {
 impl Tokens {
     /// Tokens of guests that die `lifetime` after their last renewal.
     pub(crate) fn new(lifetime: Duration) -> Self {
-        Self {
-            lifetime,
+        let tokens = Self {
+            lifetime_ms: AtomicU64::default(),
             live: RwLock::default(),
-        }
+        };
+        tokens.live_for(lifetime);
+        tokens
+    }
+
+    /// Gives another lifetime to the tokens to come; those that are there keep theirs.
+    pub(crate) fn live_for(&self, lifetime: Duration) {
+        let millis = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+        self.lifetime_ms.store(millis, Ordering::Relaxed);
+    }
+
+    fn lifetime(&self) -> Duration {
+        Duration::from_millis(self.lifetime_ms.load(Ordering::Relaxed))
     }
 
     /// A fresh token.
@@ -140,7 +152,7 @@ impl Tokens {
     /// The slot of a guest's channel, valid from `now`. Also for a start that is taken over
     /// from an earlier hypervisor, of which only the hash is known.
     pub(crate) fn guest(&self, sandbox: SandboxId, hash: TokenHash, now: i64) -> Arc<Slot> {
-        self.admit(sandbox, hash, now.saturating_add(millis(self.lifetime)))
+        self.admit(sandbox, hash, now.saturating_add(millis(self.lifetime())))
     }
 
     /// The slot of a guest's channel whose token lapsed under an earlier hypervisor: it stays
@@ -161,7 +173,7 @@ impl Tokens {
             .insert(hash, sandbox);
         Arc::new(Slot {
             hash,
-            lifetime: self.lifetime,
+            lifetime: self.lifetime(),
             expires_at: AtomicI64::new(expires_at),
         })
     }
@@ -245,6 +257,24 @@ mod tests {
         tokens.revoke(&slot_a);
         assert_eq!(check(&slot_a, &header(&token_a), end), Err(Misuse::Expired));
         assert_eq!(check(&slot_b, &header(&token_a), end), Err(Misuse::Unknown));
+    }
+
+    #[test]
+    fn another_lifetime_is_that_of_the_tokens_to_come() {
+        let tokens = Tokens::new(LIFETIME);
+        let before = tokens.guest(
+            SandboxId::generate(),
+            crypto::TokenHash::from_bytes([1; 32]),
+            0,
+        );
+        tokens.live_for(LIFETIME / 2);
+        let after = tokens.guest(
+            SandboxId::generate(),
+            crypto::TokenHash::from_bytes([2; 32]),
+            0,
+        );
+        assert_eq!(before.lifetime(), LIFETIME);
+        assert_eq!(after.lifetime(), LIFETIME / 2);
     }
 
     #[test]

@@ -361,3 +361,35 @@ async fn bounds_of_a_reply_are_read_in_every_dialect() {
         assert_eq!(cheap.status(), StatusCode::OK, "{bound}");
     }
 }
+
+#[tokio::test]
+async fn a_reload_takes_the_bounds_of_sandboxes_and_users_under_an_open_stream() {
+    let mut up = upstream(&[STREAM, OK]).await;
+    let toml = provider("acme", &up.base, PRICED);
+    let bed = Bed::new(&toml).await;
+    let body = r#"{"model":"gpt-x","max_tokens":100}"#;
+    let mut open = bed.chat(body).await;
+    within(open.body_mut().frame()).await.unwrap().unwrap();
+    let large = format!(r#"{{"model":"gpt-x","max_tokens":1,"x":"{:2000}"}}"#, "");
+    for (bounds, status, bound) in [
+        ("[gateway.sandbox]\nconcurrent = 1", 429, "concurrent"),
+        ("[gateway.user]\nconcurrent = 1", 429, "concurrent"),
+        ("[gateway]\nmax_request_bytes = 1024", 413, ""),
+    ] {
+        let reloaded = format!("{toml}{bounds}\n");
+        bed.providers.reload(&config(&bed.dir, &reloaded)).unwrap();
+        let response = bed.chat(&large).await;
+        assert_eq!(response.status().as_u16(), status, "{bounds}");
+        if !bound.is_empty() {
+            assert_eq!(response.headers()["x-choir-limit"], bound, "{bounds}");
+        }
+    }
+    bed.providers.reload(&config(&bed.dir, &toml)).unwrap();
+    assert_eq!(bed.chat(&large).await.status(), StatusCode::OK);
+    let still = std::future::poll_fn(|cx| {
+        let body = std::pin::Pin::new(open.body_mut());
+        std::task::Poll::Ready(http_body::Body::poll_frame(body, cx))
+    });
+    assert!(still.await.is_pending(), "the stream goes on");
+    assert!(up.ended.try_recv().is_err());
+}

@@ -157,6 +157,199 @@ async fn configured_headers_pass_and_no_others() {
 }
 
 #[tokio::test]
+async fn a_configured_list_replaces_the_headers_of_the_kind() {
+    let mut up = upstream(&[
+        "HTTP/1.1 200 OK\r\nX-RateLimit-Limit-Tokens: 9\r\nX-Trace: down\r\nRequest-Id: r\r\nContent-Length: 2\r\n\r\nok",
+    ])
+    .await;
+    let more = "only_headers_up = [\"X-Request-Tag\"]\nonly_headers_down = [\"X-Trace\"]";
+    let bed = Bed::new(&provider("acme", &up.base, more)).await;
+    let headers = [
+        ("x-request-tag", "up"),
+        ("openai-beta", "narrowed"),
+        ("accept", "text/narrowed"),
+        ("authorization", "Bearer choirgw_secret"),
+    ];
+    let response = bed.asked(CHAT, "/", &headers, r#"{"model":"gpt-x"}"#).await;
+    assert_eq!(response.headers()["x-trace"], "down");
+    for absent in ["x-ratelimit-limit-tokens", "request-id"] {
+        assert!(!response.headers().contains_key(absent), "{absent}");
+    }
+    assert_eq!(text(response).await, "ok");
+    let request = within(up.requests.recv()).await.unwrap();
+    assert!(request.contains("x-request-tag: up\r\n"), "{request}");
+    for absent in ["narrowed", "secret"] {
+        assert!(!request.contains(absent), "{absent}: {request}");
+    }
+}
+
+fn form(parts: &[(&str, &str)]) -> String {
+    let parts = parts.iter().map(|(head, content)| {
+        format!("--xyz\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n")
+    });
+    parts.collect::<String>() + "--xyz--\r\n"
+}
+
+#[tokio::test]
+async fn a_form_is_held_to_the_models_the_bounds_and_the_budget() {
+    const SAID: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"text\":\"hi\"}";
+    let mut up = upstream(&[SAID, OK, SAID]).await;
+    // 1,024 tokens are reserved, at ten dollars for a million.
+    let more = "paths = [\"POST audio/transcriptions\"]\naliases = { ears = \"gpt-x\" }\n\
+                prices = { gpt-x = { input = 1.0, output = 10.0, call = 0.5 } }";
+    let toml = provider("acme", &up.base, more) + "[gateway.user]\ndaily_budget = 1.2\n";
+    let bed = Bed::new(&toml).await;
+    let sound = "RIFF".repeat(1000);
+    let file = ("name=\"file\"; filename=\"a.wav\"", sound.as_str());
+    let called = at("acme", "audio/transcriptions");
+    let post = async |body: &str| {
+        let kind = [("content-type", "multipart/form-data; boundary=xyz")];
+        bed.asked(called, "/", &kind, body).await
+    };
+    for (body, status, code) in [
+        (
+            form(&[file, ("name=\"model\"", "gpt-9")]),
+            404,
+            "model_not_found",
+        ),
+        (form(&[file]), 400, "invalid_request"),
+        (
+            form(&[("name=\"model\"", "gpt-x"), ("name=\"model\"", "gpt-9")]),
+            400,
+            "invalid_request",
+        ),
+        (
+            form(&[("name=\"model\"", "gpt-x"), ("name=\"fallbacks\"", "[]")]),
+            400,
+            "invalid_request",
+        ),
+        (r#"{"model":"gpt-x"}"#.to_owned(), 400, "invalid_request"),
+    ] {
+        let response = post(&body).await;
+        assert_eq!(response.status().as_u16(), status, "{body}");
+        assert_eq!(document(response).await["error"]["code"], code, "{body}");
+    }
+    assert_eq!(up.calls.load(Ordering::SeqCst), 0);
+
+    // The first reply tells nothing and costs a call, the second one tells its tokens.
+    let body = form(&[file, ("name=\"model\"", "ears")]);
+    for _ in 0..2 {
+        let response = post(&body).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        text(response).await;
+        let request = within(up.requests.recv()).await.unwrap();
+        let (_, sent) = request.split_once("\r\n\r\n").unwrap();
+        assert_eq!(sent, body.replace("ears", "gpt-x"));
+    }
+    let rows = bed.usage(UsageBy::Model).await;
+    assert_eq!(rows[0].model.as_deref(), Some("gpt-x"));
+    assert_eq!(rows[0].calls, 2);
+    assert_eq!((rows[0].input_tokens, rows[0].output_tokens), (1000, 100));
+    // Half a dollar, and 1000 × 1 + 100 × 10 micro-dollars.
+    assert_eq!(rows[0].cost, 502_000_000);
+    text(post(&body).await).await;
+    let response = post(&body).await;
+    assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(response.headers()["x-choir-limit"], "daily_budget");
+}
+
+#[tokio::test]
+async fn a_configured_path_is_served_by_those_that_have_it_however_they_are_found() {
+    let (plain, mut configured) = (upstream(&[OK]).await, upstream(&[BUSY, OK]).await);
+    let speech = "paths = [\"POST audio/speech\"]\nfallback = [\"other\"]\nretries = 0";
+    let unchecked = "paths = [{ path = \"POST audio/speech\", model = \"unchecked\" }]";
+    let toml = provider("plain", &plain.base, "").replace("gpt-x", "gpt-a")
+        + &provider("acme", &configured.base, speech)
+        + &provider("other", &plain.base, "");
+    let bed = Bed::new(&toml).await;
+    let stock = Called::Model {
+        kind: ProviderKind::OpenAi,
+        rest: "audio/speech",
+    };
+    let call = async |called, model: &str| {
+        let body = format!(r#"{{"model":{model:?}}}"#);
+        bed.asked(called, "/", &[], &body).await
+    };
+    // The path is not in the table of the fallback.
+    let response = call(at("acme", "audio/speech"), "gpt-x").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let response = call(stock, "gpt-x").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    text(response).await;
+    for _ in 0..2 {
+        let request = within(configured.requests.recv()).await.unwrap();
+        assert!(
+            request.starts_with("POST /v1/audio/speech HTTP/1.1\r\n"),
+            "{request}"
+        );
+    }
+    let unread = provider("acme", &plain.base, unchecked);
+    for (toml, called, model) in [
+        (&toml, stock, "gpt-a"),
+        (&toml, at("plain", "audio/speech"), "gpt-a"),
+        (&unread, stock, "gpt-x"),
+    ] {
+        bed.providers.reload(&config(&bed.dir, toml)).unwrap();
+        let response = call(called, model).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(document(response).await["error"]["code"], "path_not_served");
+    }
+    assert_eq!(plain.calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_form_on_a_path_of_the_kind_is_no_json() {
+    let up = upstream(&[OK]).await;
+    let bed = Bed::new(&provider("acme", &up.base, "")).await;
+    let kind = [("content-type", "multipart/form-data; boundary=xyz")];
+    let body = form(&[("name=\"model\"", "gpt-x")]);
+    let response = bed.asked(CHAT, "/", &kind, &body).await;
+    assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+    assert_eq!(up.calls.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_configured_query_goes_up_however_the_provider_is_called() {
+    let (mut plain, mut asked) = (upstream(&[OK]).await, upstream(&[BUSY, OK]).await);
+    let toml = provider("plain", &plain.base, "").replace("gpt-x", "gpt-a")
+        + &provider(
+            "acme",
+            &asked.base,
+            "query = [\"expand\"]\nfallback = [\"other\"]\nretries = 0",
+        )
+        + &provider("other", &plain.base, "");
+    let bed = Bed::new(&toml).await;
+    let call = async |called, model: &str| {
+        let body = format!(r#"{{"model":{model:?}}}"#);
+        bed.asked(called, "/x?expand=1", &[], &body).await
+    };
+    // A fallback that does not take the query does not get the call.
+    let response = call(CHAT, "gpt-x").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    for called in [CHAT, at("acme", "chat/completions")] {
+        let response = call(called, "gpt-x").await;
+        assert_eq!(response.status(), StatusCode::OK);
+        text(response).await;
+    }
+    for _ in 0..3 {
+        let request = within(asked.requests.recv()).await.unwrap();
+        assert!(
+            request.starts_with("POST /v1/chat/completions?expand=1 HTTP/1.1\r\n"),
+            "{request}"
+        );
+    }
+    for called in [CHAT, at("plain", "chat/completions")] {
+        let response = call(called, "gpt-a").await;
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        assert_eq!(
+            document(response).await["error"]["code"],
+            "query_not_served"
+        );
+    }
+    assert!(plain.requests.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn models_are_listed_from_the_table_in_the_format_of_the_api() {
     let up = upstream(&[OK]).await;
     let dir = tempfile::tempdir().unwrap();
