@@ -28,27 +28,41 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
+        thread_local! {
+            static LINE: Cell<String> = const { Cell::new(String::new()) };
+        }
+        // Taken, not borrowed: what is formatted may log by itself.
+        let mut line = LINE.take();
+        line.clear();
         let metadata = event.metadata();
-        writer.write_str("{\"timestamp\":\"")?;
-        write_now(&mut writer)?;
-        writer.write_str("\",\"level\":\"")?;
-        writer.write_str(metadata.level().as_str())?;
-        writer.write_char('"')?;
+        line.push_str("{\"timestamp\":\"");
+        push_now(&mut line)?;
+        line.push_str("\",\"level\":\"");
+        line.push_str(metadata.level().as_str());
+        line.push('"');
         let mut members = Members {
-            writer: &mut writer,
+            line: &mut line,
             outcome: Ok(()),
         };
         event.record(&mut members);
         members.outcome?;
-        writer.write_str(",\"target\":\"")?;
-        Escaped(&mut writer).write_str(metadata.target())?;
-        writer.write_str("\"}\n")
+        line.push_str(",\"target\":\"");
+        push_escaped(&mut line, metadata.target());
+        line.push_str("\"}\n");
+        let written = writer.write_str(&line);
+        if line.capacity() <= KEPT {
+            LINE.set(line);
+        }
+        written
     }
 }
 
-/// Writes the present moment in RFC 3339 with microseconds. All but these change once a
+/// Longest line whose memory is used again, in bytes.
+const KEPT: usize = 16 << 10;
+
+/// Adds the present moment in RFC 3339 with microseconds. All but these change once a
 /// second, and are kept until then.
-fn write_now(writer: &mut Writer<'_>) -> fmt::Result {
+fn push_now(line: &mut String) -> fmt::Result {
     thread_local! {
         static SECOND: Cell<(i64, [u8; SECOND_LENGTH])> = const { Cell::new((i64::MIN, [0; SECOND_LENGTH])) };
     }
@@ -66,102 +80,107 @@ fn write_now(writer: &mut Writer<'_>) -> fmt::Result {
         (of, text) = (seconds, *shown);
         SECOND.set((of, text));
     }
-    writer.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)?;
-    write!(writer, ".{:06}Z", now.subsec_micros())
+    line.push_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?);
+    write!(line, ".{:06}Z", now.subsec_micros())
 }
 
 /// `2026-01-01T00:00:00`
 const SECOND_LENGTH: usize = 19;
 
 /// Writes each field of an event as a member of the object.
-struct Members<'a, 'w> {
-    writer: &'a mut Writer<'w>,
+struct Members<'a> {
+    line: &'a mut String,
     outcome: fmt::Result,
 }
 
-impl Members<'_, '_> {
-    fn member(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> fmt::Result) {
-        if self.outcome.is_err() {
-            return;
-        }
-        let writer = &mut *self.writer;
+impl Members<'_> {
+    fn name(&mut self, field: &Field) -> &mut String {
         let name = field.name();
         // A raw identifier is named without its prefix.
         let name = name.strip_prefix("r#").unwrap_or(name);
-        self.outcome = writer
-            .write_str(",\"")
-            .and_then(|()| Escaped(writer).write_str(name))
-            .and_then(|()| writer.write_str("\":"))
-            .and_then(|()| value(writer));
+        self.line.push_str(",\"");
+        push_escaped(self.line, name);
+        self.line.push_str("\":");
+        self.line
+    }
+
+    fn number(&mut self, field: &Field, value: impl itoa::Integer) {
+        self.name(field)
+            .push_str(itoa::Buffer::new().format(value));
     }
 }
 
-impl Visit for Members<'_, '_> {
+impl Visit for Members<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.member(field, |writer| {
-            writer.write_char('"')?;
-            Escaped(writer).write_str(value)?;
-            writer.write_char('"')
-        });
+        let line = self.name(field);
+        line.push('"');
+        push_escaped(line, value);
+        line.push('"');
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.member(field, |writer| write!(writer, "{value}"));
+        self.number(field, value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.member(field, |writer| write!(writer, "{value}"));
+        self.number(field, value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.member(field, |writer| {
-            writer.write_str(if value { "true" } else { "false" })
-        });
+        self.name(field)
+            .push_str(if value { "true" } else { "false" });
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.member(field, |writer| {
-            if value.is_finite() {
-                // With a point or an exponent, so that it reads as what it is.
-                write!(writer, "{value:?}")
-            } else {
-                writer.write_str("null")
-            }
-        });
+        let line = self.name(field);
+        let written = if value.is_finite() {
+            // With a point or an exponent, so that it reads as what it is.
+            write!(line, "{value:?}")
+        } else {
+            line.write_str("null")
+        };
+        self.outcome = self.outcome.and(written);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.member(field, |writer| {
-            writer.write_char('"')?;
-            write!(Escaped(writer), "{value:?}")?;
-            writer.write_char('"')
-        });
+        let line = self.name(field);
+        line.push('"');
+        let written = write!(Escaped(line), "{value:?}");
+        line.push('"');
+        self.outcome = self.outcome.and(written);
     }
 }
 
-/// Escapes what stands inside a JSON string (RFC 8259 §7).
-struct Escaped<'a, 'w>(&'a mut Writer<'w>);
+/// Escapes what stands inside a JSON string.
+struct Escaped<'a>(&'a mut String);
 
-impl fmt::Write for Escaped<'_, '_> {
+impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        loop {
-            // What has to be escaped is ASCII and stands at a boundary of characters.
-            let (plain, after) = rest.split_at(plain_length(rest.as_bytes()).min(rest.len()));
-            self.0.write_str(plain)?;
-            let Some(byte) = after.as_bytes().first() else {
-                return Ok(());
-            };
-            match byte {
-                b'"' => self.0.write_str("\\\"")?,
-                b'\\' => self.0.write_str("\\\\")?,
-                b'\n' => self.0.write_str("\\n")?,
-                b'\r' => self.0.write_str("\\r")?,
-                b'\t' => self.0.write_str("\\t")?,
-                byte => write!(self.0, "\\u{byte:04x}")?,
-            }
-            rest = after.get(1..).unwrap_or_default();
+        push_escaped(self.0, text);
+        Ok(())
+    }
+}
+
+/// Adds what stands inside a JSON string (RFC 8259 §7).
+fn push_escaped(line: &mut String, text: &str) {
+    let mut rest = text;
+    loop {
+        // What has to be escaped is ASCII and stands at a boundary of characters.
+        let (plain, after) = rest.split_at(plain_length(rest.as_bytes()).min(rest.len()));
+        line.push_str(plain);
+        let Some(byte) = after.as_bytes().first() else {
+            return;
+        };
+        match byte {
+            b'"' => line.push_str("\\\""),
+            b'\\' => line.push_str("\\\\"),
+            b'\n' => line.push_str("\\n"),
+            b'\r' => line.push_str("\\r"),
+            b'\t' => line.push_str("\\t"),
+            // Writing to a string does not fail.
+            byte => drop(write!(line, "\\u{byte:04x}")),
         }
+        rest = after.get(1..).unwrap_or_default();
     }
 }
 
