@@ -174,8 +174,11 @@ async fn exhausted_descriptors_and_a_flood_of_output_stay_inside() {
     let flood = json!({ "argv": ["yes", "a line of a flood"], "limits": { "wall_ms": 2000 } });
     let began = installation.log().len();
     let (output, exit) = with_neighbour(&bob, run(&alice, flood)).await;
-    assert!(exit.timed_out && exit.dropped_bytes > 0, "{exit:?}");
-    assert!(!output.is_empty());
+    assert!(exit.timed_out, "{exit:?}");
+    // As much as is passed on at once and as much of the end, however fast both sides are.
+    assert!((1..=2 * 65536).contains(&output.len()), "{}", output.len());
+    assert!(exit.dropped_bytes > output.len() as u64, "{exit:?}");
+    assert!(output.starts_with("a line of a flood\n"));
     let log = installation.log();
     assert!(!log.contains("a line of a flood"));
     // The neighbour's own requests are as many as the machine is quick.
@@ -235,9 +238,8 @@ async fn commands_together_stop_at_their_sandbox() {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_fills_the_disk_with_entries_is_stopped() {
     let small = "[sandbox.limits]\nsandbox_files = 3000";
-    // Slow at the end, so that a measurement comes before the whole sandbox is stopped.
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    let fill = "import os, time\nfor n in range(200000):\n    os.mkdir(f'/workspace/d{n}')\n    if n > 2900: time.sleep(0.05)";
+    let fill = "import os\nfor n in range(200000): os.mkdir(f'/workspace/d{n}')";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
@@ -252,8 +254,7 @@ async fn whoever_fills_the_disk_with_entries_is_stopped() {
 async fn a_users_share_of_the_disk_is_named_when_it_binds() {
     let small = "[sandbox.limits]\nsandbox_disk = \"1 GiB\"\nuser_disk = \"96 MiB\"";
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    // Slow enough for a measurement to come before the whole sandbox is stopped.
-    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.08)";
+    let fill = "f = open('/workspace/fill', 'wb')\nfor _ in range(2000): f.write(bytes(1 << 20)); f.flush()";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
@@ -291,8 +292,7 @@ async fn exhausted_inotify_leaves_a_neighbour_its_own() {
 async fn whoever_fills_the_disk_is_stopped_and_can_tidy_up() {
     let small = "[sandbox.limits]\nsandbox_disk = \"48 MiB\"";
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    // About 25 MiB a second, far longer than a measurement is late.
-    let fill = "import time\nf = open('/workspace/fill', 'wb')\nfor _ in range(2000):\n    f.write(bytes(1 << 19)); f.flush(); time.sleep(0.02)";
+    let fill = "f = open('/workspace/fill', 'wb')\nfor _ in range(2000): f.write(bytes(1 << 20)); f.flush()";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));

@@ -262,7 +262,7 @@ fn limits(config: &Config, missing: &[OptionalWall]) -> ExplainedTopic {
     let mut points = vec![
         fact(format!("each command: {}", share(&limits.command))),
         fact(format!(
-            "each command: {} of output kept, files of at most {}, {} open files per process, so at most {} in all its processes",
+            "each command: the first and the last {} of its output, files of at most {}, {} open files per process, so at most {} in all its processes",
             size(limits.command.output_bytes),
             size(limits.command.file_bytes),
             limits.open_files,
