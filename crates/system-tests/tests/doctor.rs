@@ -171,3 +171,41 @@ fn a_cgroup_of_version_2_without_controllers_says_what_it_has_and_what_to_delega
     );
     assert!(said.contains("Delegate=memory pids cpu"), "{said}");
 }
+
+/// A filter around the hypervisor that listens, so that none of ours can.
+fn behind_a_listener(program: &str) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp-listener.py");
+    format!("exec python3 {script} {program}")
+}
+
+/// Nothing listed is no proof that nothing was tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_count_denied_calls_says_so_and_denies_them() {
+    if !caller_is_root() {
+        eprintln!("SKIPPED: what runs before a hypervisor here takes root");
+        return;
+    }
+    const COUNTED: &str = "denied system calls are counted";
+    let (ok, _) = check(&doctor(&["--mount"], "true"), COUNTED);
+    assert!(ok);
+    let listener = behind_a_listener("\"$0\" --data-dir \"$1\" --port 0 doctor --json");
+    let found = doctor(&["--mount"], &listener);
+    let (ok, said) = check(&found, COUNTED);
+    assert!(!ok && said.contains("no other seccomp filter"), "{said}");
+    let (walls, said) = check(&found, "seccomp");
+    assert!(walls, "{said}");
+
+    let setup = Setup::default().take_away(&behind_a_listener("\"$0\" \"$@\""));
+    let installation = setup.start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let request = serde_json::json!({ "argv": ["unshare", "--user", "true"] });
+    let (code, output) = alice.command(Role::Live, &request).await;
+    assert_eq!(code, Some(1), "{output}");
+    let target = "/me/sandboxes/live/explain";
+    let said = alice.control("GET", target, None).await.expect(200).text();
+    assert!(
+        said.contains("refused and not counted on this host"),
+        "{said}"
+    );
+}

@@ -210,6 +210,7 @@ fn hello(supervisor: &Supervisor) -> Reply {
         guest: GuestStatus { state, exit },
         runners: supervisor.runners.values().map(Runner::status).collect(),
         stopping: supervisor.is_stopping(),
+        uncounted: supervisor.guest.uncounted,
     }
 }
 
