@@ -346,6 +346,12 @@ impl Supervisor {
         self.guest.met(exit.limit);
         self.check_frozen(now);
         self.note(&format!("guest {}", ending(&exit)));
+        // With the guest's end a watcher has heard everything that it will.
+        while self.is_watched()
+            && let Some(event) = self.denied.rest(now)
+        {
+            self.tell(&event);
+        }
         self.tell(&Event::GuestExited { exit });
     }
 
