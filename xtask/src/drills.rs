@@ -13,9 +13,9 @@ use crate::{build, process};
 /// The program closes with one line, `N denied, M open`, and fails when something is open.
 pub(crate) fn run(workspace: &Workspace, json: bool) -> Result<ExitCode> {
     build::with_harness(workspace, Profile::Dev)?;
-    build::static_drills(workspace)?;
+    let drills = build::static_drills(workspace)?;
     let mut harness = std::process::Command::new(workspace.binaries(Profile::Dev).join("harness"));
-    harness.arg("drills");
+    harness.arg("drills").env(build::STATIC_DRILL, drills);
     if json {
         harness.arg("--json");
     }

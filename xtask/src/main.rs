@@ -15,6 +15,7 @@ mod clients;
 mod dependencies;
 mod desktop;
 mod drills;
+mod elf;
 mod graph;
 
 mod prerequisites;

@@ -1,5 +1,6 @@
 //! Everything that has to hold before a change is taken.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -49,13 +50,20 @@ pub(crate) fn run(workspace: &Workspace, fast: bool) -> Result<ExitCode> {
         process::run(&mut clippy)
     })?;
     step("programs", || build::programs(workspace, Profile::Dev))?;
+    let drills = if fast {
+        None
+    } else {
+        step("static drills", || {
+            build::static_drills(workspace).map(Some)
+        })?
+    };
     // Last, so that the runner's own closing lines are the last thing one sees.
-    step("tests", || tests(workspace, fast))?;
+    step("tests", || tests(workspace, fast, drills.as_deref()))?;
     eprintln!("\nall green after {:.0} s", begun.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 
-fn tests(workspace: &Workspace, fast: bool) -> Result<()> {
+fn tests(workspace: &Workspace, fast: bool, drills: Option<&Path>) -> Result<()> {
     let mut command = workspace.cargo();
     if process::succeeds(workspace.cargo().args(["nextest", "--version"])) {
         command.args(["nextest", "run", "--locked", "--no-fail-fast"]);
@@ -66,6 +74,9 @@ fn tests(workspace: &Workspace, fast: bool) -> Result<()> {
     command.arg("--workspace");
     if fast {
         command.args(["--exclude", "system-tests"]);
+    }
+    if let Some(drills) = drills {
+        command.env(build::STATIC_DRILL, drills);
     }
     process::run(&mut command)
 }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use runtime::Check;
-use runtime::cgroups::Tree;
+use runtime::cgroups::{CPU_REMEDY, Tree};
 use runtime::spec::OptionalWall;
 use serde::Serialize;
 
@@ -124,12 +124,7 @@ fn cgroups(config: &Config) -> Vec<Check> {
                 format!("memory and processes, by cgroups version {version}"),
                 "",
             );
-            let remedy = without(
-                OptionalWall::CgroupCpu,
-                "cgroup_cpu",
-                "let systemd delegate cpu too: `systemctl edit user@.service`, then under [Service] \
-                 `Delegate=memory pids cpu`",
-            );
+            let remedy = without(OptionalWall::CgroupCpu, "cgroup_cpu", CPU_REMEDY);
             let cpu = check(
                 "cgroup processor time",
                 tree.has_cpu(),

@@ -25,6 +25,10 @@ mod tree;
 use std::io;
 use std::path::PathBuf;
 
+/// What to do where memory and processes can be limited, and processor time cannot.
+pub const CPU_REMEDY: &str = "let systemd delegate cpu too: `systemctl edit user@.service`, then \
+                              under [Service] `Delegate=memory pids cpu`";
+
 pub use find::Home;
 pub use group::{Counts, Group};
 pub use tree::Tree;

@@ -111,6 +111,9 @@ const WALLS: &[Wall] = &[
     },
 ];
 
+/// No wall: without it denied system calls are refused as ever, and nobody hears of them.
+const COUNTING: &str = "denied system calls are counted";
+
 /// Tries every wall in child processes and tells what was found, each with its remedy.
 /// Those that `accept_missing` names are not mandatory, as for a start.
 ///
@@ -121,7 +124,31 @@ pub fn probe(accept_missing: &[OptionalWall]) -> Vec<Check> {
     WALLS
         .iter()
         .map(|wall| judge(wall, in_child(wall.attempt), accept_missing))
+        .chain([judge_counting(in_child(counting))])
         .collect()
+}
+
+fn judge_counting(found: Result<(), WallError>) -> Check {
+    let (ok, detail, remedy) = match found {
+        Ok(()) => (true, "the kernel tells of each".to_owned(), None),
+        Err(error) => (
+            false,
+            error.to_string(),
+            Some(
+                "they are refused all the same; to see them counted, run the hypervisor where no \
+                 other seccomp filter listens (that of a container engine or a tracer)"
+                    .to_owned(),
+            ),
+        ),
+    };
+    Check {
+        name: COUNTING.to_owned(),
+        ok,
+        mandatory: false,
+        accept: None,
+        detail,
+        remedy,
+    }
 }
 
 fn judge(wall: &Wall, found: Result<(), WallError>, accept_missing: &[OptionalWall]) -> Check {
@@ -244,6 +271,21 @@ fn seccomp() -> Result<(), WallError> {
         .install()
         .map(drop)
         .step(|| "install the seccomp filter".into())
+}
+
+fn counting() -> Result<(), WallError> {
+    let filter = Filter::compile(Profile::Runner)?;
+    rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs".into())?;
+    let listener = filter
+        .install()
+        .step(|| "install the seccomp filter".into())?;
+    listener.map(drop).ok_or_else(|| WallError {
+        step: "be told of denied system calls".into(),
+        reason: "this kernel gives no notification of them, or a filter around this process has \
+                 it already"
+            .into(),
+        errno: None,
+    })
 }
 
 #[cfg(test)]

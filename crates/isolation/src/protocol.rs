@@ -247,6 +247,9 @@ pub enum Reply {
         /// It is being taken down: whoever asked for that may be gone, and it goes on.
         #[serde(default)]
         stopping: bool,
+        /// Denied system calls are refused and not counted: that none was told means nothing.
+        #[serde(default)]
+        uncounted: bool,
     },
     /// To `channel` and `runner_channel`; one descriptor rides with it.
     Channel,

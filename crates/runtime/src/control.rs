@@ -110,6 +110,8 @@ pub(crate) struct Greeting {
     pub(crate) pid: u32,
     /// It takes its sandbox down.
     pub(crate) stopping: bool,
+    /// It cannot count denied system calls.
+    pub(crate) uncounted: bool,
 }
 
 /// A runner that was started.
@@ -394,8 +396,13 @@ impl Connection {
                 version: VERSION,
                 pid,
                 stopping,
+                uncounted,
                 ..
-            } => Ok(Greeting { pid, stopping }),
+            } => Ok(Greeting {
+                pid,
+                stopping,
+                uncounted,
+            }),
             Reply::Hello { version, .. } => Err(ControlError::Version(version)),
             _ => Err(ControlError::Protocol("expected a greeting")),
         }

@@ -675,11 +675,11 @@ impl Fleet {
         &self,
         entry: &Entry,
         instance: &Arc<Instance>,
-        exited: BoxFuture<'static, CommandExit>,
+        mut exited: BoxFuture<'static, CommandExit>,
         stops: u64,
         born: Instant,
     ) -> Option<Crash> {
-        let exit = unless_stopped(entry, stops, exited).await;
+        let exit = unless_stopped(entry, stops, &mut exited).await;
         let log = if exit.is_some() {
             last_log_lines(instance).await
         } else {
@@ -705,7 +705,12 @@ impl Fleet {
                 left: Some(Arc::clone(instance)),
             }),
             None => {
-                self.take_down(instance).await;
+                let mut down = std::pin::pin!(self.take_down(instance));
+                tokio::select! {
+                    () = &mut down => {}
+                    // It is what hears the supervisor's last words.
+                    _ = exited => down.await,
+                }
                 settle(entry, State::Stopped);
                 None
             }

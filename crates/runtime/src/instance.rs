@@ -162,6 +162,15 @@ impl Instance {
         self.control.runners().await
     }
 
+    /// Whether denied system calls are counted here. Where they are not, they are refused all the
+    /// same, and nobody is told.
+    ///
+    /// # Errors
+    /// The supervisor cannot be reached.
+    pub async fn counts_denials(&self) -> Result<bool, ControlError> {
+        Ok(!self.control.hello().await?.uncounted)
+    }
+
     /// A TCP connection to a port of the workbench's loopback. Whoever listens there is the
     /// sandbox's own: believe nothing it says.
     ///

@@ -16,7 +16,13 @@ const HOSTILE: &str = "hostile";
 #[derive(Debug, Clone)]
 pub struct Binaries {
     dir: PathBuf,
+    /// The drills, where they were linked statically and lie somewhere else.
+    drill: Option<PathBuf>,
 }
+
+/// Names the statically linked drills (`cargo xtask test` and `drills` build them and say where).
+/// With it set, batteries that other drills ran fail.
+pub const STATIC_DRILL: &str = "CHOIR_STATIC_DRILL";
 
 impl Binaries {
     /// The programs that were built in the same target directory and profile as we were.
@@ -40,7 +46,8 @@ impl Binaries {
                 dir.display()
             );
         }
-        Self { dir }
+        let drill = std::env::var_os(STATIC_DRILL).map(PathBuf::from);
+        Self { dir, drill }
     }
 
     /// The same programs where an identity can reach them: a checkout may lie in a
@@ -59,10 +66,10 @@ impl Binaries {
         for program in PROGRAMS.iter().chain([&HOSTILE]) {
             let copy = dir.join(program);
             if !copy.exists() {
-                fs::copy(self.dir.join(program), copy).expect("a copy of a program");
+                fs::copy(self.program(program), copy).expect("a copy of a program");
             }
         }
-        Self { dir }
+        Self { dir, drill: None }
     }
 
     /// A directory below `scratch` with the supervisor and, as `sandbox`, the hostile guest.
@@ -89,7 +96,10 @@ impl Binaries {
     /// One program.
     #[must_use]
     pub fn program(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        match &self.drill {
+            Some(drill) if name == "drill" => drill.clone(),
+            _ => self.dir.join(name),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +43,7 @@ pub struct Setup {
     hostile: bool,
     demand_cgroups: bool,
     leave_running: bool,
+    taken_away: Option<String>,
 }
 
 impl Default for Setup {
@@ -61,6 +62,7 @@ impl Default for Setup {
             hostile: false,
             demand_cgroups: false,
             leave_running: false,
+            taken_away: None,
         }
     }
 }
@@ -102,6 +104,14 @@ impl Setup {
     #[must_use]
     pub fn demand_cgroups(mut self) -> Self {
         self.demand_cgroups = true;
+        self
+    }
+
+    /// Has a shell take something away from the machine before the hypervisor starts, in a mount
+    /// namespace of the two. Takes root.
+    #[must_use]
+    pub fn take_away(mut self, script: &str) -> Self {
+        self.taken_away = Some(script.to_owned());
         self
     }
 
@@ -199,10 +209,18 @@ impl Installation {
             .append(true)
             .open(self.log_path())
             .expect("a log");
-        let mut child = self
-            .setup
-            .identity
-            .command(&self.binaries.program("hypervisor"))
+        let program = self.binaries.program("hypervisor");
+        let mut command = match &self.setup.taken_away {
+            None => self.setup.identity.command(&program),
+            Some(script) => {
+                let mut command = Command::new("unshare");
+                let script = format!("{script} && exec \"$0\" \"$@\"");
+                command.args(["--mount", "--", "sh", "-c", &script]);
+                command.arg(program);
+                command
+            }
+        };
+        let mut child = command
             .arg("--config")
             .arg(&config)
             .arg("--data-dir")
@@ -394,8 +412,8 @@ impl Installation {
 
     /// The command line client, with nothing of the caller's environment.
     #[must_use]
-    pub fn choir(&self) -> std::process::Command {
-        let mut command = std::process::Command::new(self.binaries.program("choir"));
+    pub fn choir(&self) -> Command {
+        let mut command = Command::new(self.binaries.program("choir"));
         command
             .env_clear()
             .env("PATH", "/usr/bin:/bin")

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use types::{CommandExit, CommandId, SandboxId, StartId};
 
+use crate::binaries::STATIC_DRILL;
 use crate::processes::Process;
 use crate::wait::PATIENCE;
 use crate::{Binaries, Identity};
@@ -510,7 +511,7 @@ pub fn battery(identity: Identity, place: Place) -> Vec<Drill> {
 /// Reads the lines that the drill program prints.
 ///
 /// # Panics
-/// There are none.
+/// There are none, or they are of another program than the static one that was named.
 #[must_use]
 pub fn parse(output: &str) -> Vec<Drill> {
     let drills: Vec<Drill> = output
@@ -518,5 +519,9 @@ pub fn parse(output: &str) -> Vec<Drill> {
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
     assert!(!drills.is_empty(), "the drills said nothing: {output}");
+    assert!(
+        std::env::var_os(STATIC_DRILL).is_none() || output.contains(r#"{"linked":"static"}"#),
+        "the drills that ran are not the static ones: {output}"
+    );
     drills
 }

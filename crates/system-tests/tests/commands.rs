@@ -233,3 +233,74 @@ async fn denied_system_calls_are_told_to_the_owner_and_counted() {
     alice.command(Role::Live, &denied).await;
     told("unshare").await;
 }
+
+/// Tries names that no rule allows, and calls that no profile does, so often each.
+const FLOOD: &str = r#"
+import ctypes, os, socket, sys
+names, calls = map(int, sys.argv[1:])
+port = int(os.environ["HTTPS_PROXY"].rsplit(":", 1)[1])
+refused = 0
+for number in range(names):
+    with socket.create_connection(("127.0.0.1", port)) as s:
+        s.sendall(f"CONNECT name-{number}.example:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        refused += b" 403 " in s.recv(65536)
+libc = ctypes.CDLL(None)
+for _ in range(calls): refused += libc.unshare(0x10000000) == -1
+print(refused)
+"#;
+
+/// Few records and few lines, of which the last has the true number: whoever fills the disk of
+/// the host or drowns what others do has to wait for more than a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_denials_leave_few_records_and_lines_and_their_true_number() {
+    const NAMES: u64 = 1500;
+    const CALLS: u64 = 3000;
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let began = installation.log().len();
+    let (names, calls) = (NAMES.to_string(), CALLS.to_string());
+    let request = json!({
+        "argv": ["/usr/bin/python3", "-c", FLOOD, names, calls], "network": "allowlist",
+    });
+    let (code, output) = alice.command(Role::Live, &request).await;
+    assert_eq!((code, output.trim()), (Some(0), "4500"));
+    let stop = "/me/sandboxes/live/stop";
+    alice.control("POST", stop, Some(json!({}))).await;
+
+    // One each, until there are too many; one that says that more follow, and their number.
+    let records = until("the last record", async || {
+        let answer = alice.control("GET", "/admin/audit?tail=1000", None).await;
+        let all = answer.expect(200).text();
+        let records: Vec<Value> = all
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .filter(|record: &Value| record["action"] == "network.connect")
+            .collect();
+        (records.last()?["actor"]["kind"] == "internal").then_some(records)
+    })
+    .await;
+    assert!(records.len() < 300, "{}", records.len());
+    let told: u64 = records
+        .iter()
+        .map(|record| match &record["details"]["refused"] {
+            Value::String(many) => many.parse().unwrap(),
+            _ => 1,
+        })
+        .sum();
+    assert_eq!(told, NAMES);
+
+    let log = installation.log()[began..].to_owned();
+    let lines: Vec<Value> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &Value| line["target"] != "hypervisor::http")
+        .collect();
+    assert!(lines.len() < 30, "{lines:#?}");
+    for (kind, count) in [("network_denied", NAMES), ("syscall_denied", CALLS)] {
+        let last = lines.iter().rfind(|line| line["kind"] == kind);
+        assert_eq!(last.unwrap()["count"], count, "{lines:#?}");
+    }
+    // Not one line of a request each, either.
+    assert!(log.lines().count() < 60, "{log}");
+}

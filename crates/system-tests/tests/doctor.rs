@@ -90,3 +90,122 @@ async fn a_start_without_delegated_cgroups_is_refused_and_says_what_to_do() {
     assert!(said.contains("accept_missing"), "{said}");
     assert!(said.contains("Delegate"), "{said}");
 }
+
+/// Takes the processor's controller away, and leaves the others.
+const WITHOUT_CPU: &str = "umount /sys/fs/cgroup/cpu";
+
+/// Whether the machine has the controllers in hierarchies of their own, so that one can be taken
+/// away alone.
+fn can_lose_cpu() -> bool {
+    let can = caller_is_root()
+        && std::fs::read_to_string("/proc/mounts")
+            .unwrap()
+            .contains(" /sys/fs/cgroup/cpu cgroup ");
+    if !can {
+        eprintln!("SKIPPED: taking one controller away takes root and cgroups of version 1");
+    }
+    can
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_the_cpu_controller_is_refused_and_says_what_to_do() {
+    if !can_lose_cpu() {
+        return;
+    }
+    let (ok, said) = check(&doctor(&["--mount"], WITHOUT_CPU), "cgroup processor time");
+    assert!(!ok && said.contains("Delegate=memory pids cpu"), "{said}");
+    assert!(said.contains("cgroup_cpu"), "{said}");
+    let (ok, said) = check(&doctor(&["--mount"], WITHOUT_CPU), "cgroup limits");
+    assert!(ok, "{said}");
+
+    let setup = Setup::default().take_away(WITHOUT_CPU);
+    let installation = setup.start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let target = format!("/me/sandboxes/{}/start", Role::Live);
+    alice.control("POST", &target, None).await;
+    let view = system_tests::wait::until("the refusal", async || {
+        let view = alice.sandbox(Role::Live).await;
+        (view["state"] == "failed").then_some(view)
+    })
+    .await;
+    let said = view.to_string();
+    assert!(said.contains("cannot limit processor time"), "{said}");
+    assert!(said.contains("Delegate=memory pids cpu"), "{said}");
+    assert!(said.contains("cgroup_cpu"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_the_cpu_controller_goes_on_when_the_configuration_says_so() {
+    if !can_lose_cpu() {
+        return;
+    }
+    let accept = "[sandbox]\naccept_missing = [\"cgroup_cpu\"]";
+    let setup = Setup::default().take_away(WITHOUT_CPU).config(accept);
+    let installation = setup.start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    // And is not silent about it.
+    let target = "/me/sandboxes/live/explain";
+    let said = alice.control("GET", target, None).await.expect(200).text();
+    assert!(said.contains("processor time"), "{said}");
+    assert!(said.contains("as much of it as there is"), "{said}");
+}
+
+/// The real version 2, with whatever version 1 has left it: neither memory nor pids.
+#[test]
+fn a_cgroup_of_version_2_without_controllers_says_what_it_has_and_what_to_delegate() {
+    if !caller_is_root() {
+        eprintln!("SKIPPED: mounting cgroups takes root");
+        return;
+    }
+    let only_unified = "umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup";
+    let found = doctor(&["--mount"], only_unified);
+    let (ok, said) = check(&found, "cgroup limits");
+    if ok {
+        eprintln!("SKIPPED: version 2 has every controller here, as every other test sees");
+        return;
+    }
+    assert!(
+        said.contains("the cgroup /sys/fs/cgroup has the controllers"),
+        "{said}"
+    );
+    assert!(said.contains("Delegate=memory pids cpu"), "{said}");
+}
+
+/// A filter around the hypervisor that listens, so that none of ours can.
+fn behind_a_listener(program: &str) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp-listener.py");
+    format!("exec python3 {script} {program}")
+}
+
+/// Nothing listed is no proof that nothing was tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cannot_count_denied_calls_says_so_and_denies_them() {
+    if !caller_is_root() {
+        eprintln!("SKIPPED: what runs before a hypervisor here takes root");
+        return;
+    }
+    const COUNTED: &str = "denied system calls are counted";
+    let (ok, _) = check(&doctor(&["--mount"], "true"), COUNTED);
+    assert!(ok);
+    let listener = behind_a_listener("\"$0\" --data-dir \"$1\" --port 0 doctor --json");
+    let found = doctor(&["--mount"], &listener);
+    let (ok, said) = check(&found, COUNTED);
+    assert!(!ok && said.contains("no other seccomp filter"), "{said}");
+    let (walls, said) = check(&found, "seccomp");
+    assert!(walls, "{said}");
+
+    let setup = Setup::default().take_away(&behind_a_listener("\"$0\" \"$@\""));
+    let installation = setup.start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    let request = serde_json::json!({ "argv": ["unshare", "--user", "true"] });
+    let (code, output) = alice.command(Role::Live, &request).await;
+    assert_eq!(code, Some(1), "{output}");
+    let target = "/me/sandboxes/live/explain";
+    let said = alice.control("GET", target, None).await.expect(200).text();
+    assert!(
+        said.contains("refused and not counted on this host"),
+        "{said}"
+    );
+}

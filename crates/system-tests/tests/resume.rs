@@ -258,3 +258,31 @@ async fn services_keep_gateway_and_network_when_their_guest_crashes() {
     answered(3).await;
     assert_eq!(alice.sandbox(Role::Live).await["start_id"], start);
 }
+
+/// What its owner runs from outside needs no guest either, nor does its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owners_command_is_answered_to_its_end_when_the_guest_crashes() {
+    let installation = Setup::default().start().await;
+    let (alice, workspace) = entered(&installation).await;
+    let script = "touch began; while [ ! -e go ]; do sleep 0.02; done; echo well";
+    let request = json!({ "argv": ["sh", "-c", script] });
+    let crash = async {
+        until("the command", async || {
+            workspace.join("began").exists().then_some(())
+        })
+        .await;
+        let guest = || {
+            let mut others = installation.others().into_iter();
+            others.find(|process| process.command_line().starts_with("/choir/bin/sandbox"))
+        };
+        let before = guest().expect("the guest");
+        before.signal(Signal::KILL);
+        until("another guest", async || {
+            guest().filter(|now| *now != before)
+        })
+        .await;
+        std::fs::write(workspace.join("go"), "").unwrap();
+    };
+    let ((code, output), ()) = tokio::join!(alice.command(Role::Live, &request), crash);
+    assert_eq!((code, output.as_str()), (Some(0), "well\n"));
+}

@@ -52,7 +52,7 @@ fn nothing_escapes_from_a_terminal_of_an_ordinary_user() {
 }
 
 /// Behind a real hypervisor: with the environment, the descriptors, the groups and the channels
-/// that it gives to commands and terminals, and its own sockets and data to look for.
+/// that it gives to guests, commands and terminals, and its own sockets and data to look for.
 async fn demand_denied_by_a_hypervisor(identity: Identity) {
     let bait = Bait::lay();
     let programs = Binaries::find();
@@ -66,7 +66,10 @@ async fn demand_denied_by_a_hypervisor(identity: Identity) {
         "[sandbox]\nmounts = [{{ source = {:?}, target = \"/opt/drills\" }}]",
         shown.path()
     );
-    let setup = Setup::default().identity(identity).config(&mounts);
+    let setup = Setup::default()
+        .identity(identity)
+        .config(&mounts)
+        .hostile_guest();
     let installation = setup.start().await;
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
@@ -82,6 +85,12 @@ async fn demand_denied_by_a_hypervisor(identity: Identity) {
         );
         assert!(drills.len() >= AT_LEAST, "only {} drills", drills.len());
     };
+    alice.enter(Role::Live).await;
+    let said = alice
+        .runtime(Role::Live, "POST", "/hostile/program", Some(json!(argv)))
+        .await
+        .expect(200);
+    judge("the guest", &said.text());
     for (place, capabilities) in [
         ("a command", json!([])),
         ("an agent", json!(["provider:call"])),
@@ -110,12 +119,12 @@ async fn demand_denied_by_a_hypervisor(identity: Identity) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_escapes_from_commands_and_terminals_of_a_hypervisor() {
+async fn nothing_escapes_from_guest_commands_and_terminals_of_a_hypervisor() {
     demand_denied_by_a_hypervisor(Identity::Caller).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_escapes_from_commands_and_terminals_of_an_ordinary_users_hypervisor() {
+async fn nothing_escapes_from_guest_commands_and_terminals_of_an_ordinary_users_hypervisor() {
     demand_denied_by_a_hypervisor(Identity::Ordinary).await;
 }
 

@@ -11,7 +11,9 @@ pub struct CommandLimits {
     /// Wall time in milliseconds, after which the whole tree is killed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wall_ms: Option<u64>,
-    /// Bytes of output kept; older bytes are dropped and counted.
+    /// Bytes of output kept; older bytes are dropped and counted. Of a command that is no
+    /// terminal and no service this many are passed on while it runs, and at its end the last
+    /// ones that are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_bytes: Option<u64>,
     /// Processes and threads.
@@ -102,7 +104,8 @@ pub struct CommandExit {
     /// Its wall time ran out.
     #[serde(default)]
     pub timed_out: bool,
-    /// Bytes of output dropped because of the bound.
+    /// Bytes of output dropped because of the bound: in the stream that answers
+    /// `POST …/commands` those that are missing in it, elsewhere those that are not kept.
     #[serde(default)]
     pub dropped_bytes: u64,
     /// Wall time in milliseconds.
@@ -179,7 +182,8 @@ pub struct CommandView {
 pub enum TerminalControl {
     /// Client: the window changed.
     Resize(TerminalSize),
-    /// Server: what follows begins at this byte of the output; sent first.
+    /// Server: what follows begins at this byte of the output; sent first, and again where bytes
+    /// are missing that were dropped before they could be sent.
     Attached {
         /// Offset of the next byte, counted from the command's first.
         offset: u64,

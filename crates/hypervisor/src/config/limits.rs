@@ -26,7 +26,7 @@ pub struct Limits {
     pub command_wall: Duration,
     /// The longest wall time that a command may ask for.
     pub command_wall_max: Duration,
-    /// Bytes of output kept per command.
+    /// Bytes of output passed on while a command runs, and kept of its end.
     pub output_bytes: u64,
     /// Processes and threads per command.
     pub processes: u32,

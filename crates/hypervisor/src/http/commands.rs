@@ -254,26 +254,30 @@ pub(crate) fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
     HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Error::internal)
 }
 
-/// The lines of an `application/x-ndjson` answer: first `Started`, last `Exited`.
+/// The lines of an `application/x-ndjson` answer: first `Started`, last `Exited`, which counts
+/// what this answer lacks, be it dropped for the bound or because its reader was slow.
 fn events(
     leash: Leash,
     attachment: Attachment,
 ) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
     let started = CommandEvent::Started { id: leash.id() };
     let rest = futures_util::stream::unfold(
-        (leash, Some(attachment)),
-        |(mut leash, attachment)| async move {
+        (leash, Some(attachment), Gaps::default()),
+        |(mut leash, attachment, mut gaps)| async move {
             let mut attachment = attachment?;
             let (event, next) = match attachment.next().await {
-                Ok(Some(Output::Data { stream, data, .. })) => (
-                    CommandEvent::Output {
-                        stream,
-                        data: BASE64.encode(data),
-                    },
-                    Some(attachment),
-                ),
-                Ok(Some(Output::Exited(exit))) => {
+                Ok(Some(Output::Data {
+                    stream,
+                    offset,
+                    data,
+                })) => {
+                    gaps.before(offset, data.len());
+                    let data = BASE64.encode(data);
+                    (CommandEvent::Output { stream, data }, Some(attachment))
+                }
+                Ok(Some(Output::Exited(mut exit))) => {
                     leash.exited();
+                    exit.dropped_bytes = gaps.bytes;
                     (CommandEvent::Exited(exit), None)
                 }
                 Ok(None) | Err(_) => {
@@ -283,12 +287,31 @@ fn events(
                     (CommandEvent::Exited(lost()), None)
                 }
             };
-            Some((event, (leash, next)))
+            Some((event, (leash, next, gaps)))
         },
     );
     futures_util::stream::once(std::future::ready(started))
         .chain(rest)
         .map(|event| Ok(line(&event)))
+}
+
+/// What an answer lacks of a command's output.
+#[derive(Debug, Default)]
+struct Gaps {
+    /// Offset of the next byte, when none is missing.
+    next: u64,
+    /// Bytes that are missing.
+    bytes: u64,
+}
+
+impl Gaps {
+    /// Counts what lies before a piece; returns it.
+    fn before(&mut self, offset: u64, length: usize) -> u64 {
+        let gap = offset.saturating_sub(self.next);
+        self.bytes = self.bytes.saturating_add(gap);
+        self.next = offset.saturating_add(length as u64);
+        gap
+    }
 }
 
 fn lost() -> CommandExit {
@@ -307,7 +330,8 @@ fn line(event: &CommandEvent) -> Bytes {
 
 type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
-/// Carries a terminal's bytes both ways until either end is done.
+/// Carries a terminal's bytes both ways until either end is done. Where bytes are missing, a
+/// reader that was too slow is told again where the next one stands.
 async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken) {
     let offset = attachment.offset();
     let (mut sink, mut source) = socket.split();
@@ -340,10 +364,21 @@ async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken
         CloseCode::Normal
     };
     let downward = async {
+        let mut gaps = Gaps {
+            next: offset,
+            bytes: 0,
+        };
         loop {
             let message = tokio::select! {
                 next = output.next() => match next {
-                    Ok(Some(Output::Data { data, .. })) => Message::Binary(WsBytes::from(data)),
+                    Ok(Some(Output::Data { offset, data, .. })) => {
+                        if gaps.before(offset, data.len()) > 0
+                            && sink.feed(text(&TerminalControl::Attached { offset })).await.is_err()
+                        {
+                            return CloseCode::Normal;
+                        }
+                        Message::Binary(WsBytes::from(data))
+                    }
                     Ok(Some(Output::Exited(exit))) => {
                         let _ = sink.send(text(&TerminalControl::Exited(exit))).await;
                         return CloseCode::Normal;

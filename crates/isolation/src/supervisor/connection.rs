@@ -36,8 +36,8 @@ pub(crate) enum Mode {
     Spawning(CommandId),
     /// The workbench has been asked something for it.
     Asking(u64),
-    /// It follows a runner from this offset on.
-    Attached(CommandId, u64),
+    /// It follows a runner.
+    Attached(CommandId, Span),
     /// It follows the guest's log from this offset on.
     GuestLog(u64),
     /// It is told what ends.
@@ -46,6 +46,15 @@ pub(crate) enum Mode {
     Freezing,
     /// It waits for the end of the sandbox.
     Stopping,
+}
+
+/// Which of a runner's output a follower is sent while the runner goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// Offset of the next byte.
+    pub(crate) from: u64,
+    /// What stands from here on waits for the runner's end, and then only what is still kept.
+    pub(crate) until: u64,
 }
 
 #[derive(Debug)]

@@ -156,7 +156,13 @@ impl Counts {
         let due = self
             .told
             .is_none_or(|at| now.saturating_duration_since(at) >= WINDOW);
-        if self.counts.is_empty() || !due {
+        if due { self.rest(now) } else { None }
+    }
+
+    /// The same without waiting for the time to come: a part of what was counted, until there is
+    /// none. For what is told when nobody listens afterwards.
+    pub(crate) fn rest(&mut self, now: Instant) -> Option<Event> {
+        if self.counts.is_empty() {
             return None;
         }
         self.told = Some(now);

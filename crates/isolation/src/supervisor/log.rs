@@ -37,6 +37,11 @@ impl Log {
         }
     }
 
+    /// Most bytes that are kept, or one chunk where that is more.
+    pub(crate) const fn bound(&self) -> u64 {
+        self.bound
+    }
+
     /// Offset after the newest byte.
     pub(crate) const fn end(&self) -> u64 {
         self.end

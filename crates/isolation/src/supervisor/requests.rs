@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use types::{CommandId, CommandState};
 
 use super::births::workbench_gone;
-use super::connection::{Connection, Mode};
+use super::connection::{Connection, Mode, Span};
 use super::disk::Disk;
 use super::ports;
 use super::runner::{Runner, is_plausible};
@@ -86,12 +86,12 @@ fn dispatch(
             }
         }
         (Mode::New, _) => break_off(connection, "the first request must be hello"),
-        (Mode::Attached(id, _), Request::Resize(size)) => {
+        (Mode::Attached(id, ..), Request::Resize(size)) => {
             if let Some(runner) = supervisor.runners.get(&id).filter(|_| is_plausible(size)) {
                 runner.task.resize(size);
             }
         }
-        (Mode::Attached(id, _), Request::CloseStdin {}) => {
+        (Mode::Attached(id, ..), Request::CloseStdin {}) => {
             if let Some(runner) = supervisor.runners.get_mut(&id) {
                 runner.task.end_input();
             }
@@ -129,7 +129,14 @@ fn answer(
         Request::Attach { command_id, from } => find(supervisor, command_id).map(|runner| {
             let log = &runner.task.log;
             let (offset, end) = (next_offset(log, from), log.end());
-            connection.mode = Mode::Attached(command_id, offset);
+            let until = runner.shown_until();
+            connection.mode = Mode::Attached(
+                command_id,
+                Span {
+                    from: offset,
+                    until,
+                },
+            );
             connection.say(&Reply::Attached { offset, end }, Vec::new());
         }),
         Request::GuestLog { from } => {
@@ -203,6 +210,7 @@ fn hello(supervisor: &Supervisor) -> Reply {
         guest: GuestStatus { state, exit },
         runners: supervisor.runners.values().map(Runner::status).collect(),
         stopping: supervisor.is_stopping(),
+        uncounted: supervisor.guest.uncounted,
     }
 }
 
@@ -294,7 +302,7 @@ fn watch(supervisor: &Supervisor, connection: &mut Connection) {
 
 fn add_input(supervisor: &mut Supervisor, connection: &mut Connection, bytes: &[u8]) {
     match connection.mode {
-        Mode::Attached(id, _) => {
+        Mode::Attached(id, ..) => {
             if let Some(runner) = supervisor.runners.get_mut(&id) {
                 runner.task.add_input(bytes);
             }

@@ -8,6 +8,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use types::{CommandId, CommandState, CommandView, LimitReached, TerminalSize};
 
+use super::connection::Span;
 use super::dirs::StartDirs;
 use super::start::{Workbench, output_pipe, with_path};
 use super::task::Task;
@@ -175,6 +176,30 @@ impl Runner {
     /// Its channel's listener, to be handed out.
     pub(crate) fn channel(&self) -> io::Result<Option<OwnedFd>> {
         self.channel.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Up to where somebody who begins to follow it now is shown its output while it goes on:
+    /// what its bound lets it keep, and what is there already. A terminal and a service, which
+    /// may go on for ever, are shown all that they write.
+    pub(crate) fn shown_until(&self) -> u64 {
+        if self.view.terminal || self.view.detach {
+            return u64::MAX;
+        }
+        self.task.log.bound().max(self.task.log.end())
+    }
+
+    /// The next piece for a follower, as [`super::log::Log::read`] has it. What a command writes
+    /// beyond its bound is not sent one by one, however fast the follower: it gets the end of it
+    /// once the command has ended. No answer is thus longer than twice the bound, give or take
+    /// a piece.
+    pub(crate) fn next_for(&self, span: Span) -> Option<(Stream, u64, &[u8])> {
+        let (stream, offset, bytes) = self.task.log.read(span.from)?;
+        if self.task.exit.is_some() {
+            return Some((stream, offset, bytes));
+        }
+        let most = usize::try_from(span.until.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let bytes = bytes.get(..most).unwrap_or(bytes);
+        (!bytes.is_empty()).then_some((stream, offset, bytes))
     }
 
     /// The limit that it met, if any.

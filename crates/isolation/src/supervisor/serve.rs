@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,7 +11,7 @@ use rustix::net::{SocketFlags, accept_with, sockopt::socket_peercred};
 use rustix::process::{Signal, WaitOptions, pidfd_send_signal, waitpid};
 use types::{CommandExit, CommandId, LimitReached};
 
-use super::connection::{Connection, Mode};
+use super::connection::{Connection, Mode, Span};
 use super::denials::Counts;
 use super::disk::Disk;
 use super::freezing::Freeze;
@@ -225,7 +225,7 @@ impl Supervisor {
 
     fn takes_input(&self, connection: &Connection) -> bool {
         match connection.mode {
-            Mode::Attached(id, _) => self
+            Mode::Attached(id, ..) => self
                 .runners
                 .get(&id)
                 .is_none_or(|runner| runner.task.takes_input()),
@@ -346,6 +346,12 @@ impl Supervisor {
         self.guest.met(exit.limit);
         self.check_frozen(now);
         self.note(&format!("guest {}", ending(&exit)));
+        // With the guest's end a watcher has heard everything that it will.
+        while self.is_watched()
+            && let Some(event) = self.denied.rest(now)
+        {
+            self.tell(&event);
+        }
         self.tell(&Event::GuestExited { exit });
     }
 
@@ -443,14 +449,18 @@ impl Supervisor {
         let ids: Vec<u64> = self.connections.keys().copied().collect();
         for id in ids {
             self.take_frames(id, now);
-            if let Some(connection) = self.connections.get_mut(&id) {
-                match connection.mode {
-                    Mode::Attached(runner, _) => {
-                        feed_attached(connection, self.runners.get(&runner));
-                    }
-                    Mode::GuestLog(_) => feed_guest_log(connection, &self.guest),
-                    _ => {}
+        }
+        self.feed_followers();
+    }
+
+    fn feed_followers(&mut self) {
+        for connection in self.connections.values_mut() {
+            match connection.mode {
+                Mode::Attached(runner, ..) => {
+                    feed_attached(connection, self.runners.get(&runner));
                 }
+                Mode::GuestLog(_) => feed_guest_log(connection, &self.guest),
+                _ => {}
             }
         }
         self.connections
@@ -520,37 +530,40 @@ impl Supervisor {
             let _ = waitpid(Some(workbench.pid), WaitOptions::empty());
         }
         self.dirs.remove();
-        self.feed_connections();
         for connection in self.connections.values_mut() {
-            if connection.mode == Mode::Stopping {
-                connection.say(&Reply::Done, Vec::new());
+            match connection.mode {
+                // They get what is left of the output, and how it ended.
+                Mode::Attached(..) | Mode::GuestLog(_) => continue,
+                Mode::Stopping => connection.say(&Reply::Done, Vec::new()),
+                _ => {}
             }
             connection.close();
         }
         let until = Instant::now() + FLUSH_WITHIN;
-        self.connections
-            .retain(|_, connection| !connection.is_done());
-        while let Some(connection) = self.connections.values_mut().next() {
+        loop {
+            self.feed_followers();
             let left = Timespec::try_from(until.saturating_duration_since(Instant::now()));
-            let mut fds = [PollFd::from_borrowed_fd(
-                connection.socket().as_fd(),
-                PollFlags::OUT,
-            )];
-            if !matches!(poll(&mut fds, left.ok().as_ref()), Ok(1..)) {
+            let mut fds: Vec<_> = self
+                .connections
+                .values()
+                .map(|connection| PollFd::new(connection.socket(), PollFlags::OUT))
+                .collect();
+            if fds.is_empty() || !matches!(poll(&mut fds, left.ok().as_ref()), Ok(1..)) {
                 return;
             }
-            connection.write();
-            self.connections
-                .retain(|_, connection| !connection.is_done());
+            drop(fds);
+            for connection in self.connections.values_mut() {
+                connection.write();
+            }
         }
     }
 }
 
-/// Sends a follower everything there is, as long as it takes it; a slow one misses what
-/// the ring drops meanwhile, which the offset of the next frame tells it.
+/// Sends a follower what it may have, as long as it takes it; a slow one misses what the ring
+/// drops meanwhile, which the offset of the next frame tells it.
 fn feed_attached(connection: &mut Connection, runner: Option<&Runner>) {
     while connection.is_idle() {
-        let Mode::Attached(id, from) = connection.mode else {
+        let Mode::Attached(id, span) = connection.mode else {
             return;
         };
         let Some(runner) = runner else {
@@ -558,8 +571,9 @@ fn feed_attached(connection: &mut Connection, runner: Option<&Runner>) {
             connection.close();
             return;
         };
-        if let Some((stream, offset, bytes)) = runner.task.log.read(from) {
-            connection.mode = Mode::Attached(id, offset + bytes.len() as u64);
+        if let Some((stream, offset, bytes)) = runner.next_for(span) {
+            let from = offset + bytes.len() as u64;
+            connection.mode = Mode::Attached(id, Span { from, ..span });
             connection.say_data(stream, offset, bytes);
         } else {
             if let Some(exit) = runner.task.exit.clone() {

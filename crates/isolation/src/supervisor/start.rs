@@ -208,23 +208,26 @@ fn host_ids(owner: Option<HostIds>) -> HostIds {
 /// Limits of whole trees may be missing only if the configuration says so by name (arch §8).
 fn demand_groups(spec: &SandboxSpec) -> Result<(), Refusal> {
     let accepts = |wall| spec.accept_missing.contains(&wall);
-    let refuse = |what: &str, name: &str| {
+    let refuse = |what: &str, remedy: &str, name: &str| {
         Err(Refusal::new(
             "wall_missing",
             format!("the sandbox was not started: {what}"),
         )
         .with_hint(format!(
-            "run `hypervisor doctor` for the cause; to go without, set sandbox.accept_missing = [\"{name}\"]"
+            "{remedy}; to go without, set sandbox.accept_missing = [\"{name}\"]"
         )))
     };
     match &spec.cgroup {
         None if !accepts(OptionalWall::CgroupLimits) => refuse(
             "no cgroup limits its memory, processes and processor time",
+            "run `hypervisor doctor` for the cause",
             "cgroup_limits",
         ),
-        Some(group) if !group.has_cpu() && !accepts(OptionalWall::CgroupCpu) => {
-            refuse("its cgroup cannot limit processor time", "cgroup_cpu")
-        }
+        Some(group) if !group.has_cpu() && !accepts(OptionalWall::CgroupCpu) => refuse(
+            "its cgroup cannot limit processor time",
+            cgroups::CPU_REMEDY,
+            "cgroup_cpu",
+        ),
         _ => Ok(()),
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Task {
     pub(crate) deadline: Option<Instant>,
     /// The system calls that it was denied.
     pub(crate) denials: Denials,
+    /// This kernel does not tell which calls it denies.
+    pub(crate) uncounted: bool,
     process: Option<OwnedFd>,
     control: Option<OwnedFd>,
     outputs: Vec<(OwnedFd, Stream)>,
@@ -105,6 +107,7 @@ impl Task {
             exit: None,
             deadline: wall.map(|wall| now + wall),
             denials: Denials::new(now),
+            uncounted: false,
             process: None,
             control: Some(control),
             terminal: outputs.is_empty(),
@@ -194,7 +197,10 @@ impl Task {
                     self.denials.listen(listener);
                     Told::Guarded { counted: true }
                 }
-                None => Told::Guarded { counted: false },
+                None => {
+                    self.uncounted = true;
+                    Told::Guarded { counted: false }
+                }
             },
             Ok(Some((News::Relay { port }, _))) => {
                 self.relay_port = Some(port);

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use isolation::protocol::{Event, Frame, Message, Reply, Request};
@@ -204,6 +205,48 @@ fn stopping_ends_everything_within_its_grace() {
     }
     assert_eq!(guest_exit.unwrap().signal, Some(9));
     assert!(UnixStream::connect(sandbox.spec.run_dir.join("control.sock")).is_err());
+}
+
+/// Also one that is behind, and whoever else is.
+#[test]
+fn a_follower_learns_how_a_command_ended_that_was_stopped_with_everything() {
+    let mut sandbox = Sandbox::start(STUBBORN);
+    let mut client = sandbox.connect();
+    let script = "head -c 3000000 /dev/zero; echo over; sleep 1000";
+    let mut loud = runner(&["/bin/sh", "-c", script]);
+    loud.limits.output_bytes = Some(4 << 20);
+    let id = client.spawn(loud);
+    let mut behind: Vec<_> = (0..2).map(|_| sandbox.connect()).collect();
+    for follower in &mut behind {
+        follower.attach(id, 0);
+    }
+    client.attach(id, 0);
+    client.await_output("over");
+    // They read on when nothing of the sandbox is left, at the same time: nobody waits for
+    // the other.
+    let over = Arc::new(Barrier::new(behind.len() + 1));
+    let readers: Vec<_> = behind
+        .into_iter()
+        .map(|mut follower| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                over.wait();
+                follower.collect()
+            })
+        })
+        .collect();
+    let mut watcher = sandbox.connect();
+    watcher.send(&Request::Watch {});
+    std::thread::spawn(move || {
+        while !matches!(watcher.message(), Message::Event(Event::GuestExited { .. })) {}
+        over.wait();
+    });
+    sandbox.stop(100);
+    for reader in readers {
+        let seen = reader.join().unwrap();
+        assert_eq!(seen.stdout.len(), 3_000_005);
+        assert_eq!(seen.exit.signal, Some(9));
+    }
 }
 
 #[test]

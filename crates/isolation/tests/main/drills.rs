@@ -54,7 +54,7 @@ impl Bait {
 fn all_denied(output: &str) {
     let drills: Vec<serde_json::Value> = output
         .lines()
-        .filter(|line| line.starts_with('{'))
+        .filter(|line| line.starts_with(r#"{"name""#))
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     let open: Vec<_> = drills

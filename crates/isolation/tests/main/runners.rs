@@ -3,7 +3,7 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use isolation::protocol::{Message, Reply, Request, Signal};
-use types::{CommandLimits, TerminalSize};
+use types::{CommandId, CommandLimits, TerminalSize};
 
 use crate::harness::{Sandbox, runner, terminal};
 
@@ -208,6 +208,37 @@ fn time_output_and_processes_are_bounded() {
             .stdout,
         "ok\n"
     );
+}
+
+/// However fast it reads: what a flood costs is bounded, and its end is not lost.
+#[test]
+fn a_follower_gets_the_beginning_and_the_end_of_a_flood() {
+    const BOUND: usize = 100_000;
+    let sandbox = Sandbox::start(IDLE);
+    let flood = "read go; for n in 1 2 3 4 5 6 7 8 9 10; do head -c 300000 /dev/zero | tr '\\0' x; sleep 0.05; done; echo end";
+    let mut loud = runner(&["/bin/sh", "-c", flood]);
+    loud.limits.output_bytes = Some(BOUND as u64);
+    loud.stdin_open = true;
+    let mut client = sandbox.connect();
+    let id = client.spawn(loud.clone());
+    client.attach(id, 0);
+    client.input(b"go\n");
+    let seen = client.collect();
+    assert!(
+        (BOUND..=2 * BOUND).contains(&seen.stdout.len()),
+        "{}",
+        seen.stdout.len()
+    );
+    assert!(seen.stdout.ends_with("xend\n"));
+
+    // A service is followed for as long as it goes on.
+    loud.detach = true;
+    loud.command_id = CommandId::generate();
+    let mut client = sandbox.connect();
+    let id = client.spawn(loud);
+    client.attach(id, 0);
+    client.input(b"go\n");
+    assert!(client.collect().stdout.len() > 2 * BOUND);
 }
 
 #[test]

@@ -90,6 +90,7 @@ async fn a_supervisor_of_another_release_is_left_running_until_it_is_stopped() {
                 },
                 runners: Vec::new(),
                 stopping: false,
+                uncounted: false,
             };
             let mut socket = socket.unwrap();
             // A socket that is closed with something unread in it takes its answer along.

@@ -8,6 +8,7 @@ use axum::response::Response;
 use http::Request;
 use policy::Action;
 use runtime::Instance;
+use tokio_util::sync::CancellationToken;
 use types::CommandId;
 
 use super::extract::id;
@@ -39,6 +40,13 @@ async fn running(app: &App, actor: &Actor, of: &str) -> Result<Arc<Instance>, Er
         .await
 }
 
+/// What carries a command's output ends with what its owner came through. Otherwise it ends as
+/// the command does, which outlives a guest that crashed, and whose end says why it came: also
+/// that everything was stopped for a limit.
+fn carried(app: &Arc<App>, actor: &Actor) -> CancellationToken {
+    lasting(app, actor, &CancellationToken::new())
+}
+
 fn command(text: &str) -> Result<CommandId, Error> {
     id("command", text)
 }
@@ -56,7 +64,7 @@ async fn start(
         request,
     )
     .await?;
-    Ok(bound(response, lasting(&app, &actor, instance.ended())))
+    Ok(bound(response, carried(&app, &actor)))
 }
 
 async fn list(
@@ -105,7 +113,7 @@ async fn stream(
     request: Request<Body>,
 ) -> Result<Response, Error> {
     let instance = running(&app, &actor, &of).await?;
-    let ended = lasting(&app, &actor, instance.ended());
+    let ended = carried(&app, &actor);
     commands::stream(
         &Commands::new(app.sandboxes.plane(), &instance),
         &actor,
@@ -130,5 +138,5 @@ async fn output(
         query.is_on(),
     )
     .await?;
-    Ok(bound(response, lasting(&app, &actor, instance.ended())))
+    Ok(bound(response, carried(&app, &actor)))
 }

@@ -15,7 +15,10 @@ use gateway::egress::{Access, Egress, EgressLimits, HostNetwork, Network, Rules}
 use tokio::sync::Semaphore;
 use types::{CommandId, NetworkMode, SandboxId};
 
+use crate::actor::Actor;
 use crate::config::Config;
+use crate::services::audit::Entry;
+use crate::services::sandboxes::Plane;
 use ration::{Further, Ration, Told};
 pub(crate) use runner::{Opened, RunnerNetwork, over};
 
@@ -120,6 +123,24 @@ impl Networks {
     fn give_back(&self, sandbox: SandboxId, further: Further) {
         let mut all = self.rations.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(sandbox).or_default().give_back(further);
+    }
+
+    /// Records the connections of a sandbox that were counted for a record about many, when
+    /// no further one may come to be told with.
+    pub(crate) async fn sum_up(&self, plane: &Plane, sandbox: SandboxId) {
+        let further = {
+            let mut all = self.rations.lock().unwrap_or_else(PoisonError::into_inner);
+            all.get_mut(&sandbox).and_then(Ration::rest)
+        };
+        let Some(further) = further else { return };
+        let entry = Entry::allowed("network.connect", "further targets")
+            .in_sandbox(sandbox, None)
+            .with("allowed", further.allowed.to_string())
+            .with("refused", further.refused.to_string());
+        if let Err(error) = plane.audit.record(&Actor::internal(), entry).await {
+            tracing::error!(%sandbox, %error, "connections could not be recorded");
+            self.give_back(sandbox, further);
+        }
     }
 
     /// What a sandbox can reach: the widest mode of its running commands.

@@ -65,6 +65,12 @@ impl Ration {
         Told::Together(std::mem::take(&mut self.further))
     }
 
+    /// What was counted and not told yet; none of it is kept.
+    pub(super) fn rest(&mut self) -> Option<Further> {
+        let further = std::mem::take(&mut self.further);
+        (further != Further::default()).then_some(further)
+    }
+
     /// A record of many could not be written: they are counted for the next one, which is
     /// due at once.
     pub(super) fn give_back(&mut self, further: Further) {
@@ -130,6 +136,10 @@ mod tests {
         assert_eq!(ration.take(later, false, true), Told::Together(both));
         ration.give_back(both);
         assert!(!ration.is_full(i64::MAX));
+        let mut rest = Ration::default();
+        assert_eq!(rest.rest(), None);
+        rest.give_back(both);
+        assert_eq!((rest.rest(), rest.rest()), (Some(both), None));
         let more = Further {
             allowed: 2,
             refused: 2,

@@ -28,9 +28,12 @@ impl Sandboxes {
         let sandbox = route.sandbox(role);
         let state = self.status(sandbox).state;
         // What runs tells why the network is as it is. Without an answer the rest still holds.
-        let commands = match self.running(sandbox) {
-            Some(instance) => instance.runners().await.unwrap_or_default(),
-            None => Vec::new(),
+        let (commands, counted) = match self.running(sandbox) {
+            Some(instance) => (
+                instance.runners().await.unwrap_or_default(),
+                instance.counts_denials().await.ok(),
+            ),
+            None => (Vec::new(), None),
         };
         let running: Vec<CommandView> = commands
             .into_iter()
@@ -58,6 +61,7 @@ impl Sandboxes {
                         .map(ToString::to_string)
                         .collect(),
                     missing: self.fleet.missing_walls(),
+                    counted,
                 },
             ),
             denied: self.plane.notices.of(sandbox, role),
@@ -73,6 +77,8 @@ struct Now<'a> {
     rules: Vec<String>,
     /// The walls that this host does not give.
     missing: Vec<OptionalWall>,
+    /// Whether denied system calls are counted, where that is known.
+    counted: Option<bool>,
 }
 
 fn topics(config: &Config, owner: &UserName, role: Role, now: &Now<'_>) -> Vec<ExplainedTopic> {
@@ -83,7 +89,7 @@ fn topics(config: &Config, owner: &UserName, role: Role, now: &Now<'_>) -> Vec<E
         limits(config, &now.missing),
         reach(config, owner, role),
         agents(config),
-        walls(config, &now.missing),
+        walls(config, now),
     ]
 }
 
@@ -262,7 +268,7 @@ fn limits(config: &Config, missing: &[OptionalWall]) -> ExplainedTopic {
     let mut points = vec![
         fact(format!("each command: {}", share(&limits.command))),
         fact(format!(
-            "each command: {} of output kept, files of at most {}, {} open files per process, so at most {} in all its processes",
+            "each command: the first and the last {} of its output, files of at most {}, {} open files per process, so at most {} in all its processes",
             size(limits.command.output_bytes),
             size(limits.command.file_bytes),
             limits.open_files,
@@ -373,7 +379,8 @@ fn agents(config: &Config) -> ExplainedTopic {
     topic("agents", "Models and agents", points)
 }
 
-fn walls(config: &Config, missing: &[OptionalWall]) -> ExplainedTopic {
+fn walls(config: &Config, now: &Now<'_>) -> ExplainedTopic {
+    let missing = &now.missing;
     let mut points = vec![
         fact("namespaces of its own: user, mount, pid, network, IPC, host name and cgroup"),
         fact("a read-only root, and Landlock over every file"),
@@ -385,6 +392,12 @@ fn walls(config: &Config, missing: &[OptionalWall]) -> ExplainedTopic {
             "make namespaces, mount, load kernel code, use the kernel's keyring, BPF, performance counters or io_uring",
         ),
     ];
+    if now.counted == Some(false) {
+        points.push((
+            Verdict::Warning,
+            "denied system calls are refused and not counted on this host, so that none is listed here does not mean that there were none; `hypervisor doctor` says why".to_owned(),
+        ));
+    }
     for accepted in &config.sandbox.accept_missing {
         let name = match accepted {
             OptionalWall::LandlockScopes => "Landlock's scopes for abstract sockets and signals",
@@ -462,6 +475,7 @@ mod tests {
             running: &[],
             rules: rules.iter().map(ToString::to_string).collect(),
             missing: missing.to_vec(),
+            counted: None,
         };
         let topics = topics(&config, &alice, Role::Dev, &now);
         topics

@@ -54,6 +54,10 @@ struct Lines {
     since_ms: i64,
     written: u32,
     left_out: u64,
+    /// How often something of the kind happened since it was last summed up, and how many of
+    /// these times the log was not told of.
+    times: u64,
+    untold: u64,
 }
 
 impl Lines {
@@ -147,9 +151,14 @@ impl Notices {
         kept.message = message;
         kept.hint = hint;
         kept.last_ms = now;
-        if now.saturating_sub(kept.logged_ms) >= millis(LOG_AGAIN)
-            && let Some(left_out) = lines.entry(kind).or_default().take(now)
-        {
+        let lines = lines.entry(kind).or_default();
+        lines.times = lines.times.saturating_add(times);
+        let due = now.saturating_sub(kept.logged_ms) >= millis(LOG_AGAIN);
+        let line = due.then(|| lines.take(now)).flatten();
+        if line.is_none() {
+            lines.untold = lines.untold.saturating_add(times);
+        }
+        if let Some(left_out) = line {
             kept.logged_ms = now;
             tracing::warn!(
                 %sandbox,
@@ -170,6 +179,33 @@ impl Notices {
         drop(all);
         // An error means that nobody follows.
         let _ = self.noted.send(sandbox);
+    }
+
+    /// Tells the log how often each kind of thing happened since it was last asked, in a line for
+    /// each kind of which it was not told everything. A flood that ends would otherwise leave no
+    /// true number behind.
+    pub(crate) fn sum_up(&self, sandbox: SandboxId) {
+        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of_sandbox) = all.get_mut(&sandbox) else {
+            return;
+        };
+        for (kind, lines) in &mut of_sandbox.lines {
+            let (times, untold) = (
+                std::mem::take(&mut lines.times),
+                std::mem::take(&mut lines.untold),
+            );
+            if untold == 0 {
+                continue;
+            }
+            lines.left_out = 0;
+            tracing::warn!(
+                %sandbox,
+                kind = kind.as_str(),
+                count = times,
+                untold,
+                "all that the sandbox met of this kind until its guest ended"
+            );
+        }
     }
 
     /// Names sandboxes as they get notices.
@@ -307,5 +343,13 @@ mod tests {
         clock.advance(LOG_AGAIN);
         notices.note(sandbox, NoticeKind::NetworkDenied, "one", "refused", None);
         assert_eq!(lines(), (1, 0), "what had no line is told with the next");
+        let numbers = || {
+            let all = notices.kept.lock().unwrap();
+            let lines = &all[&sandbox].lines[&NoticeKind::NetworkDenied];
+            (lines.times, lines.untold)
+        };
+        assert_eq!(numbers(), (1001, 1000 - u64::from(MAX_LINES)));
+        notices.sum_up(sandbox);
+        assert_eq!(numbers(), (0, 0));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use runtime::Instance;
 use runtime::protocol::{Denial, Event};
@@ -15,18 +16,27 @@ use super::plane::Plane;
 /// choice, and must not push the other notices of its sandbox out.
 const MOST_CALLS: usize = 16;
 
+/// How long a guest that is being stopped may take to end; its supervisor tells what it counted
+/// until then. Longer than a sandbox is given to be taken down.
+const LAST_WORDS: Duration = Duration::from_secs(90);
+
 /// Follows what the supervisor of this start tells, until its end.
 pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
     let mut events = instance.events();
     let (sandbox, ended) = (instance.sandbox_id, instance.ended().clone());
     tokio::spawn(async move {
         let mut named = BTreeSet::new();
+        let over = async {
+            ended.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        let mut over = std::pin::pin!(over);
         loop {
             let event = tokio::select! {
                 // How a start ended is told before that it did.
                 biased;
                 event = events.recv() => event,
-                () = ended.cancelled() => return,
+                () = &mut over => break,
             };
             match event {
                 Ok(Event::Denied { denials }) => {
@@ -40,11 +50,14 @@ pub(super) fn follow(plane: Arc<Plane>, instance: &Arc<Instance>) {
                 }
                 Ok(Event::GuestExited { exit }) => {
                     limits::tell(&plane.notices, sandbox, "the guest runtime", &exit);
+                    break;
                 }
                 Err(RecvError::Lagged(lost)) => lagged(&plane, sandbox, lost),
-                Err(RecvError::Closed) => return,
+                Err(RecvError::Closed) => break,
             }
         }
+        plane.notices.sum_up(sandbox);
+        plane.networks.sum_up(&plane, sandbox).await;
     });
 }
 

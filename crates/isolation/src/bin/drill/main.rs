@@ -1,7 +1,8 @@
 //! Escape drills: tries, from inside a sandbox or a runner, what an attacker would try
 //! (threats.md, "Elevation of privilege"), and says what the walls answered.
 //!
-//! One JSON line per drill; exit code 0 exactly when every drill was denied. Each drill
+//! A JSON line that says whether a loader and libraries came between the drills and the kernel,
+//! then one per drill; exit code 0 exactly when every drill was denied. Each drill
 //! runs in a process of its own, so that a wall that kills is an answer too, and each is
 //! harmless when it succeeds. It still belongs inside namespaces, not on a bare machine.
 
@@ -84,6 +85,12 @@ fn main() -> ExitCode {
         let _ = writeln!(std::io::stdout(), "{refused} refused");
         return ExitCode::SUCCESS;
     }
+    let linked = if process::is_static() {
+        "static"
+    } else {
+        "dynamic"
+    };
+    let _ = writeln!(std::io::stdout(), "{{\"linked\":\"{linked}\"}}");
     let mut all_denied = say("inherited_descriptors", &process::inherited(&inherited));
     for drill in [
         calls::DRILLS,

@@ -44,6 +44,12 @@ pub(crate) const DRILLS: &[Drill] = &[
 /// The inode of the machine's first pid namespace (PROC_PID_INIT_INO).
 const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
 
+/// Whether the kernel loaded this program without a loader of somebody else's.
+pub(crate) fn is_static() -> bool {
+    // SAFETY: getauxval reads what the kernel left this process, and touches no memory of ours.
+    unsafe { libc::getauxval(libc::AT_BASE) == 0 }
+}
+
 /// Whether this runs in user and pid namespaces that are not the machine's first ones.
 pub(crate) fn is_enclosed() -> bool {
     // The first user namespace maps every id to itself.
