@@ -120,3 +120,68 @@ async fn work_keeps_a_sandbox_awake() {
         );
     }
 }
+
+/// Rounds of [`an_idle_stop_takes_nothing_from_whoever_comes_meanwhile`]; each order comes once
+/// in three.
+const ROUNDS: u64 = 18;
+
+/// A stop for idleness meets an order, a request or a command at any moment of it. Whoever was
+/// told that it runs, or that their command does, was told the truth; who comes too late is
+/// told that it does not run.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_stop_takes_nothing_from_whoever_comes_meanwhile() {
+    let installation = Setup::default()
+        .hostile_guest()
+        .config("sandbox.idle_stop = \"1s\"")
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let target = "/me/sandboxes/live/commands";
+    for round in 0..ROUNDS {
+        alice.start(Role::Live).await;
+        if round % 2 == 0 {
+            // It is due after a second, and looked for eight times in one.
+            tokio::time::sleep(Duration::from_millis(990 + 15 * round)).await;
+        } else {
+            until("the beginning of the stop", async || {
+                let view = alice.sandbox(Role::Live).await;
+                (view["state"] != "running").then_some(())
+            })
+            .await;
+        }
+        match round / 2 % 3 {
+            0 => {
+                let started = alice.control("POST", "/me/sandboxes/live/start", None);
+                let started = started.await.expect(200).json();
+                let view = alice.sandbox(Role::Live).await;
+                assert_eq!(started["state"], "running", "{started}");
+                assert_eq!(view["state"], "running", "{view}");
+                assert_eq!(view["start_id"], started["start_id"], "{view}");
+            }
+            1 => {
+                let answer = alice.runtime(Role::Live, "GET", "/bench", None).await;
+                let refused = answer.status == 503 && answer.code() == "sandbox_not_running";
+                assert!(answer.status == 200 || refused, "{}", answer.text());
+            }
+            _ => {
+                let service = json!({ "argv": ["sleep", "600"], "detach": true });
+                let answer = alice.control("POST", target, Some(service)).await;
+                if answer.status == 201 {
+                    let id = answer.json()["id"].clone();
+                    let listing = alice.control("GET", target, None).await;
+                    let listing = listing.expect(200).json();
+                    let mut commands = listing["commands"].as_array().unwrap().iter();
+                    let ours = commands.find(|command| command["id"] == id);
+                    assert_eq!(ours.expect("it is listed")["state"], "running");
+                    alice.stop(Role::Live).await;
+                } else {
+                    let code = answer.code();
+                    assert_eq!((answer.status, code.as_str()), (503, "sandbox_not_running"));
+                }
+            }
+        }
+        assert!(installation.supervisors().len() <= 1);
+    }
+}

@@ -164,15 +164,19 @@ impl Sandboxes {
         if !idle() {
             return;
         }
-        tracing::info!(%sandbox, idle = ?limit, "stopping a sandbox that nobody uses");
-        self.plane.metrics.idle_stop();
+        // Before the stop: a hypervisor that dies in between must not take the swap back.
         if let Some(route) = self.plane.routes.of_sandbox(sandbox)
             && let Some(role) = route.role_of(sandbox)
         {
             self.end_trial(&route, role, "live was stopped because nobody used it")
                 .await;
         }
-        self.fleet.stop(sandbox).await;
+        // Nor since, and nobody stopped it or started it anew.
+        if !self.fleet.stop_if(instance, idle).await {
+            return;
+        }
+        tracing::info!(%sandbox, idle = ?limit, "stopped a sandbox that nobody used");
+        self.plane.metrics.idle_stop();
         lock(&self.idle.reasons).insert(
             sandbox,
             format!("it was stopped after {} without activity", in_words(limit)),

@@ -334,3 +334,37 @@ async fn what_somebody_came_back_to_meanwhile_is_not_stopped() {
     sandboxes.stop_one_idle(&instance, limit, || true).await;
     assert_eq!(sandboxes.status(sandbox).state, SandboxState::Stopped);
 }
+
+/// What was looked at for idleness may be another start by the time it is stopped, and an order
+/// to start it shows that somebody wants it.
+#[tokio::test]
+async fn what_somebody_starts_anew_or_asks_for_meanwhile_is_not_idle() {
+    let installation = Installation::new("").await;
+    let sandboxes = &installation.app.sandboxes;
+    let alice = installation.actor();
+    let start = async || {
+        sandboxes
+            .start(&alice, Whose::Own, Role::Live)
+            .await
+            .unwrap()
+    };
+    let sandbox = start().await.id;
+    let first = sandboxes.running(sandbox).unwrap();
+    let limit = Duration::from_secs(60);
+    sandboxes
+        .restart(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    sandboxes.stop_one_idle(&first, limit, || true).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    let second = sandboxes.running(sandbox).unwrap();
+    let upstream = sandboxes.plane().upstream(&second).unwrap();
+    let before = upstream.activity().last();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while upstream.activity().last() == before {
+            assert_eq!(start().await.start_id, Some(second.start_id));
+        }
+    })
+    .await
+    .expect("a start is activity");
+}
