@@ -7,6 +7,7 @@ mod canary;
 mod cli;
 mod commands;
 mod crossing;
+mod descriptors;
 mod doctor;
 mod drain;
 mod idle;
