@@ -67,6 +67,8 @@ async fn swap_exchanges_the_roles_and_keeps_the_starts() {
         (swapped.live, swapped.dev, swapped.generation),
         (dev.id, live.id, 1)
     );
+    let within = (swapped.took_ms + 1) * 1000;
+    assert!((1..=within).contains(&swapped.flip_us), "{swapped:?}");
     let after = sandboxes.list(&actor).await.unwrap();
     assert_eq!(after[0].start_id, dev.start_id);
     // The pointer is on the disk, not only in memory.
