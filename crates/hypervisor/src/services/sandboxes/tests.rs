@@ -32,10 +32,7 @@ async fn stop_and_restart_make_a_new_start() {
     let installation = Installation::new("").await;
     let actor = installation.actor();
     let sandboxes = &installation.app.sandboxes;
-    let first = sandboxes
-        .start(&actor, Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    let first = installation.start(Role::Dev).await;
     let stopped = sandboxes.stop(&actor, Whose::Own, Role::Dev).await.unwrap();
     assert_eq!(stopped.state, SandboxState::Stopped);
     let again = sandboxes
@@ -51,14 +48,8 @@ async fn swap_exchanges_the_roles_and_keeps_the_starts() {
     let installation = Installation::new("").await;
     let actor = installation.actor();
     let sandboxes = &installation.app.sandboxes;
-    let live = sandboxes
-        .start(&actor, Whose::Own, Role::Live)
-        .await
-        .unwrap();
-    let dev = sandboxes
-        .start(&actor, Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    let live = installation.start(Role::Live).await;
+    let dev = installation.start(Role::Dev).await;
     let swapped = sandboxes
         .swap(&actor, Whose::Own, SwapRequest::default())
         .await
@@ -100,10 +91,7 @@ async fn an_unhealthy_target_is_not_swapped_in() {
         matches!(refused, Err(Error::UnhealthyTarget(_))),
         "{refused:?}"
     );
-    sandboxes
-        .start(&actor, Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    installation.start(Role::Dev).await;
     let dev = installation.sandbox(Role::Dev).await;
     installation.driver.hang(dev);
     let refused = sandboxes
@@ -149,7 +137,7 @@ async fn a_full_host_refuses_in_words_and_changes_nothing() {
     };
     let alice = installation.actor();
     for role in Role::ALL {
-        sandboxes.start(&alice, Whose::Own, role).await.unwrap();
+        installation.start(role).await;
     }
     let refused = sandboxes.start(&bob, Whose::Own, Role::Live).await;
     let Err(error @ Error::HostFull { .. }) = refused else {
@@ -164,10 +152,7 @@ async fn a_full_host_refuses_in_words_and_changes_nothing() {
             .all(|view| view.state == SandboxState::Stopped)
     );
     // One that runs already is no new one, and one that stops makes room.
-    sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     sandboxes
         .restart(&alice, Whose::Own, Role::Live)
         .await
@@ -204,10 +189,7 @@ async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
     let alice = installation.actor();
     let limit = Duration::from_secs(1800);
     let state = async || sandboxes.list(&alice).await.unwrap()[0].clone();
-    sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let began = Instant::now();
     sandboxes.stop_idle(limit, began + limit / 2).await;
     assert_eq!(state().await.state, SandboxState::Running);
@@ -244,10 +226,7 @@ async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
             .iter()
             .any(|entry| entry.record.action == "sandbox.idle_stop")
     );
-    let again = sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    let again = installation.start(Role::Live).await;
     assert_eq!(again.reason, None);
 }
 
@@ -256,10 +235,7 @@ async fn a_crash_loop_is_kept_noticed_and_recalled_by_the_next_hypervisor() {
     let installation = Installation::new("").await;
     let sandboxes = &installation.app.sandboxes;
     let alice = installation.actor();
-    sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let sandbox = installation.sandbox(Role::Live).await;
     let mut state = sandboxes.fleet.subscribe(sandbox);
     for _ in 0..5 {
@@ -344,12 +320,7 @@ async fn what_somebody_starts_anew_or_asks_for_meanwhile_is_not_idle() {
     let installation = Installation::new("").await;
     let sandboxes = &installation.app.sandboxes;
     let alice = installation.actor();
-    let start = async || {
-        sandboxes
-            .start(&alice, Whose::Own, Role::Live)
-            .await
-            .unwrap()
-    };
+    let start = async || installation.start(Role::Live).await;
     let sandbox = start().await.id;
     let first = sandboxes.running(sandbox).unwrap();
     let limit = Duration::from_secs(60);
