@@ -8,6 +8,7 @@ mod idle;
 mod isolation;
 mod lifecycle;
 mod load;
+mod nginx;
 mod screens;
 mod smoke;
 mod upstream;

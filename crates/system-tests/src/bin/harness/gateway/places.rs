@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio::net::TcpStream;
 use types::Role;
 
 use super::client::Stream;
-use crate::load::Running;
+use crate::nginx::{self, Running};
 
 /// Clock ticks of `/proc/PID/stat` in a second (`USER_HZ`).
 const TICKS: u64 = 100;
@@ -210,47 +209,20 @@ impl Upstream {
 
     /// nginx on a Unix socket, as the gateway is, with as many workers as cores.
     pub(super) fn nginx(&self, scratch: &Path) -> Place {
-        let dir = scratch.join("nginx");
-        fs::create_dir(&dir).expect("a directory");
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let dir = nginx::directory(scratch, "nginx");
         let socket = dir.join("nginx.sock");
-        let root = system_tests::identity::caller_is_root();
-        let user = if root { "user root;" } else { "" };
-        let config = format!(
-            "{user} daemon off; worker_processes auto; pid {dir}/pid; error_log {dir}/error.log;\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{\n\
-               access_log {dir}/access.log;\n\
-               client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
-               uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
-               keepalive_requests 1000000000;\n\
-               upstream model {{ server 127.0.0.1:{port}; keepalive 128; keepalive_requests 1000000000; }}\n\
-               server {{ listen unix:{socket}; location / {{\n\
-                 proxy_pass http://model; proxy_http_version 1.1; proxy_buffering off;\n\
-                 proxy_set_header Connection \"\"; }} }}\n\
-             }}\n",
-            dir = dir.display(),
+        let http = format!(
+            "upstream model {{ server 127.0.0.1:{port}; keepalive 128; keepalive_requests 1000000000; }}\n\
+             server {{ listen unix:{socket}; location / {{\n\
+               proxy_pass http://model; proxy_http_version 1.1; proxy_buffering off;\n\
+               proxy_set_header Connection \"\"; }} }}",
             socket = socket.display(),
             port = self.port,
         );
-        let file = dir.join("nginx.conf");
-        fs::write(&file, config).expect("a file");
-        let program = ["/usr/sbin/nginx", "/usr/bin/nginx"]
-            .into_iter()
-            .find(|path| Path::new(path).exists())
-            .unwrap_or("nginx");
-        let child = Command::new(program)
-            .arg("-c")
-            .arg(&file)
-            .arg("-p")
-            .arg(&dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx starts");
+        nginx::configure(&dir, &http);
+        let running = nginx::start(&dir).expect("nginx is installed");
         wait::until_blocking("nginx", || socket.exists().then_some(()));
-        self.behind("nginx", Address::Unix(socket), Some(Running(child)))
+        self.behind("nginx", Address::Unix(socket), Some(running))
     }
 
     /// LiteLLM's proxy, when it is installed.
