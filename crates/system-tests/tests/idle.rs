@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use rustix::process::Signal;
 use serde_json::json;
 use system_tests::http::Ask;
 use system_tests::wait::until;
@@ -184,4 +185,46 @@ async fn an_idle_stop_takes_nothing_from_whoever_comes_meanwhile() {
         }
         assert!(installation.supervisors().len() <= 1);
     }
+}
+
+/// Its guest does not end when it is told to, so the stop takes as long as it may, and the
+/// hypervisor is killed in the middle of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_stop_that_the_hypervisor_did_not_live_to_see_is_seen_through() {
+    let mut installation = Setup::default()
+        .hostile_guest()
+        .config("sandbox.idle_stop = \"1s\"")
+        .leave_running()
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    // The first start makes its directories.
+    alice.start(Role::Live).await;
+    alice.stop(Role::Live).await;
+    let id = alice.sandbox(Role::Live).await["id"].clone();
+    let sandbox = installation.data_dir().join("sandboxes");
+    let workspace = sandbox.join(id.as_str().unwrap()).join("state/workspace");
+    std::fs::write(workspace.join("deaf"), "").unwrap();
+    alice.start(Role::Live).await;
+    let guests = installation.guests();
+    assert_eq!(guests.len(), 1);
+    until("the beginning of the stop", async || {
+        let state = alice.sandbox(Role::Live).await["state"].clone();
+        assert_ne!(state, "stopped", "it is not deaf");
+        (state == "stopping").then_some(())
+    })
+    .await;
+    installation.end(Signal::KILL);
+    assert!(guests[0].is_alive(), "it is not deaf");
+    installation.spawn().await;
+    until("the end of what was being stopped", async || {
+        let state = alice.sandbox(Role::Live).await["state"].clone();
+        let left = std::fs::read_dir(installation.data_dir().join("run")).unwrap();
+        (state == "stopped" && left.count() == 0 && !guests[0].is_alive()).then_some(())
+    })
+    .await;
+    assert_eq!(installation.supervisors(), []);
+    std::fs::remove_file(workspace.join("deaf")).unwrap();
+    alice.start(Role::Live).await;
+    assert_eq!(installation.guests().len(), 1);
 }
