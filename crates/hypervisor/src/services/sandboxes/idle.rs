@@ -1,9 +1,9 @@
 //! Stopping what nobody uses (arch §4).
 //!
 //! Activity is a request, a stream or WebSocket that carries data, a model call, a command
-//! or a service that runs, and a terminal in which something happens. An open connection,
-//! a ping, a frame that repeats, a reconnect are none, so an abandoned page keeps nothing
-//! awake: see `gateway::Activity` for what the proxy counts.
+//! or a service that runs, a copy of its files, and a terminal in which something happens. An
+//! open connection, a ping, a frame that repeats, a reconnect are none, so an abandoned page
+//! keeps nothing awake: see `gateway::Activity` for what the proxy counts.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -105,20 +105,25 @@ impl Sandboxes {
         if self.is_busy(&instance, terminals).await {
             activity.touch(now);
         }
-        let idle =
-            || activity.idle_for(now) >= limit && self.plane.providers.open_calls(sandbox) == 0;
+        let idle = || activity.idle_for(now) >= limit && !self.is_at_work(sandbox);
         if idle() {
             self.stop_one_idle(&instance, limit, idle).await;
         }
     }
 
-    /// Whether something runs in it that does not show as requests.
+    /// Whether something goes on for it outside. A copy of what stands still for it fails when
+    /// the sandbox is stopped.
+    fn is_at_work(&self, sandbox: SandboxId) -> bool {
+        self.plane.providers.open_calls(sandbox) > 0 || self.plane.copies.of(sandbox).is_some()
+    }
+
+    /// Whether something runs in it, or for it, that does not show as requests.
     async fn is_busy(
         &self,
         instance: &Instance,
         terminals: &Mutex<HashMap<CommandId, u64>>,
     ) -> bool {
-        if self.plane.providers.open_calls(instance.sandbox_id) > 0 {
+        if self.is_at_work(instance.sandbox_id) {
             return true;
         }
         let runners = match instance.runners().await {
