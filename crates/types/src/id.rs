@@ -20,6 +20,9 @@ impl fmt::Display for ParseIdError {
 
 impl std::error::Error for ParseIdError {}
 
+/// Length of an id as text, in bytes.
+pub const ID_LENGTH: usize = 36;
+
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $kind:literal;)*) => {$(
         $(#[$doc])*
@@ -38,6 +41,12 @@ macro_rules! ids {
             #[must_use]
             pub const fn as_uuid(&self) -> &Uuid {
                 &self.0
+            }
+
+            /// The id as text, without an allocation.
+            #[must_use]
+            pub fn encode<'a>(&self, buffer: &'a mut [u8; ID_LENGTH]) -> &'a str {
+                self.0.as_hyphenated().encode_lower(buffer)
             }
 
             /// A fresh, time-ordered id (UUID version 7, RFC 9562).

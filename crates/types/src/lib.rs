@@ -26,8 +26,8 @@ pub use command::{
 };
 pub use explanation::{ExplainedPoint, ExplainedTopic, SandboxExplanation, Verdict};
 pub use id::{
-    CommandId, InviteId, NetworkRuleId, ParseIdError, PasskeyId, RequestId, RunId, SandboxId,
-    SessionId, SnapshotId, StartId, TokenId, UserId,
+    CommandId, ID_LENGTH, InviteId, NetworkRuleId, ParseIdError, PasskeyId, RequestId, RunId,
+    SandboxId, SessionId, SnapshotId, StartId, TokenId, UserId,
 };
 pub use limits::{LimitReached, LimitScope, LimitedResource, format_bytes, parse_bytes};
 pub use name::{UserName, UserNameError};

@@ -122,6 +122,7 @@ impl Live {
             Poll::Ready(Some(Ok(frame))) => {
                 self.moved = true;
                 if let Some(lease) = &self.lease
+                    && lease.counts()
                     && !(self.event_stream && is_keepalive(&frame))
                 {
                     lease.touch(Instant::now());
@@ -181,12 +182,23 @@ impl Live {
     }
 }
 
-/// Whether a piece of an event stream is made of comments only (WHATWG HTML §9.2.6).
+/// Whether a piece of an event stream is made of comments only (WHATWG HTML §9.2.6). Looks no
+/// further than the first line that is none.
 fn is_keepalive(frame: &Frame<Bytes>) -> bool {
-    frame.data_ref().is_some_and(|data| {
-        data.split(|byte| matches!(byte, b'\n' | b'\r'))
-            .all(|line| line.is_empty() || line.starts_with(b":"))
-    })
+    let Some(mut rest) = frame.data_ref().map(Bytes::as_ref) else {
+        return false;
+    };
+    loop {
+        rest = match rest {
+            [] => return true,
+            [b'\n' | b'\r', after @ ..] => after,
+            [b':', after @ ..] => match memchr::memchr2(b'\n', b'\r', after) {
+                Some(end) => after.get(end..).unwrap_or_default(),
+                None => return true,
+            },
+            _ => return false,
+        };
+    }
 }
 
 fn clean(frame: Frame<Bytes>) -> Frame<Bytes> {

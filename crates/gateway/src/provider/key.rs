@@ -94,7 +94,10 @@ pub(super) enum Found {
 /// Where at the end of a text the beginning of the key stands as it is.
 fn beginning(text: &[u8], key: &[u8]) -> Option<usize> {
     let from = text.len().saturating_sub(key.len() - 1);
-    (from..text.len()).find(|at| text.get(*at..).is_some_and(|end| key.starts_with(end)))
+    let end = text.get(from..)?;
+    memchr::memchr_iter(*key.first()?, end)
+        .find(|at| end.get(*at..).is_some_and(|rest| key.starts_with(rest)))
+        .map(|at| from + at)
 }
 
 enum Spelled {

@@ -180,7 +180,7 @@ impl Provider {
             .unwrap_or_else(PoisonError::into_inner) = key;
     }
 
-    /// What happens with it at the moment.
+    /// What goes on with it; when it was last called is not noted.
     #[must_use]
     pub fn activity(&self) -> &Activity {
         self.inner.upstream.activity()
@@ -232,7 +232,8 @@ impl Provider {
         *up.headers_mut() = headers;
         let Answer { response, lease } = inner
             .upstream
-            .exchange(up, Some(cancel.clone()), true, false)
+            // Nobody asks when a provider was last of use.
+            .exchange(up, Some(cancel.clone()), false, false)
             .await?;
 
         let (mut parts, incoming) = response.into_parts();

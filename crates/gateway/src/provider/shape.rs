@@ -155,7 +155,7 @@ fn members(
     body: &[u8],
     mut take: impl FnMut(&str, &[u8], &Range<usize>) -> Result<(), ShapeError>,
 ) -> Result<(), ShapeError> {
-    let mut seen = HashSet::new();
+    let mut seen: HashSet<Cow<'_, str>> = HashSet::with_capacity(16);
     let mut text = Scan { body, at: 0 };
     text.space();
     if text.next() != Some(b'{') {
@@ -176,10 +176,10 @@ fn members(
         if seen.len() >= MAX_KEYS {
             return Err(ShapeError::TooManyKeys);
         }
-        let key = key.into_owned();
-        if !seen.insert(key.clone()) {
-            return Err(ShapeError::DuplicateKey(key));
+        if seen.contains(&key) {
+            return Err(ShapeError::DuplicateKey(key.into_owned()));
         }
+        seen.insert(key);
         text.space();
         if text.next() != Some(b',') {
             return Ok(());

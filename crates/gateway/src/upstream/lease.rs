@@ -78,10 +78,13 @@ impl Lease {
         self.admission.upstream.limits().response_idle
     }
 
+    /// Whether what goes on is activity of the upstream.
+    pub(crate) fn counts(&self) -> bool {
+        self.admission.counts
+    }
+
     pub(crate) fn touch(&self, now: Instant) {
-        if self.admission.counts {
-            self.admission.upstream.activity().touch(now);
-        }
+        self.admission.upstream.activity().touch(now);
     }
 
     /// The body, with the connection that it comes from. Without a body the connection is

@@ -1,9 +1,10 @@
 //! What model calls took: one by one, and by day.
 
 use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
 use types::{RequestId, SandboxId, UserId};
 use uuid::Uuid;
 
@@ -126,6 +127,46 @@ pub struct SpentRow {
 /// Rows of one statement.
 const ROWS: usize = 64;
 
+/// What a row of a single call consists of.
+const COLUMNS: [&str; 15] = [
+    "request_id",
+    "at",
+    "sandbox_id",
+    "user_id",
+    "provider",
+    "model",
+    "status",
+    "outcome",
+    "latency_ms",
+    "first_byte_ms",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "estimated",
+    "cost",
+];
+
+/// Writes so many calls. The texts are made once: making them costs more than the calls do.
+static MANY: LazyLock<Arc<str>> = LazyLock::new(|| insert(ROWS));
+static ONE: LazyLock<Arc<str>> = LazyLock::new(|| insert(1));
+
+fn insert(rows: usize) -> Arc<str> {
+    let row = |row: usize| {
+        let first = row * COLUMNS.len() + 1;
+        let places: Vec<String> = (first..first + COLUMNS.len())
+            .map(|place| format!("${place}"))
+            .collect();
+        format!("({})", places.join(", "))
+    };
+    let rows: Vec<String> = (0..rows).map(row).collect();
+    format!(
+        "INSERT INTO provider_calls ({}) VALUES {}",
+        COLUMNS.join(", "),
+        rows.join(", ")
+    )
+    .into()
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -204,29 +245,27 @@ impl Store {
         // A statement of one length is prepared once; what is left over goes one by one.
         let (whole, rest) = calls.split_at(calls.len() - calls.len() % ROWS);
         for rows in whole.chunks(ROWS).chain(rest.chunks(1)) {
-            let mut insert = QueryBuilder::<Sqlite>::new(
-                "INSERT INTO provider_calls (request_id, at, sandbox_id, user_id, provider, model, \
-                 status, outcome, latency_ms, first_byte_ms, input_tokens, output_tokens, \
-                 cached_tokens, estimated, cost) ",
-            );
-            insert.push_values(rows, |mut row, call| {
-                row.push_bind(id(call.request_id.as_uuid()))
-                    .push_bind(call.at)
-                    .push_bind(id(call.sandbox_id.as_uuid()))
-                    .push_bind(id(call.user_id.as_uuid()))
-                    .push_bind(&*call.provider)
-                    .push_bind(&*call.model)
-                    .push_bind(i64::from(call.status))
-                    .push_bind(call.outcome)
-                    .push_bind(signed(call.latency_ms))
-                    .push_bind(call.first_byte_ms.map(signed))
-                    .push_bind(signed(call.input_tokens))
-                    .push_bind(signed(call.output_tokens))
-                    .push_bind(signed(call.cached_tokens))
-                    .push_bind(call.estimated)
-                    .push_bind(call.cost);
-            });
-            insert.build().execute(&mut *write).await?;
+            let sql = if rows.len() == ROWS { &*MANY } else { &*ONE };
+            let mut insert = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
+            for call in rows {
+                insert = insert
+                    .bind(id(call.request_id.as_uuid()))
+                    .bind(call.at)
+                    .bind(id(call.sandbox_id.as_uuid()))
+                    .bind(id(call.user_id.as_uuid()))
+                    .bind(&*call.provider)
+                    .bind(&*call.model)
+                    .bind(i64::from(call.status))
+                    .bind(call.outcome)
+                    .bind(signed(call.latency_ms))
+                    .bind(call.first_byte_ms.map(signed))
+                    .bind(signed(call.input_tokens))
+                    .bind(signed(call.output_tokens))
+                    .bind(signed(call.cached_tokens))
+                    .bind(call.estimated)
+                    .bind(call.cost);
+            }
+            insert.execute(&mut *write).await?;
         }
         for (key, sum) in by_day(calls) {
             sqlx::query(

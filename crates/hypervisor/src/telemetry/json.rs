@@ -144,14 +144,14 @@ struct Escaped<'a, 'w>(&'a mut Writer<'w>);
 
 impl fmt::Write for Escaped<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut plain = 0;
-        for (at, byte) in text.bytes().enumerate() {
-            if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-                continue;
-            }
-            // An ASCII byte stands at a boundary of characters.
-            self.0.write_str(text.get(plain..at).unwrap_or_default())?;
-            plain = at + 1;
+        let mut rest = text;
+        loop {
+            // What has to be escaped is ASCII and stands at a boundary of characters.
+            let (plain, after) = rest.split_at(plain_length(rest.as_bytes()).min(rest.len()));
+            self.0.write_str(plain)?;
+            let Some(byte) = after.as_bytes().first() else {
+                return Ok(());
+            };
             match byte {
                 b'"' => self.0.write_str("\\\"")?,
                 b'\\' => self.0.write_str("\\\\")?,
@@ -160,9 +160,33 @@ impl fmt::Write for Escaped<'_, '_> {
                 b'\t' => self.0.write_str("\\t")?,
                 byte => write!(self.0, "\\u{byte:04x}")?,
             }
+            rest = after.get(1..).unwrap_or_default();
         }
-        self.0.write_str(text.get(plain..).unwrap_or_default())
     }
+}
+
+/// How many bytes stand at the beginning of a text that need no escape; eight are looked at
+/// at once.
+fn plain_length(text: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const TOPS: u64 = u64::from_ne_bytes([0x80; 8]);
+    // The top bit of some byte is set where a byte of `word` is zero; false alarms are possible
+    // behind such a byte, and are looked at one by one.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word & TOPS;
+    let mut at = 0;
+    while let Some(eight) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        let word = u64::from_ne_bytes(*eight);
+        let below_space = word.wrapping_sub(ONES * 0x20) & !word & TOPS;
+        let quote = zero(word ^ (ONES * u64::from(b'"')));
+        let backslash = zero(word ^ (ONES * u64::from(b'\\')));
+        if below_space | quote | backslash != 0 {
+            break;
+        }
+        at += 8;
+    }
+    let rest = text.get(at..).unwrap_or_default();
+    let plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\';
+    at + rest.iter().take_while(|byte| plain(byte)).count()
 }
 
 #[cfg(test)]

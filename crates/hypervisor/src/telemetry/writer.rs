@@ -7,6 +7,7 @@
 //! orderly end everything that waits is written; a killed process loses what gathered in
 //! its last [`GATHER`].
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -170,7 +171,11 @@ fn write(shared: &Shared, mut out: impl Write) {
                 "log lines were dropped: they came faster than they were read"
             );
         }
-        let text = String::from_utf8_lossy(&bytes);
+        // Quicker than `from_utf8_lossy` about what is sound, which is everything.
+        let text = match std::str::from_utf8(&bytes) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(&bytes),
+        };
         // Nobody is left to tell when standard error is closed.
         let _ = out.write_all(redact(&text).as_bytes());
         let _ = out.flush();

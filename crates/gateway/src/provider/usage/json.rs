@@ -114,15 +114,16 @@ impl Json {
             return 1;
         }
         let plain = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-        if plain > 0 {
-            self.read_key(rest.get(..plain).unwrap_or_default());
-            return plain;
-        }
-        if rest.first() == Some(&b'\\') {
-            self.escaped = true;
-            // No key that is looked for has one.
-            self.read_key(b"\\");
-            return 1;
+        self.read_key(rest.get(..plain).unwrap_or_default());
+        match rest.get(plain) {
+            None => return plain,
+            Some(b'\\') => {
+                self.escaped = true;
+                // No key that is looked for has one.
+                self.read_key(b"\\");
+                return plain + 1;
+            }
+            Some(_) => {}
         }
         self.in_string = false;
         if std::mem::take(&mut self.reads_key) {
@@ -133,7 +134,7 @@ impl Json {
                 _ => Key::Other,
             });
         }
-        1
+        plain + 1
     }
 
     fn read_key(&mut self, text: &[u8]) {

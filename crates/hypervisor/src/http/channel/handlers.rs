@@ -22,7 +22,7 @@ pub(super) async fn handle(
     actor: &Actor,
     request: Request<Body>,
 ) -> Response {
-    let path = request.uri().path().to_owned();
+    let uri = request.uri().clone();
     if let Some(network) = &channel.peer.network
         && route.is_egress()
     {
@@ -33,7 +33,7 @@ pub(super) async fn handle(
     }
     match serve(channel, route, actor, request).await {
         Ok(response) => response,
-        Err(error) => refusal(&error, actor.request_id, &path),
+        Err(error) => refusal(&error, actor.request_id, uri.path()),
     }
 }
 

@@ -29,7 +29,7 @@ use runtime::Instance;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use types::{CommandId, RequestId};
+use types::{CommandId, ID_LENGTH, RequestId};
 
 use crate::actor::{Actor, Grant, Via};
 use crate::error::Error;
@@ -221,7 +221,7 @@ async fn answer(channel: &Channel, request: Request<Body>) -> Response {
         status = response.status().as_u16(),
         "channel request"
     );
-    if let Ok(value) = HeaderValue::from_str(&request_id.to_string()) {
+    if let Ok(value) = HeaderValue::from_str(request_id.encode(&mut [0; ID_LENGTH])) {
         let headers = response.headers_mut();
         if !VENDOR_REQUEST_IDS
             .iter()

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use gateway::provider::{Outcome, ReplyEnd, Usage};
 use tokio_util::sync::CancellationToken;
-use types::{RequestId, SandboxId, UserId};
+use types::{ID_LENGTH, RequestId, SandboxId, UserId};
 
 use super::limits::{Admission, Amount};
 use super::usage::Slot;
@@ -218,9 +218,10 @@ fn log(call: &CallRow) {
         reason = "exact up to nine million dollars"
     )]
     let cost = call.cost as f64 / NANO_DOLLARS;
+    let [mut sandbox, mut user, mut request] = [[0; ID_LENGTH]; 3];
     tracing::info!(
-        sandbox_id = %call.sandbox_id,
-        user_id = %call.user_id,
+        sandbox_id = call.sandbox_id.encode(&mut sandbox),
+        user_id = call.user_id.encode(&mut user),
         provider = call.provider,
         model = call.model,
         status = call.status,
@@ -230,7 +231,7 @@ fn log(call: &CallRow) {
         output_tokens = call.output_tokens,
         cached_tokens = call.cached_tokens,
         cost,
-        request_id = %call.request_id,
+        request_id = call.request_id.encode(&mut request),
         outcome = call.outcome,
         "model call"
     );

@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use system_tests::{Account, Setup};
 use types::Role;
 
-use client::{Load, Seen, load};
+pub(crate) use client::caller;
+use client::{Load, Seen, load, load_apart};
 use places::{Place, Upstream};
 
 /// The load before a measurement that is not counted.
@@ -44,10 +45,11 @@ pub(crate) enum Who {
 /// Measures everything and shows it. Fails when a call failed that we answer for.
 pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitCode {
     let wanted = |who| only.is_empty() || only.contains(&who);
-    let upstream = Upstream::start();
+    let upstream = Upstream::start("bench");
+    let other = Upstream::start("quiet");
     let installation = Setup::default()
         .hostile_guest()
-        .config(&upstream.config())
+        .config(&Upstream::config(&[&upstream, &other]))
         .start()
         .await;
     let alice = Account::admin(&installation, "alice").await;
@@ -56,14 +58,15 @@ pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitC
         account.start(Role::Live).await;
         account.enter(Role::Live).await;
     }
-    let of = async |account| Place::gateway(&installation, account, installation.process()).await;
-    let neighbour = of(&bob).await;
+    let mut neighbours = vec![Place::gateway(&installation, &bob, &other).await];
     let mut places = vec![upstream.place()];
     if wanted(Who::Nginx) {
-        places.push(upstream.nginx(installation.scratch()));
+        let (place, neighbour) = upstream.nginx(&other, installation.scratch());
+        places.push(place);
+        neighbours.push(neighbour);
     }
     if wanted(Who::Gateway) {
-        places.push(of(&alice).await);
+        places.push(Place::gateway(&installation, &alice, &upstream).await);
     }
     if wanted(Who::Litellm) {
         places.extend(upstream.litellm(installation.scratch()));
@@ -91,11 +94,8 @@ pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitC
     }
     let mut after = Vec::new();
     for place in places.iter().skip(1) {
-        // A neighbour of nginx is one more connection to it: what the machine alone does.
-        let neighbour = match place.name {
-            "gateway" => &neighbour,
-            "nginx" => place,
-            _ => continue,
+        let Some(neighbour) = neighbours.iter().find(|other| other.name == place.name) else {
+            continue;
         };
         after.push(long(place, seconds * 2).await);
         after.push(fairness(place, neighbour, seconds).await);
@@ -183,7 +183,8 @@ async fn long(place: &Place, within: Duration) -> Value {
     })
 }
 
-/// What one sandbox notices of another one's calls.
+/// What one caller notices of another one's calls. The one that is measured is a process of its
+/// own and calls an upstream of its own: what is left in common is the gateway and the machine.
 async fn fairness(loud: &Place, neighbour: &Place, within: Duration) -> Value {
     let one = Load {
         connections: 1,
@@ -193,9 +194,12 @@ async fn fairness(loud: &Place, neighbour: &Place, within: Duration) -> Value {
         connections: 64,
         streamed: false,
     };
-    load(neighbour, one, WARM_UP).await;
-    let quiet = load(neighbour, one, within).await;
-    let (hammer, beside) = tokio::join!(load(loud, many, within), load(neighbour, one, within));
+    load_apart(neighbour, one, WARM_UP).await;
+    let quiet = load_apart(neighbour, one, within).await;
+    let (hammer, beside) = tokio::join!(
+        load(loud, many, within + WARM_UP),
+        load_apart(neighbour, one, within)
+    );
     json!({
         "what": "fairness", "place": loud.name,
         "quiet_p50_us": micros(quiet.p50()), "quiet_p99_us": micros(quiet.p99()),

@@ -98,6 +98,12 @@ enum Command {
     /// The upstream of `gateway`, which is a process of its own.
     #[command(hide = true)]
     Upstream,
+    /// A load of `gateway` that is a process of its own.
+    #[command(hide = true)]
+    Caller {
+        /// Whom to call how, in JSON.
+        order: String,
+    },
     /// A neighbour's latency through the proxy under each bomb.
     Bombs {
         /// One JSON document.
@@ -136,6 +142,7 @@ async fn main() -> ExitCode {
             json,
         } => return gateway::run(Duration::from_secs(seconds), &only, json).await,
         Command::Upstream => upstream::run().await,
+        Command::Caller { order } => gateway::caller(&order).await,
         Command::Bombs { json } => bombs::run(json).await,
         Command::Screens { dir } => screens::run(&dir).await,
     }

@@ -1,22 +1,25 @@
 //! The load: connections that make one call after the other and keep alive.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::process::Command;
 use tokio::task::JoinSet;
 
-use super::places::Place;
+use super::places::{Address, Place};
 use crate::upstream::find;
 
 /// How many connections make which calls.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Load {
     pub(super) connections: usize,
     pub(super) streamed: bool,
 }
 
 /// What was seen, in seconds.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Seen {
     whole: Vec<f64>,
     first: Vec<f64>,
@@ -64,23 +67,66 @@ fn percentile(sorted: &[f64], part: usize) -> f64 {
     sorted.get(at).copied().unwrap_or_default()
 }
 
+/// A load to put on somebody, as it is handed to another process.
+#[derive(Debug, Serialize, Deserialize)]
+struct Order {
+    address: Address,
+    request: String,
+    what: Load,
+    within: Duration,
+}
+
+impl Order {
+    fn new(place: &Place, what: Load, within: Duration) -> Self {
+        Self {
+            address: place.address.clone(),
+            request: place.request(what.streamed),
+            what,
+            within,
+        }
+    }
+
+    async fn carry_out(self) -> Seen {
+        let until = Instant::now() + self.within;
+        let mut all = JoinSet::new();
+        for _ in 0..self.what.connections {
+            let stream = self.address.connect().await;
+            let request = self.request.clone();
+            all.spawn(calls(stream, request, self.what.streamed, until));
+        }
+        let mut seen = Seen::default();
+        while let Some(one) = all.join_next().await {
+            seen.add(one.expect("no panic"));
+        }
+        seen.whole.sort_by(f64::total_cmp);
+        seen.first.sort_by(f64::total_cmp);
+        seen
+    }
+}
+
 /// Puts a load on a place.
 pub(super) async fn load(place: &Place, what: Load, within: Duration) -> Seen {
-    let until = Instant::now() + within;
-    let request = place.request(what.streamed);
-    let mut all = JoinSet::new();
-    for _ in 0..what.connections {
-        let stream = place.connect().await;
-        let request = request.clone();
-        all.spawn(calls(stream, request, what.streamed, until));
-    }
-    let mut seen = Seen::default();
-    while let Some(one) = all.join_next().await {
-        seen.add(one.expect("no panic"));
-    }
-    seen.whole.sort_by(f64::total_cmp);
-    seen.first.sort_by(f64::total_cmp);
-    seen
+    Order::new(place, what, within).carry_out().await
+}
+
+/// The same from a process of its own, which waits for no other load in this one.
+pub(super) async fn load_apart(place: &Place, what: Load, within: Duration) -> Seen {
+    let order = serde_json::to_string(&Order::new(place, what, within)).expect("JSON");
+    let output = Command::new(std::env::current_exe().expect("our own path"))
+        .args(["caller", &order])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .await
+        .expect("a caller");
+    serde_json::from_slice(&output.stdout).expect("what it saw")
+}
+
+/// What [`load_apart`] starts: carries out one order and prints what was seen.
+pub(crate) async fn caller(order: &str) {
+    let order: Order = serde_json::from_str(order).expect("an order");
+    let seen = order.carry_out().await;
+    println!("{}", serde_json::to_string(&seen).expect("JSON"));
 }
 
 /// A connection of either kind.
@@ -90,7 +136,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn calls(
     mut stream: Box<dyn Stream>,
-    request: Vec<u8>,
+    request: String,
     streamed: bool,
     until: Instant,
 ) -> Seen {
@@ -99,7 +145,7 @@ async fn calls(
     while Instant::now() < until {
         let began = Instant::now();
         bytes.clear();
-        match call(&mut stream, &request, &mut bytes).await {
+        match call(&mut stream, request.as_bytes(), &mut bytes).await {
             Some((200, first)) if streamed == ends_as_a_stream(&bytes) => {
                 seen.first.push((first - began).as_secs_f64());
                 seen.whole.push(began.elapsed().as_secs_f64());

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use system_tests::processes::Process;
 use system_tests::{Account, Installation, channel, installation, wait};
@@ -31,17 +32,33 @@ const PORTKEY_FETCH: &str = "const plain = globalThis.fetch;\n\
      };\n";
 
 /// Where somebody listens.
-#[derive(Debug)]
-enum Address {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Address {
     Unix(PathBuf),
     Tcp(u16),
+}
+
+impl Address {
+    pub(super) async fn connect(&self) -> Box<dyn Stream> {
+        match self {
+            Self::Unix(path) => Box::new(channel::connect(path).await),
+            Self::Tcp(port) => {
+                let stream = TcpStream::connect(("127.0.0.1", *port))
+                    .await
+                    .expect("somebody listens");
+                stream.set_nodelay(true).expect("TCP_NODELAY");
+                Box::new(stream)
+            }
+        }
+    }
 }
 
 /// Somebody who answers model calls.
 pub(super) struct Place {
     pub(super) name: &'static str,
-    address: Address,
+    pub(super) address: Address,
     path: &'static str,
+    model: &'static str,
     authorization: String,
     /// Further header lines of a request, each with its end.
     headers: String,
@@ -55,7 +72,7 @@ impl Place {
     pub(super) async fn gateway(
         installation: &Installation,
         account: &Account,
-        hypervisor: Process,
+        upstream: &Upstream,
     ) -> Self {
         let view = account.sandbox(Role::Live).await;
         let start = view["start_id"].as_str().expect("a start");
@@ -72,22 +89,24 @@ impl Place {
             name: "gateway",
             address: Address::Unix(run.join("channel/channel.sock")),
             path: "/v1/chat/completions",
+            model: upstream.model,
             authorization: format!("Bearer {token}"),
             headers: String::new(),
-            process: hypervisor,
+            process: installation.process(),
             _running: None,
         }
     }
 
     /// A call as it goes over the wire.
-    pub(super) fn request(&self, streamed: bool) -> Vec<u8> {
+    pub(super) fn request(&self, streamed: bool) -> String {
         let stream = if streamed {
             r#","stream":true,"stream_options":{"include_usage":true}"#
         } else {
             ""
         };
         let body = format!(
-            r#"{{"messages":[{{"role":"user","content":"What does the fox say?"}}],"model":"bench","max_tokens":64{stream}}}"#
+            r#"{{"messages":[{{"role":"user","content":"What does the fox say?"}}],"model":"{}","max_tokens":64{stream}}}"#,
+            self.model
         );
         format!(
             "POST {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {}\r\nContent-Type: application/json\r\n{}Content-Length: {}\r\n\r\n{body}",
@@ -96,20 +115,6 @@ impl Place {
             self.headers,
             body.len()
         )
-        .into_bytes()
-    }
-
-    pub(super) async fn connect(&self) -> Box<dyn Stream> {
-        match &self.address {
-            Address::Unix(path) => Box::new(channel::connect(path).await),
-            Address::Tcp(port) => {
-                let stream = TcpStream::connect(("127.0.0.1", *port))
-                    .await
-                    .expect("somebody listens");
-                stream.set_nodelay(true).expect("TCP_NODELAY");
-                Box::new(stream)
-            }
-        }
     }
 
     fn processes(&self) -> Vec<Process> {
@@ -145,8 +150,10 @@ impl Place {
     }
 }
 
-/// The upstream of everybody.
+/// A model provider in a process of its own.
 pub(super) struct Upstream {
+    /// Its only model, and its name as a provider.
+    model: &'static str,
     port: u16,
     running: Running,
     /// The platform key: with one, every byte of a reply is searched for it.
@@ -154,7 +161,7 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn start() -> Self {
+    pub(super) fn start(model: &'static str) -> Self {
         let mut key = NamedTempFile::new().expect("a file");
         writeln!(key, "{MASTER_KEY}").expect("a file");
         let mut child = Command::new(std::env::current_exe().expect("our own path"))
@@ -168,25 +175,31 @@ impl Upstream {
             .read_line(&mut line)
             .expect("a line");
         Self {
+            model,
             port: line.trim().parse().expect("a port"),
             running: Running(child),
             key,
         }
     }
 
-    /// A hypervisor's configuration with it as the provider, and every bound on, each above
+    /// A hypervisor's configuration with these as providers, and every bound on, each above
     /// what the load comes to.
-    pub(super) fn config(&self) -> String {
+    pub(super) fn config(all: &[&Self]) -> String {
         let bounds = "requests_per_minute = 1000000\ntokens_per_minute = 1000000000000\nconcurrent = 1024\n\
                       daily_budget = 100000.0\nmonthly_budget = 1000000.0\n";
-        let key = self.key.path();
-        format!(
-            "[gateway.sandbox]\n{bounds}[gateway.user]\n{bounds}\
-             [[providers]]\nname = \"bench\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:{}/v1\"\n\
-             key_file = {key:?}\nmodels = [\"bench\"]\nprices = {{ bench = {{ input = 0.1, output = 0.2 }} }}\n\
-             addresses = \"private_network_too\"\n[providers.limits]\n{bounds}",
-            self.port
-        )
+        let mut config = format!("[gateway.sandbox]\n{bounds}[gateway.user]\n{bounds}");
+        for Self {
+            model, port, key, ..
+        } in all
+        {
+            let key = key.path();
+            config += &format!(
+                "[[providers]]\nname = \"{model}\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:{port}/v1\"\n\
+                 key_file = {key:?}\nmodels = [\"{model}\"]\nprices = {{ {model} = {{ input = 0.1, output = 0.2 }} }}\n\
+                 addresses = \"private_network_too\"\n[providers.limits]\n{bounds}"
+            );
+        }
+        config
     }
 
     /// Called without anybody in between.
@@ -200,6 +213,7 @@ impl Upstream {
             name,
             address,
             path: "/v1/chat/completions",
+            model: self.model,
             authorization: format!("Bearer {MASTER_KEY}"),
             headers: String::new(),
             process: Process::of(pid).expect("it runs"),
@@ -207,22 +221,31 @@ impl Upstream {
         }
     }
 
-    /// nginx on a Unix socket, as the gateway is, with as many workers as cores.
-    pub(super) fn nginx(&self, scratch: &Path) -> Place {
+    /// nginx on Unix sockets, as the gateway is, with as many workers as cores: in front of
+    /// this upstream, and in front of another one for a neighbour.
+    pub(super) fn nginx(&self, other: &Self, scratch: &Path) -> (Place, Place) {
         let dir = nginx::directory(scratch, "nginx");
-        let socket = dir.join("nginx.sock");
-        let http = format!(
-            "upstream model {{ server 127.0.0.1:{port}; keepalive 128; keepalive_requests 1000000000; }}\n\
-             server {{ listen unix:{socket}; location / {{\n\
-               proxy_pass http://model; proxy_http_version 1.1; proxy_buffering off;\n\
-               proxy_set_header Connection \"\"; }} }}",
-            socket = socket.display(),
-            port = self.port,
-        );
-        nginx::configure(&dir, &http);
+        let socket = |of: &Self| dir.join(format!("{}.sock", of.model));
+        let server = |of: &Self| {
+            format!(
+                "upstream {model} {{ server 127.0.0.1:{port}; keepalive 128; keepalive_requests 1000000000; }}\n\
+                 server {{ listen unix:{socket}; location / {{\n\
+                   proxy_pass http://{model}; proxy_http_version 1.1; proxy_buffering off;\n\
+                   proxy_set_header Connection \"\"; }} }}\n",
+                model = of.model,
+                port = of.port,
+                socket = socket(of).display(),
+            )
+        };
+        nginx::configure(&dir, &format!("{}{}", server(self), server(other)));
         let running = nginx::start(&dir).expect("nginx is installed");
-        wait::until_blocking("nginx", || socket.exists().then_some(()));
-        self.behind("nginx", Address::Unix(socket), Some(running))
+        wait::until_blocking("nginx", || {
+            (socket(self).exists() && socket(other).exists()).then_some(())
+        });
+        let place = self.behind("nginx", Address::Unix(socket(self)), Some(running));
+        let mut neighbour = other.behind("nginx", Address::Unix(socket(other)), None);
+        neighbour.process = place.process;
+        (place, neighbour)
     }
 
     /// LiteLLM's proxy, when it is installed.
