@@ -230,6 +230,29 @@ async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
     assert_eq!(again.reason, None);
 }
 
+/// Most model calls are over before anybody looks.
+#[tokio::test]
+async fn a_model_call_between_two_looks_keeps_a_sandbox_awake() {
+    let installation = Installation::new("").await;
+    let sandbox = installation.start(Role::Live).await.id;
+    let sandboxes = &installation.app.sandboxes;
+    let limit = Duration::from_secs(1800);
+    let began = Instant::now();
+    let providers = &sandboxes.plane().providers;
+    for look in 1..=3 {
+        let caller = providers.caller(sandbox, installation.user.id, None);
+        drop(caller.admit(Amount::default(), NOW).unwrap());
+        sandboxes.stop_idle(limit, began + look * limit).await;
+        let state = sandboxes.status(sandbox).state;
+        assert_eq!(state, SandboxState::Running, "look {look}");
+    }
+    let second = Duration::from_secs(1);
+    sandboxes.stop_idle(limit, began + 4 * limit - second).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    sandboxes.stop_idle(limit, began + 4 * limit + second).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Stopped);
+}
+
 #[tokio::test]
 async fn a_crash_loop_is_kept_noticed_and_recalled_by_the_next_hypervisor() {
     let installation = Installation::new("").await;
