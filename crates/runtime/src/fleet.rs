@@ -318,6 +318,10 @@ impl Fleet {
                 });
             } else if failed {
                 *state = State::Stopped;
+            } else if matches!(state, State::Running(_)) {
+                // At once: a start that is ordered from here on is not answered by this one.
+                *state = State::Stopping;
+                return true;
             }
             failed
         });
@@ -327,6 +331,31 @@ impl Fleet {
             let _ = rests.wait_for(|count| *count != before).await;
         }
         self.inner.host.settled(sandbox).await;
+    }
+
+    /// The same, if this start is still the one that runs and `still` holds at that moment;
+    /// whether it was stopped. What somebody stopped or started meanwhile is left alone.
+    ///
+    /// `still` is asked with the state locked; it neither waits nor calls the fleet.
+    pub async fn stop_if(&self, instance: &Instance, still: impl FnOnce() -> bool) -> bool {
+        let entry = self.entry(instance.sandbox_id);
+        let mut rests = entry.rests.subscribe();
+        let before = *rests.borrow_and_update();
+        let ordered = entry.state.send_if_modified(|state| {
+            let runs = matches!(state, State::Running(now) if now.start_id == instance.start_id);
+            let stops = runs && still();
+            if stops {
+                entry.stops.send_modify(|count| *count += 1);
+                *state = State::Stopping;
+            }
+            stops
+        });
+        if ordered {
+            // As in `stop`.
+            let _ = rests.wait_for(|count| *count != before).await;
+            self.inner.host.settled(instance.sandbox_id).await;
+        }
+        ordered
     }
 
     /// Stops every sandbox, all at once. Returns those that did not stop `within` the time.
@@ -492,9 +521,14 @@ impl Fleet {
                 None
             }
             Ok(Some((instance, exited))) => {
-                entry
-                    .state
-                    .send_replace(State::Running(Arc::clone(&instance)));
+                // Never after an order to stop, which found no start that runs.
+                entry.state.send_modify(|state| {
+                    *state = if *entry.stops.borrow() == stops {
+                        State::Running(Arc::clone(&instance))
+                    } else {
+                        State::Stopping
+                    };
+                });
                 let watch = self.watch(entry, &instance, exited, stops, born);
                 let stable = async {
                     if crashes > 0 {

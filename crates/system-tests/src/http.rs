@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -214,6 +215,18 @@ impl Client {
     pub async fn try_send(&self, ask: Ask) -> Result<Response, String> {
         let what = format!("{} {} {}", ask.method, ask.host, ask.target);
         within(&what, self.exchange(ask)).await
+    }
+
+    /// The same for what takes longer than anything else may.
+    ///
+    /// # Panics
+    /// There is no answer within that time.
+    pub async fn send_within(&self, patience: Duration, ask: Ask) -> Response {
+        let what = format!("{} {} {}", ask.method, ask.host, ask.target);
+        tokio::time::timeout(patience, self.exchange(ask))
+            .await
+            .unwrap_or_else(|_| panic!("waited {patience:?} in vain for {what}"))
+            .expect("an answer")
     }
 
     async fn exchange(&self, ask: Ask) -> Result<Response, String> {

@@ -20,6 +20,9 @@ use crate::{Binaries, Client, Identity};
 /// How long a hypervisor may take to stop its sandboxes before it is ended.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
+/// How the command line of a guest begins.
+const GUEST: &str = "/choir/bin/sandbox";
+
 /// Lines of the log shown when a test fails.
 const LOG_TAIL: usize = 60;
 
@@ -387,6 +390,14 @@ impl Installation {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// The guests among them.
+    #[must_use]
+    pub fn guests(&self) -> Vec<Process> {
+        let mut others = self.others();
+        others.retain(|process| process.command_line().starts_with(GUEST));
+        others
     }
 
     /// The supervisors, as the records of their starts name them.

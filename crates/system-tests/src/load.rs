@@ -211,9 +211,18 @@ impl Sockets {
     /// Whether all are open by this generation.
     #[must_use]
     pub fn all_at(&self, generation: u64) -> bool {
-        lock(&self.state.open)
-            .iter()
-            .all(|open| open.is_some_and(|(at, _)| at == generation))
+        self.all_open_at(generation).is_some()
+    }
+
+    /// Since when all are open by this generation; `None` while one is not.
+    #[must_use]
+    pub fn all_open_at(&self, generation: u64) -> Option<Instant> {
+        let open = lock(&self.state.open);
+        let since = open.iter().map(|open| match open {
+            Some((at, since)) if *at == generation => Some(*since),
+            _ => None,
+        });
+        since.collect::<Option<Vec<Instant>>>()?.into_iter().max()
     }
 
     /// When the last of them was closed by the notice of this generation; `None` while one

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use rustix::process::Signal;
 use serde_json::json;
 use system_tests::http::Ask;
 use system_tests::wait::until;
@@ -119,4 +120,111 @@ async fn work_keeps_a_sandbox_awake() {
             began.elapsed()
         );
     }
+}
+
+/// Rounds of [`an_idle_stop_takes_nothing_from_whoever_comes_meanwhile`]; each order comes once
+/// in three.
+const ROUNDS: u64 = 18;
+
+/// A stop for idleness meets an order, a request or a command at any moment of it. Whoever was
+/// told that it runs, or that their command does, was told the truth; who comes too late is
+/// told that it does not run.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_stop_takes_nothing_from_whoever_comes_meanwhile() {
+    let installation = Setup::default()
+        .hostile_guest()
+        .config("sandbox.idle_stop = \"1s\"")
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    let target = "/me/sandboxes/live/commands";
+    for round in 0..ROUNDS {
+        alice.start(Role::Live).await;
+        if round % 2 == 0 {
+            // It is due after a second, and looked for eight times in one.
+            tokio::time::sleep(Duration::from_millis(990 + 15 * round)).await;
+        } else {
+            until("the beginning of the stop", async || {
+                let view = alice.sandbox(Role::Live).await;
+                (view["state"] != "running").then_some(())
+            })
+            .await;
+        }
+        match round / 2 % 3 {
+            0 => {
+                let started = alice.control("POST", "/me/sandboxes/live/start", None);
+                let started = started.await.expect(200).json();
+                let view = alice.sandbox(Role::Live).await;
+                assert_eq!(started["state"], "running", "{started}");
+                assert_eq!(view["state"], "running", "{view}");
+                assert_eq!(view["start_id"], started["start_id"], "{view}");
+            }
+            1 => {
+                let answer = alice.runtime(Role::Live, "GET", "/bench", None).await;
+                let refused = answer.status == 503 && answer.code() == "sandbox_not_running";
+                assert!(answer.status == 200 || refused, "{}", answer.text());
+            }
+            _ => {
+                let service = json!({ "argv": ["sleep", "600"], "detach": true });
+                let answer = alice.control("POST", target, Some(service)).await;
+                if answer.status == 201 {
+                    let id = answer.json()["id"].clone();
+                    let listing = alice.control("GET", target, None).await;
+                    let listing = listing.expect(200).json();
+                    let mut commands = listing["commands"].as_array().unwrap().iter();
+                    let ours = commands.find(|command| command["id"] == id);
+                    assert_eq!(ours.expect("it is listed")["state"], "running");
+                    alice.stop(Role::Live).await;
+                } else {
+                    let code = answer.code();
+                    assert_eq!((answer.status, code.as_str()), (503, "sandbox_not_running"));
+                }
+            }
+        }
+        assert!(installation.supervisors().len() <= 1);
+    }
+}
+
+/// Its guest does not end when it is told to, so the stop takes as long as it may, and the
+/// hypervisor is killed in the middle of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_stop_that_the_hypervisor_did_not_live_to_see_is_seen_through() {
+    let mut installation = Setup::default()
+        .hostile_guest()
+        .config("sandbox.idle_stop = \"1s\"")
+        .leave_running()
+        .start()
+        .await;
+    let alice = Account::admin(&installation, "alice").await;
+    // The first start makes its directories.
+    alice.start(Role::Live).await;
+    alice.stop(Role::Live).await;
+    let id = alice.sandbox(Role::Live).await["id"].clone();
+    let sandbox = installation.data_dir().join("sandboxes");
+    let workspace = sandbox.join(id.as_str().unwrap()).join("state/workspace");
+    std::fs::write(workspace.join("deaf"), "").unwrap();
+    alice.start(Role::Live).await;
+    let guests = installation.guests();
+    assert_eq!(guests.len(), 1);
+    until("the beginning of the stop", async || {
+        let state = alice.sandbox(Role::Live).await["state"].clone();
+        assert_ne!(state, "stopped", "it is not deaf");
+        (state == "stopping").then_some(())
+    })
+    .await;
+    installation.end(Signal::KILL);
+    assert!(guests[0].is_alive(), "it is not deaf");
+    installation.spawn().await;
+    until("the end of what was being stopped", async || {
+        let state = alice.sandbox(Role::Live).await["state"].clone();
+        let left = std::fs::read_dir(installation.data_dir().join("run")).unwrap();
+        (state == "stopped" && left.count() == 0 && !guests[0].is_alive()).then_some(())
+    })
+    .await;
+    assert_eq!(installation.supervisors(), []);
+    std::fs::remove_file(workspace.join("deaf")).unwrap();
+    alice.start(Role::Live).await;
+    assert_eq!(installation.guests().len(), 1);
 }

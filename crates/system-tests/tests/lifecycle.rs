@@ -269,9 +269,7 @@ async fn a_token_that_lapsed_stays_dead_under_the_next_hypervisor() {
     assert_eq!(status, 401, "{said}");
     assert!(said.contains("has expired"), "{said}");
 
-    let mut guests = installation.others().into_iter();
-    let guest = guests.find(|process| process.command_line().starts_with("/choir/bin/sandbox"));
-    guest.expect("the guest").signal(Signal::KILL);
+    installation.guests()[0].signal(Signal::KILL);
     until("a new start", async || {
         let sandbox = alice.sandbox(Role::Live).await;
         (sandbox["state"] == "running" && sandbox["start_id"] != start).then_some(())

@@ -8,6 +8,7 @@ mod cli;
 mod collector;
 mod commands;
 mod crossing;
+mod descriptors;
 mod doctor;
 mod drain;
 mod idle;

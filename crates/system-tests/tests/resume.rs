@@ -88,12 +88,7 @@ async fn a_run_goes_on_after_its_guest_was_killed_in_the_middle_of_a_command() {
         .expect(201);
     let before = alice.sandbox(Role::Live).await;
     let run = begun(&alice, &workspace).await;
-    let guest = installation
-        .others()
-        .into_iter()
-        .find(|process| process.command_line().starts_with("/choir/bin/sandbox"))
-        .expect("the guest");
-    guest.signal(Signal::KILL);
+    installation.guests()[0].signal(Signal::KILL);
     let resumed = seen(&alice, &run, "the run to be resumed", |run| {
         count(run, "run.resumed") == 1
     })
@@ -229,15 +224,12 @@ async fn services_keep_gateway_and_network_when_their_guest_crashes() {
             assert_eq!(said, status, "{kind}, time {number}");
         }
     };
-    let guest = |installation: &Installation| {
-        let mut others = installation.others().into_iter();
-        others.find(|process| process.command_line().starts_with("/choir/bin/sandbox"))
-    };
     let crash = async |installation: &Installation| {
-        let before = guest(installation).expect("the guest");
+        let before = installation.guests()[0];
         before.signal(Signal::KILL);
         until("another guest", async || {
-            guest(installation).filter(|now| *now != before)
+            let now = installation.guests();
+            now.first().filter(|now| **now != before).map(|_| ())
         })
         .await;
         until("its health", async || {

@@ -8,10 +8,12 @@ use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use system_tests::account::parameter;
 use system_tests::http::Ask;
 use system_tests::load::{Check, Load, Sockets};
+use system_tests::processes::Process;
 use system_tests::wait::{until, within};
 use system_tests::{Account, Installation, Setup, browser};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -432,26 +434,18 @@ async fn the_console_says_in_a_line_that_a_page_is_of_another_build() {
     assert!(line.contains("/assets/of-another-build.js"), "{line}");
 }
 
-/// The guest process of a role, found among the processes of its supervisor.
+/// Kills the guest that is in a role now.
 async fn kill_guest(installation: &Installation, account: &Account, role: Role) {
-    let start = account.sandbox(role).await["start_id"].clone();
-    let record = installation
-        .data_dir()
-        .join("run")
-        .join(start.as_str().unwrap())
-        .join("start.json");
-    let record: Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
-    let supervisor = installation
-        .supervisors()
-        .into_iter()
-        .find(|process| Some(u64::from(process.pid)) == record["process"]["pid"].as_u64())
-        .expect("its supervisor");
-    let guest = supervisor
-        .descendants()
-        .into_iter()
-        .find(|process| process.command_line().contains("/choir/bin/sandbox"))
-        .expect("its guest");
-    guest.signal(rustix::process::Signal::KILL);
+    let id = account.sandbox(role).await["id"].clone();
+    let mut guests = installation.guests().into_iter();
+    let guest = guests.find(|guest| is_of(*guest, &id));
+    guest.expect("its guest").signal(Signal::KILL);
+}
+
+/// Whether a guest is one of this sandbox.
+fn is_of(guest: Process, sandbox: &Value) -> bool {
+    let environment = String::from_utf8_lossy(&guest.environment()).into_owned();
+    environment.contains(&format!("CHOIR_SANDBOX_ID={}", sandbox.as_str().unwrap()))
 }
 
 async fn outcome(account: &Account) -> Value {
@@ -495,21 +489,13 @@ async fn a_new_live_that_dies_is_taken_back_also_while_the_hypervisor_is_down() 
     // Again, with the hypervisor killed while the new live is on trial.
     alice.start(Role::Dev).await;
     assert_eq!(swap(&alice).await, 3);
-    installation.end(rustix::process::Signal::KILL);
-    let supervisors = installation.supervisors();
-    assert_eq!(supervisors.len(), 2);
-    let guests: Vec<_> = supervisors
-        .iter()
-        .flat_map(|supervisor| supervisor.descendants())
-        .filter(|process| {
-            let environment = String::from_utf8_lossy(&process.environment()).into_owned();
-            process.command_line().contains("/choir/bin/sandbox")
-                && !environment.contains(&format!("CHOIR_SANDBOX_ID={}", old.as_str().unwrap()))
-        })
-        .collect();
+    installation.end(Signal::KILL);
+    assert_eq!(installation.supervisors().len(), 2);
+    let mut guests = installation.guests();
+    guests.retain(|guest| !is_of(*guest, &old));
     assert!(!guests.is_empty());
     for guest in guests {
-        guest.signal(rustix::process::Signal::KILL);
+        guest.signal(Signal::KILL);
     }
     installation.spawn().await;
     let ended = outcome(&alice).await;
@@ -518,5 +504,5 @@ async fn a_new_live_that_dies_is_taken_back_also_while_the_hypervisor_is_down() 
         (alice.sandbox(Role::Live).await["id"] == old).then_some(())
     })
     .await;
-    installation.end(rustix::process::Signal::TERM);
+    installation.end(Signal::TERM);
 }

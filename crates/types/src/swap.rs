@@ -32,6 +32,10 @@ pub struct SwapView {
     pub dev: SandboxId,
     /// Time from request to the new pointer being served, in milliseconds.
     pub took_ms: u64,
+    /// How much of that the change of the pointer took, on the disk and served, in
+    /// microseconds; the rest is the proof of health and the audit log.
+    #[serde(default)]
+    pub flip_us: u64,
     /// Until when the new `live` is on trial, RFC 3339; absent without automatic rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_until: Option<String>,

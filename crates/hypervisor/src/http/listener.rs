@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use http::Request;
@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use rustix::io::Errno;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -48,6 +49,9 @@ const MAX_H2_PENDING_RESETS: usize = 20;
 
 /// Pause after `accept` failed, for instance because no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Failures of `accept` are told this often at most: the log is not to grow with them.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the listener cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -108,10 +112,11 @@ impl Listener {
     pub async fn serve(self, app: Arc<App>, control: axum::Router) {
         let graceful = GracefulShutdown::new();
         let slots = Arc::new(Semaphore::new(app.config.listen.max_connections));
+        let mut failures = Failures::default();
         loop {
             let accepted = tokio::select! {
                 () = app.draining.cancelled() => break,
-                accepted = self.accept(&slots) => accepted,
+                accepted = self.accept(&slots, &mut failures) => accepted,
             };
             let Some((stream, peer, slot)) = accepted else {
                 continue;
@@ -148,6 +153,7 @@ impl Listener {
     async fn accept(
         &self,
         slots: &Arc<Semaphore>,
+        failures: &mut Failures,
     ) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
         let slot = Arc::clone(slots).acquire_owned().await.ok()?;
         match self.socket.accept().await {
@@ -159,11 +165,40 @@ impl Listener {
                 Some((stream, peer, slot))
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                failures.note(&error, Instant::now());
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 None
             }
         }
+    }
+}
+
+/// Failures of `accept`, and when they were last told.
+#[derive(Default)]
+struct Failures {
+    told: Option<Instant>,
+    since: u64,
+}
+
+impl Failures {
+    fn note(&mut self, error: &io::Error, now: Instant) {
+        self.since += 1;
+        if self
+            .told
+            .is_some_and(|told| now.duration_since(told) < TELL_EVERY)
+        {
+            return;
+        }
+        let remedy = match Errno::from_io_error(error) {
+            Some(Errno::MFILE) => {
+                "raise the limit of open files (LimitNOFILE= of the service), or lower listen.max_connections"
+            }
+            Some(Errno::NFILE) => "raise fs.file-max of the host",
+            _ => "the connections wait, and those that are open go on",
+        };
+        tracing::warn!(%error, failures = self.since, remedy, "cannot accept connections");
+        self.told = Some(now);
+        self.since = 0;
     }
 }
 

@@ -357,6 +357,36 @@ async fn stopping_ends_the_instance_before_anything_else() {
     assert!(bench.fleet.running(bench.sandbox).is_none());
 }
 
+/// Nobody is told of a start that the order before theirs is ending.
+#[tokio::test]
+async fn a_start_that_is_ordered_after_a_stop_is_another_one() {
+    let bench = bench();
+    let first = bench.fleet.start(bench.sandbox).await.unwrap();
+    let (fleet, sandbox) = (&bench.fleet, bench.sandbox);
+    let ((), again) = tokio::join!(fleet.stop(sandbox), fleet.start(sandbox));
+    assert_ne!(again.unwrap().start_id, first.start_id);
+    let present = fleet.running(sandbox).unwrap();
+    let (stopped, again) = tokio::join!(fleet.stop_if(&present, || true), fleet.start(sandbox));
+    assert!(stopped);
+    assert_ne!(again.unwrap().start_id, present.start_id);
+}
+
+#[tokio::test]
+async fn a_stop_that_is_meant_for_one_start_leaves_the_next_alone() {
+    let bench = bench();
+    let first = bench.fleet.start(bench.sandbox).await.unwrap();
+    assert!(!bench.fleet.stop_if(&first, || false).await);
+    assert!(bench.fleet.running(bench.sandbox).is_some());
+    bench.fleet.stop(bench.sandbox).await;
+    assert!(!bench.fleet.stop_if(&first, || true).await);
+    let second = bench.fleet.start(bench.sandbox).await.unwrap();
+    assert!(!bench.fleet.stop_if(&first, || true).await);
+    assert!(!second.ended().is_cancelled());
+    assert!(bench.fleet.stop_if(&second, || true).await);
+    assert!(second.ended().is_cancelled());
+    assert_eq!(bench.driver.stops.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_crashed_guest_starts_again_in_the_same_start_where_that_is_possible() {
     let bench = bench();

@@ -40,7 +40,7 @@ async fn nothing_is_orphaned_doubled_or_lost_whenever_the_hypervisor_is_killed()
         let seed = seed.wrapping_add(sequence);
         eprintln!("CHOIR_SURVIVAL_SEED={seed}");
         let mut random = Random::new(seed);
-        let mut world = World::new().await;
+        let mut world = World::new(sequence % 2 == 1).await;
         for number in 0..asked("CHOIR_SURVIVAL_STEPS", STEPS) {
             let step = Step::random(&mut random);
             eprintln!("{number:>3} {step:?}");

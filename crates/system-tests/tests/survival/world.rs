@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -26,12 +27,15 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) async fn new() -> Self {
-        let installation = Setup::default()
+    /// With our own guest, or with the hostile one, which can be made deaf.
+    pub(crate) async fn new(hostile: bool) -> Self {
+        let mut setup = Setup::default()
             .config("sandbox.snapshots.max_count = 100")
-            .leave_running()
-            .start()
-            .await;
+            .leave_running();
+        if hostile {
+            setup = setup.hostile_guest();
+        }
+        let installation = setup.start().await;
         let alice = Account::admin(&installation, "alice").await;
         let views = views(&alice).await;
         let id = |role: Role| of_role(&views, role)["id"].as_str().unwrap().to_owned();
@@ -63,12 +67,16 @@ impl World {
         match step {
             Step::Whole(operation) => {
                 let label = format!("step{number}");
-                let answer = self
-                    .alice
-                    .client
-                    .try_send(self.ask(*operation, &label))
-                    .await;
-                self.learn(*operation, &label, &answer.expect("an answer"));
+                let operation = match *operation {
+                    Operation::Deafen(role) => {
+                        self.deafen(role);
+                        Operation::Restart(role)
+                    }
+                    operation => operation,
+                };
+                let order = self.ask(operation, &label);
+                let answer = self.alice.client.try_send(order).await;
+                self.learn(operation, &label, &answer.expect("an answer"));
             }
             Step::Cut { operations, after } => {
                 // Labels first: a service may be there although nobody was told.
@@ -94,6 +102,25 @@ impl World {
                 self.installation.end(Signal::KILL);
                 self.installation.spawn().await;
             }
+        }
+    }
+
+    /// Has the guests of a role's sandbox ignore SIGTERM from the next one on, or not any more.
+    fn deafen(&self, role: Role) {
+        let id = match role {
+            Role::Live => &self.pair.live,
+            Role::Dev => &self.pair.dev,
+        };
+        let sandbox = self.installation.data_dir().join("sandboxes").join(id);
+        let workspace = sandbox.join("state/workspace");
+        // Made by the first start.
+        let Ok(owner) = fs::metadata(&workspace) else {
+            return;
+        };
+        let file = workspace.join("deaf");
+        if fs::remove_file(&file).is_err() {
+            fs::write(&file, "").unwrap();
+            chown(&file, Some(owner.uid()), Some(owner.gid())).unwrap();
         }
     }
 
@@ -131,6 +158,7 @@ impl World {
                 lifecycle(role, &format!("snapshots/{snapshot}/restore")).json(&json!({}))
             }
             Operation::Clone => post("/me/sandboxes/clone".to_owned()).json(&json!({})),
+            Operation::Deafen(_) => unreachable!("it is ordered as a restart"),
         }
     }
 
@@ -175,7 +203,7 @@ impl World {
                 };
                 pair.sandboxes.insert(id, stopped);
             }
-            Operation::Long(_) => unreachable!("it is never seen through"),
+            Operation::Long(_) | Operation::Deafen(_) => unreachable!("it has no answer"),
             Operation::Snapshot(role) => {
                 let last = last(answer);
                 assert_eq!(last["event"], "done", "{}", said());

@@ -55,6 +55,15 @@ async fn get(
     ask(installation, "GET", host, target, headers).await
 }
 
+async fn status(
+    installation: &Installation,
+    host: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> StatusCode {
+    get(installation, host, target, headers).await.status()
+}
+
 async fn json(response: Response) -> Value {
     serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap()
 }
@@ -124,12 +133,7 @@ async fn issue(installation: &Installation, url: &str) -> Result<String, crate::
 #[tokio::test]
 async fn a_navigation_is_handed_over_and_comes_back_signed_in() {
     let installation = Installation::new("").await;
-    installation
-        .app
-        .sandboxes
-        .start(&installation.actor(), Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let (cookie, next) = sign_in(&installation, ALICE, "/files?path=a%20b&x=1").await;
     assert_eq!(next, "/files?path=a%20b&x=1");
     let answer = get(&installation, ALICE, "/files", &[("cookie", &cookie)]).await;
@@ -151,14 +155,12 @@ async fn without_a_session_a_program_gets_401_and_a_websocket_too() {
         ("accept", "text/html"),
     ];
     assert_eq!(
-        get(&installation, ALICE, "/ws", &upgrade).await.status(),
+        status(&installation, ALICE, "/ws", &upgrade).await,
         StatusCode::UNAUTHORIZED
     );
     // A user that does not exist looks the same.
     assert_eq!(
-        get(&installation, "nobody.localhost:9090", "/api/info", &[])
-            .await
-            .status(),
+        status(&installation, "nobody.localhost:9090", "/api/info", &[]).await,
         StatusCode::UNAUTHORIZED
     );
     let page = get(&installation, "nobody.localhost:9090", "/", NAVIGATION).await;
@@ -180,11 +182,7 @@ async fn a_code_is_good_once_for_a_minute_for_the_browser_and_host_that_asked() 
     };
     let enter = |host: &'static str, path: String, state: String| {
         let installation = &installation;
-        async move {
-            get(installation, host, &path, &[("cookie", &state)])
-                .await
-                .status()
-        }
+        async move { status(installation, host, &path, &[("cookie", &state)]).await }
     };
     let used = code().await;
     assert_eq!(
@@ -263,9 +261,7 @@ async fn a_cookie_kept_back_on_a_cross_site_navigation_is_asked_for_again() {
     .await;
     assert_eq!(without.status(), StatusCode::FORBIDDEN);
     assert_eq!(
-        get(&installation, ALICE, &again, &[("cookie", &state)])
-            .await
-            .status(),
+        status(&installation, ALICE, &again, &[("cookie", &state)]).await,
         StatusCode::SEE_OTHER
     );
 }
@@ -273,12 +269,7 @@ async fn a_cookie_kept_back_on_a_cross_site_navigation_is_asked_for_again() {
 #[tokio::test]
 async fn anybody_elses_session_is_no_session() {
     let installation = Installation::new("").await;
-    installation
-        .app
-        .sandboxes
-        .start(&installation.actor(), Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let bob = add_user(&installation.app, "bob").await;
     let (control, _) = add_session(
         &installation.app,
@@ -299,9 +290,7 @@ async fn anybody_elses_session_is_no_session() {
     .await;
     let cookie = format!("choir_runtime={}", token.expose());
     assert_eq!(
-        get(&installation, ALICE, "/api/info", &[("cookie", &cookie)])
-            .await
-            .status(),
+        status(&installation, ALICE, "/api/info", &[("cookie", &cookie)]).await,
         StatusCode::UNAUTHORIZED
     );
     // Nor does a control session open a runtime, nor live's cookie dev.
@@ -315,16 +304,12 @@ async fn anybody_elses_session_is_no_session() {
     .await;
     let cookie = format!("choir_runtime={}", token.expose());
     assert_eq!(
-        get(&installation, ALICE, "/api/info", &[("cookie", &cookie)])
-            .await
-            .status(),
+        status(&installation, ALICE, "/api/info", &[("cookie", &cookie)]).await,
         StatusCode::UNAUTHORIZED
     );
     let (cookie, _) = sign_in(&installation, ALICE, "/").await;
     assert_eq!(
-        get(&installation, DEV, "/api/info", &[("cookie", &cookie)])
-            .await
-            .status(),
+        status(&installation, DEV, "/api/info", &[("cookie", &cookie)]).await,
         StatusCode::UNAUTHORIZED
     );
 }
@@ -332,17 +317,10 @@ async fn anybody_elses_session_is_no_session() {
 #[tokio::test]
 async fn a_runtime_session_ends_with_the_session_behind_it() {
     let installation = Installation::new("").await;
-    installation
-        .app
-        .sandboxes
-        .start(&installation.actor(), Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let (cookie, _) = sign_in(&installation, ALICE, "/").await;
     assert_eq!(
-        get(&installation, ALICE, "/", &[("cookie", &cookie)])
-            .await
-            .status(),
+        status(&installation, ALICE, "/", &[("cookie", &cookie)]).await,
         StatusCode::OK
     );
     let actor = Actor {
@@ -351,9 +329,7 @@ async fn a_runtime_session_ends_with_the_session_behind_it() {
     };
     sessions::logout(&installation.app, &actor).await.unwrap();
     assert_eq!(
-        get(&installation, ALICE, "/", &[("cookie", &cookie)])
-            .await
-            .status(),
+        status(&installation, ALICE, "/", &[("cookie", &cookie)]).await,
         StatusCode::UNAUTHORIZED
     );
 }
@@ -362,12 +338,7 @@ async fn a_runtime_session_ends_with_the_session_behind_it() {
 async fn each_path_reaches_its_role_and_carries_who_it_is() {
     let installation = Installation::new("").await;
     for role in Role::ALL {
-        installation
-            .app
-            .sandboxes
-            .start(&installation.actor(), Whose::Own, role)
-            .await
-            .unwrap();
+        installation.start(role).await;
     }
     let (cookie, _) = sign_in(&installation, ALICE, "/").await;
     let cookies = format!("a=b; {cookie}");
@@ -419,12 +390,7 @@ async fn each_path_reaches_its_role_and_carries_who_it_is() {
 async fn a_swap_turns_the_next_request() {
     let installation = Installation::new("").await;
     for role in Role::ALL {
-        installation
-            .app
-            .sandboxes
-            .start(&installation.actor(), Whose::Own, role)
-            .await
-            .unwrap();
+        installation.start(role).await;
     }
     let dev = installation.sandbox(Role::Dev).await;
     let (cookie, _) = sign_in(&installation, ALICE, "/").await;
@@ -447,12 +413,7 @@ async fn a_swap_turns_the_next_request() {
 #[tokio::test]
 async fn an_answer_says_whose_it_is_and_the_guest_cannot_say_otherwise() {
     let installation = Installation::new("").await;
-    installation
-        .app
-        .sandboxes
-        .start(&installation.actor(), Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let (cookie, _) = sign_in(&installation, ALICE, "/").await;
     let answer = get(&installation, ALICE, "/liar", &[("cookie", &cookie)]).await;
     assert_eq!(answer.headers()["x-choir-role"], "live");
@@ -523,12 +484,7 @@ async fn tokens_of(
 #[tokio::test]
 async fn pages_of_other_origins_can_link_and_nothing_else() {
     let installation = Installation::new("").await;
-    installation
-        .app
-        .sandboxes
-        .start(&installation.actor(), Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let (cookie, _) = sign_in(&installation, ALICE, "/").await;
     let sibling = [
         ("cookie", cookie.as_str()),
@@ -548,7 +504,7 @@ async fn pages_of_other_origins_can_link_and_nothing_else() {
         ("upgrade", "websocket"),
     ];
     assert_eq!(
-        get(&installation, ALICE, "/ws", &upgrade).await.status(),
+        status(&installation, ALICE, "/ws", &upgrade).await,
         StatusCode::FORBIDDEN
     );
     let no_origin = [
@@ -557,7 +513,7 @@ async fn pages_of_other_origins_can_link_and_nothing_else() {
         ("upgrade", "websocket"),
     ];
     assert_eq!(
-        get(&installation, ALICE, "/ws", &no_origin).await.status(),
+        status(&installation, ALICE, "/ws", &no_origin).await,
         StatusCode::FORBIDDEN
     );
     let link = [
@@ -567,7 +523,7 @@ async fn pages_of_other_origins_can_link_and_nothing_else() {
         NAVIGATION[1],
     ];
     assert_eq!(
-        get(&installation, ALICE, "/", &link).await.status(),
+        status(&installation, ALICE, "/", &link).await,
         StatusCode::OK
     );
 }
@@ -587,7 +543,7 @@ async fn only_a_navigation_wakes_a_stopped_sandbox() {
         ("upgrade", "websocket"),
     ];
     assert_eq!(
-        get(&installation, ALICE, "/ws", &upgrade).await.status(),
+        status(&installation, ALICE, "/ws", &upgrade).await,
         StatusCode::SERVICE_UNAVAILABLE
     );
     assert_eq!(installation.driver.starts(live), 0);
@@ -622,9 +578,7 @@ async fn only_a_navigation_wakes_a_stopped_sandbox() {
         tokio::task::yield_now().await;
     }
     assert_eq!(
-        get(&installation, ALICE, "/", &[("cookie", &cookie)])
-            .await
-            .status(),
+        status(&installation, ALICE, "/", &[("cookie", &cookie)]).await,
         StatusCode::OK
     );
 }
@@ -639,15 +593,11 @@ async fn reserved_and_redirected_paths() {
     assert_eq!(to("/login").await, "http://localhost:9090/login");
     assert_eq!(to("/dev?x=1").await, "/dev/?x=1");
     assert_eq!(
-        get(&installation, ALICE, "/.choir/nothing", &[])
-            .await
-            .status(),
+        status(&installation, ALICE, "/.choir/nothing", &[]).await,
         StatusCode::NOT_FOUND
     );
     assert_eq!(
-        get(&installation, ALICE, "/.choir/start", &[])
-            .await
-            .status(),
+        status(&installation, ALICE, "/.choir/start", &[]).await,
         StatusCode::METHOD_NOT_ALLOWED
     );
     let redirecting = Installation::new("origins.redirect_dev_prefix = true").await;
@@ -661,12 +611,7 @@ async fn one_host_for_everybody_tells_users_apart_by_their_session() {
         "origins.control = \"http://localhost:9090\"\norigins.runtime = \"single_host\"\norigins.single_host = \"http://run.localhost:9090\"",
     )
     .await;
-    installation
-        .app
-        .sandboxes
-        .start(&installation.actor(), Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    installation.start(Role::Dev).await;
     let (cookie, _) = sign_in(&installation, "run.localhost:9090", "/").await;
     let seen = json(
         get(

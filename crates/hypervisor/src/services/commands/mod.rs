@@ -6,6 +6,7 @@ mod leash;
 mod request;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use policy::Action;
 use runtime::protocol::{Refusal, RunnerStatus, Signal};
@@ -55,12 +56,24 @@ impl<'a> Commands<'a> {
     ///
     /// # Errors
     /// A field out of its bounds, a denial, too many commands, a ledger that cannot take
-    /// the record, a supervisor that refuses.
+    /// the record, a supervisor that refuses, a sandbox that is being stopped.
     pub(crate) async fn start(
         &self,
         actor: &Actor,
         request: CommandRequest,
     ) -> Result<Begun, Error> {
+        match self.begin(actor, request).await {
+            // Its supervisor refuses in many ways then, of which none is a fault.
+            Err(Error::BadGateway(_) | Error::GatewayTimeout(_) | Error::SandboxFailed { .. })
+                if self.instance.start_ended().is_cancelled() =>
+            {
+                Err(Error::SandboxNotRunning)
+            }
+            begun => begun,
+        }
+    }
+
+    async fn begin(&self, actor: &Actor, request: CommandRequest) -> Result<Begun, Error> {
         let id = request.id.unwrap_or_else(CommandId::generate);
         let limits = &self.plane.config.sandbox.limits;
         let mut spec = runner_spec(&request, limits, id)?;
@@ -301,6 +314,10 @@ async fn spawn(
     mut spec: RunnerSpec,
     granted: Grant,
 ) -> Result<(), Error> {
+    // Before it runs: a look for idle sandboxes may have been over before it did.
+    if let Ok(upstream) = plane.upstream(instance) {
+        upstream.activity().touch(Instant::now());
+    }
     if granted == Grant::default() {
         instance.spawn(spec).await.map_err(refused)?;
         return Ok(());
@@ -360,5 +377,54 @@ pub(crate) fn refused(error: ControlError) -> Error {
             tracing::warn!(%error, "a supervisor could not be asked");
             Error::BadGateway("the sandbox's supervisor cannot be asked".to_owned())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+    use types::Role;
+
+    use super::*;
+    use crate::services::sandboxes::Whose;
+    use crate::services::sandboxes::testing::Installation;
+
+    /// Its guests have no supervisor that could be asked.
+    #[tokio::test]
+    async fn a_command_is_activity_before_it_runs_and_is_refused_once_its_sandbox_is_stopped() {
+        let installation = Installation::new("").await;
+        let actor = installation.actor();
+        let sandboxes = &installation.app.sandboxes;
+        let started = sandboxes.start(&actor, Whose::Own, Role::Live).await;
+        let instance = sandboxes.running(started.unwrap().id).unwrap();
+        let plane = sandboxes.plane();
+        let request = || serde_json::from_value(json!({ "argv": ["true"] })).unwrap();
+        let upstream = plane.upstream(&instance).unwrap();
+        let before = upstream.activity().last();
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while upstream.activity().last() == before {
+                let limits = &plane.config.sandbox.limits;
+                let spec = runner_spec(&request(), limits, CommandId::generate()).unwrap();
+                let refused = spawn(plane, &instance, spec, Grant::default()).await;
+                assert!(matches!(refused, Err(Error::BadGateway(_))), "{refused:?}");
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("a command is activity");
+        let commands = Commands::new(plane, &instance);
+        let refused = commands.start(&actor, request()).await;
+        assert!(matches!(refused, Err(Error::BadGateway(_))), "{refused:?}");
+        sandboxes
+            .stop(&actor, Whose::Own, Role::Live)
+            .await
+            .unwrap();
+        let refused = commands.start(&actor, request()).await;
+        assert!(
+            matches!(refused, Err(Error::SandboxNotRunning)),
+            "{refused:?}"
+        );
     }
 }

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use governor::clock::{Clock as _, DefaultClock};
@@ -103,6 +103,7 @@ pub(crate) struct Account {
 #[derive(Debug)]
 struct Counts {
     open: AtomicU32,
+    begun: AtomicU64,
     day: Spending,
     month: Spending,
 }
@@ -118,6 +119,7 @@ impl Account {
             tokens_until: AtomicI64::new(0),
             counts: Arc::new(Counts {
                 open: AtomicU32::new(0),
+                begun: AtomicU64::new(0),
                 day: Spending::new(calendar.day, spent.today),
                 month: Spending::new(calendar.month, spent.this_month),
             }),
@@ -156,6 +158,11 @@ impl Account {
     /// Calls open at the moment.
     pub(crate) fn open(&self) -> u32 {
         self.counts.open.load(Ordering::Relaxed)
+    }
+
+    /// Calls begun so far.
+    pub(crate) fn begun(&self) -> u64 {
+        self.counts.begun.load(Ordering::Relaxed)
     }
 
     /// Whether a new account in its place would allow more than it does.
@@ -236,6 +243,7 @@ impl Account {
         admission.month = month
             .add(calendar.month, amount.money, self.rates.monthly_budget)
             .ok_or_else(|| self.limited("monthly_budget", left(now_ms).1))?;
+        self.counts.begun.fetch_add(1, Ordering::Relaxed);
         Ok(admission)
     }
 
@@ -332,7 +340,9 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let Counts { open, day, month } = &*self.account.counts;
+        let Counts {
+            open, day, month, ..
+        } = &*self.account.counts;
         if self.time != 0 {
             self.account
                 .move_bucket(|until| until.saturating_sub(self.time));

@@ -301,6 +301,13 @@ impl Providers {
             .open_calls(Scope::Sandbox, sandbox.to_string())
     }
 
+    /// Calls that a sandbox, its runners included, has begun. The number says that there were
+    /// some since an earlier look: it may begin anew.
+    pub(crate) fn begun_calls(&self, sandbox: SandboxId) -> u64 {
+        self.register
+            .begun_calls(Scope::Sandbox, sandbox.to_string())
+    }
+
     /// Writes everything to the usage table that has ended so far.
     pub async fn flush(&self) {
         self.usage.flush().await;

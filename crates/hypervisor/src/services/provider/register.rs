@@ -131,6 +131,15 @@ impl Register {
             .get(&(scope, id))
             .map_or(0, |held| held.account().open())
     }
+
+    /// Calls that somebody has begun since their account was made.
+    pub(super) fn begun_calls(&self, scope: Scope, id: String) -> u64 {
+        let accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts
+            .by_id
+            .get(&(scope, id))
+            .map_or(0, |account| account.begun())
+    }
 }
 
 #[cfg(test)]

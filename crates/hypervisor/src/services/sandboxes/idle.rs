@@ -1,9 +1,9 @@
 //! Stopping what nobody uses (arch §4).
 //!
 //! Activity is a request, a stream or WebSocket that carries data, a model call, a command
-//! or a service that runs, and a terminal in which something happens. An open connection,
-//! a ping, a frame that repeats, a reconnect are none, so an abandoned page keeps nothing
-//! awake: see `gateway::Activity` for what the proxy counts.
+//! or a service that runs, a copy of its files, and a terminal in which something happens. An
+//! open connection, a ping, a frame that repeats, a reconnect are none, so an abandoned page
+//! keeps nothing awake: see `gateway::Activity` for what the proxy counts.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,8 +35,17 @@ const AT_ONCE: usize = 16;
 pub(super) struct Idle {
     /// Why a sandbox was stopped by nobody's order; until its next start.
     reasons: Mutex<HashMap<SandboxId, String>>,
-    /// How much each terminal had written at the last look.
-    terminals: Mutex<HashMap<CommandId, u64>>,
+    /// What the last look saw.
+    seen: Mutex<Seen>,
+}
+
+/// What tells one look from the next.
+#[derive(Debug, Default)]
+struct Seen {
+    /// How much each terminal had written.
+    terminals: HashMap<CommandId, u64>,
+    /// How many model calls each sandbox had begun: most are over before anybody looks.
+    calls: HashMap<SandboxId, u64>,
 }
 
 impl Idle {
@@ -77,23 +86,15 @@ pub(super) fn watch(app: &Arc<App>) {
 impl Sandboxes {
     /// Stops the sandboxes in which nothing has happened for `limit`, at `now`.
     pub(super) async fn stop_idle(&self, limit: Duration, now: Instant) {
-        let terminals = Mutex::default();
+        let seen = Mutex::default();
         // One that is slow to answer, or to stop, keeps no other awake.
         futures_util::stream::iter(self.plane.routes.sandboxes())
-            .for_each_concurrent(AT_ONCE, |sandbox| {
-                self.look_at(sandbox, limit, now, &terminals)
-            })
+            .for_each_concurrent(AT_ONCE, |sandbox| self.look_at(sandbox, limit, now, &seen))
             .await;
-        *lock(&self.idle.terminals) = std::mem::take(&mut lock(&terminals));
+        *lock(&self.idle.seen) = std::mem::take(&mut lock(&seen));
     }
 
-    async fn look_at(
-        &self,
-        sandbox: SandboxId,
-        limit: Duration,
-        now: Instant,
-        terminals: &Mutex<HashMap<CommandId, u64>>,
-    ) {
+    async fn look_at(&self, sandbox: SandboxId, limit: Duration, now: Instant, seen: &Mutex<Seen>) {
         let Some(instance) = self.fleet.running(sandbox) else {
             return;
         };
@@ -102,23 +103,28 @@ impl Sandboxes {
             return;
         };
         let activity = upstream.activity();
-        if self.is_busy(&instance, terminals).await {
+        if self.is_busy(&instance, seen).await {
             activity.touch(now);
         }
-        let idle =
-            || activity.idle_for(now) >= limit && self.plane.providers.open_calls(sandbox) == 0;
+        let idle = || activity.idle_for(now) >= limit && !self.is_at_work(sandbox);
         if idle() {
             self.stop_one_idle(&instance, limit, idle).await;
         }
     }
 
-    /// Whether something runs in it that does not show as requests.
-    async fn is_busy(
-        &self,
-        instance: &Instance,
-        terminals: &Mutex<HashMap<CommandId, u64>>,
-    ) -> bool {
-        if self.plane.providers.open_calls(instance.sandbox_id) > 0 {
+    /// Whether something goes on for it outside. A copy of what stands still for it fails when
+    /// the sandbox is stopped.
+    fn is_at_work(&self, sandbox: SandboxId) -> bool {
+        self.plane.providers.open_calls(sandbox) > 0 || self.plane.copies.of(sandbox).is_some()
+    }
+
+    /// Whether something runs in it, or for it, that does not show as requests.
+    async fn is_busy(&self, instance: &Instance, seen: &Mutex<Seen>) -> bool {
+        let sandbox = instance.sandbox_id;
+        let calls = self.plane.providers.begun_calls(sandbox);
+        lock(seen).calls.insert(sandbox, calls);
+        let before = lock(&self.idle.seen).calls.get(&sandbox).copied();
+        if self.is_at_work(sandbox) || calls != before.unwrap_or_default() {
             return true;
         }
         let runners = match instance.runners().await {
@@ -134,8 +140,13 @@ impl Sandboxes {
             }
             if runner.view.terminal {
                 // A shell that waits for somebody is not at work; what it runs is.
-                let before = lock(&self.idle.terminals).get(&runner.view.id).copied();
-                lock(terminals).insert(runner.view.id, runner.output_end);
+                let before = lock(&self.idle.seen)
+                    .terminals
+                    .get(&runner.view.id)
+                    .copied();
+                lock(seen)
+                    .terminals
+                    .insert(runner.view.id, runner.output_end);
                 busy |= runner.foreground_job || before != Some(runner.output_end);
             } else {
                 busy = true;
@@ -164,15 +175,19 @@ impl Sandboxes {
         if !idle() {
             return;
         }
-        tracing::info!(%sandbox, idle = ?limit, "stopping a sandbox that nobody uses");
-        self.plane.metrics.idle_stop();
+        // Before the stop: a hypervisor that dies in between must not take the swap back.
         if let Some(route) = self.plane.routes.of_sandbox(sandbox)
             && let Some(role) = route.role_of(sandbox)
         {
             self.end_trial(&route, role, "live was stopped because nobody used it")
                 .await;
         }
-        self.fleet.stop(sandbox).await;
+        // Nor since, and nobody stopped it or started it anew.
+        if !self.fleet.stop_if(instance, idle).await {
+            return;
+        }
+        tracing::info!(%sandbox, idle = ?limit, "stopped a sandbox that nobody used");
+        self.plane.metrics.idle_stop();
         lock(&self.idle.reasons).insert(
             sandbox,
             format!("it was stopped after {} without activity", in_words(limit)),

@@ -392,7 +392,15 @@ impl Sandboxes {
 
     async fn begin(&self, sandbox: SandboxId) -> Result<Arc<Instance>, Error> {
         if let Some(instance) = self.fleet.running(sandbox) {
-            return Ok(instance);
+            // Somebody wants it: it is not idle. One that is being stopped for that already
+            // does not run any more, and is started again.
+            self.plane
+                .upstream(&instance)?
+                .activity()
+                .touch(Instant::now());
+            if let Some(instance) = self.fleet.running(sandbox) {
+                return Ok(instance);
+            }
         }
         let in_place = self.plane.copies.start(sandbox).await?;
         self.begin_in_place(sandbox, in_place).await

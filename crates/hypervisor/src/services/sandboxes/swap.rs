@@ -27,6 +27,15 @@ use crate::store::{RouteRow, SwapRow};
 /// moment, so that their clients do not come back all at once (arch §4).
 pub(crate) const CLOSE_WINDOW: Duration = Duration::from_millis(1500);
 
+/// What a swap came to.
+struct Swapped {
+    route: RouteRow,
+    /// From the order to write the pointer until it was served.
+    flip: Duration,
+    /// Until when it is on trial, Unix milliseconds.
+    grace_until: Option<i64>,
+}
+
 impl Sandboxes {
     /// Exchanges `live` and `dev`, once `dev` has proved its health.
     ///
@@ -51,12 +60,17 @@ impl Sandboxes {
             tokio::spawn(async move { sandboxes.try_swap(&actor, &owner, &route, request).await });
         let swapped = swapping.await.map_err(Error::internal)?;
         self.plane.metrics.swap(swapped.is_ok());
-        let (route, grace_until) = swapped?;
+        let Swapped {
+            route,
+            flip,
+            grace_until,
+        } = swapped?;
         Ok(SwapView {
             generation: route.generation,
             live: route.live,
             dev: route.dev,
             took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            flip_us: u64::try_from(flip.as_micros()).unwrap_or(u64::MAX),
             grace_until: grace_until.map(rfc3339),
         })
     }
@@ -67,7 +81,7 @@ impl Sandboxes {
         owner: &User,
         seen: &RouteRow,
         request: SwapRequest,
-    ) -> Result<(RouteRow, Option<i64>), Error> {
+    ) -> Result<Swapped, Error> {
         let _swapping = self
             .plane
             .copies
@@ -98,6 +112,7 @@ impl Sandboxes {
         let grace_until = request
             .rollback
             .then(|| now.saturating_add(millis(self.plane.config.sandbox.swap.grace)));
+        let flipping = Instant::now();
         let swapped = self.plane.store.swap_route(seen, now, grace_until).await;
         let route = match swapped {
             Ok(Some(route)) => route,
@@ -113,25 +128,34 @@ impl Sandboxes {
                 return Err(error.into());
             }
         };
-        self.switch(&route, false);
+        let flip = self.switch(&route, false).duration_since(flipping);
         match grace_until {
             Some(until) => self.begin_trial(route, Trial::Proved(proved), until),
             None => drop(self.forget_trial(&route)),
         }
-        Ok((route, grace_until))
+        Ok(Swapped {
+            route,
+            flip,
+            grace_until,
+        })
     }
 
     /// Serves by a route that is on the disk, and closes what belongs to the one before.
-    pub(super) fn switch(&self, route: &RouteRow, taken_back: bool) {
+    /// Returns since when it is served.
+    pub(super) fn switch(&self, route: &RouteRow, taken_back: bool) -> Instant {
         // From here on every new request is routed by it.
         self.plane.routes.publish(*route);
+        let served = Instant::now();
         self.close_stale(route, taken_back);
         self.plane.changed(route.user_id);
+        served
     }
 
     async fn reload(&self, seen: &RouteRow) {
         match self.plane.store.route(seen.user_id).await {
-            Ok(Some(route)) if route.generation > seen.generation => self.switch(&route, false),
+            Ok(Some(route)) if route.generation > seen.generation => {
+                self.switch(&route, false);
+            }
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "a route cannot be read again"),
         }

@@ -14,12 +14,7 @@ const CONFIG: &str = "[sandbox.swap]\ngrace = \"30s\"\nprobe_interval = \"1s\"\n
 async fn both_running() -> Installation {
     let installation = Installation::new(CONFIG).await;
     for role in Role::ALL {
-        installation
-            .app
-            .sandboxes
-            .start(&installation.actor(), Whose::Own, role)
-            .await
-            .unwrap();
+        installation.start(role).await;
     }
     installation
 }

@@ -21,9 +21,9 @@ use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use types::{CommandExit, PasskeyId, Role, SandboxId, SessionId, StartId, UserId};
+use types::{CommandExit, PasskeyId, Role, SandboxId, SandboxView, SessionId, StartId, UserId};
 
-use super::Sandboxes;
+use super::{Sandboxes, Whose};
 use crate::actor::{Actor, User, Via};
 use crate::app::App;
 use crate::clock::Clock;
@@ -87,6 +87,13 @@ impl Installation {
             request_id: types::RequestId::generate(),
             address: None,
         }
+    }
+
+    /// Starts a sandbox of the user's.
+    pub(crate) async fn start(&self, role: Role) -> SandboxView {
+        let sandboxes = &self.app.sandboxes;
+        let started = sandboxes.start(&self.actor(), Whose::Own, role).await;
+        started.unwrap()
     }
 
     /// The service of a later hypervisor on the same data, with nothing taken over yet.

@@ -32,10 +32,7 @@ async fn stop_and_restart_make_a_new_start() {
     let installation = Installation::new("").await;
     let actor = installation.actor();
     let sandboxes = &installation.app.sandboxes;
-    let first = sandboxes
-        .start(&actor, Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    let first = installation.start(Role::Dev).await;
     let stopped = sandboxes.stop(&actor, Whose::Own, Role::Dev).await.unwrap();
     assert_eq!(stopped.state, SandboxState::Stopped);
     let again = sandboxes
@@ -51,14 +48,8 @@ async fn swap_exchanges_the_roles_and_keeps_the_starts() {
     let installation = Installation::new("").await;
     let actor = installation.actor();
     let sandboxes = &installation.app.sandboxes;
-    let live = sandboxes
-        .start(&actor, Whose::Own, Role::Live)
-        .await
-        .unwrap();
-    let dev = sandboxes
-        .start(&actor, Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    let live = installation.start(Role::Live).await;
+    let dev = installation.start(Role::Dev).await;
     let swapped = sandboxes
         .swap(&actor, Whose::Own, SwapRequest::default())
         .await
@@ -67,6 +58,8 @@ async fn swap_exchanges_the_roles_and_keeps_the_starts() {
         (swapped.live, swapped.dev, swapped.generation),
         (dev.id, live.id, 1)
     );
+    let within = (swapped.took_ms + 1) * 1000;
+    assert!((1..=within).contains(&swapped.flip_us), "{swapped:?}");
     let after = sandboxes.list(&actor).await.unwrap();
     assert_eq!(after[0].start_id, dev.start_id);
     // The pointer is on the disk, not only in memory.
@@ -98,10 +91,7 @@ async fn an_unhealthy_target_is_not_swapped_in() {
         matches!(refused, Err(Error::UnhealthyTarget(_))),
         "{refused:?}"
     );
-    sandboxes
-        .start(&actor, Whose::Own, Role::Dev)
-        .await
-        .unwrap();
+    installation.start(Role::Dev).await;
     let dev = installation.sandbox(Role::Dev).await;
     installation.driver.hang(dev);
     let refused = sandboxes
@@ -147,7 +137,7 @@ async fn a_full_host_refuses_in_words_and_changes_nothing() {
     };
     let alice = installation.actor();
     for role in Role::ALL {
-        sandboxes.start(&alice, Whose::Own, role).await.unwrap();
+        installation.start(role).await;
     }
     let refused = sandboxes.start(&bob, Whose::Own, Role::Live).await;
     let Err(error @ Error::HostFull { .. }) = refused else {
@@ -162,10 +152,7 @@ async fn a_full_host_refuses_in_words_and_changes_nothing() {
             .all(|view| view.state == SandboxState::Stopped)
     );
     // One that runs already is no new one, and one that stops makes room.
-    sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     sandboxes
         .restart(&alice, Whose::Own, Role::Live)
         .await
@@ -202,10 +189,7 @@ async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
     let alice = installation.actor();
     let limit = Duration::from_secs(1800);
     let state = async || sandboxes.list(&alice).await.unwrap()[0].clone();
-    sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let began = Instant::now();
     sandboxes.stop_idle(limit, began + limit / 2).await;
     assert_eq!(state().await.state, SandboxState::Running);
@@ -242,11 +226,31 @@ async fn what_nobody_uses_is_stopped_with_a_record_and_says_why() {
             .iter()
             .any(|entry| entry.record.action == "sandbox.idle_stop")
     );
-    let again = sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    let again = installation.start(Role::Live).await;
     assert_eq!(again.reason, None);
+}
+
+/// Most model calls are over before anybody looks.
+#[tokio::test]
+async fn a_model_call_between_two_looks_keeps_a_sandbox_awake() {
+    let installation = Installation::new("").await;
+    let sandbox = installation.start(Role::Live).await.id;
+    let sandboxes = &installation.app.sandboxes;
+    let limit = Duration::from_secs(1800);
+    let began = Instant::now();
+    let providers = &sandboxes.plane().providers;
+    for look in 1..=3 {
+        let caller = providers.caller(sandbox, installation.user.id, None);
+        drop(caller.admit(Amount::default(), NOW).unwrap());
+        sandboxes.stop_idle(limit, began + look * limit).await;
+        let state = sandboxes.status(sandbox).state;
+        assert_eq!(state, SandboxState::Running, "look {look}");
+    }
+    let second = Duration::from_secs(1);
+    sandboxes.stop_idle(limit, began + 4 * limit - second).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    sandboxes.stop_idle(limit, began + 4 * limit + second).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Stopped);
 }
 
 #[tokio::test]
@@ -254,10 +258,7 @@ async fn a_crash_loop_is_kept_noticed_and_recalled_by_the_next_hypervisor() {
     let installation = Installation::new("").await;
     let sandboxes = &installation.app.sandboxes;
     let alice = installation.actor();
-    sandboxes
-        .start(&alice, Whose::Own, Role::Live)
-        .await
-        .unwrap();
+    installation.start(Role::Live).await;
     let sandbox = installation.sandbox(Role::Live).await;
     let mut state = sandboxes.fleet.subscribe(sandbox);
     for _ in 0..5 {
@@ -333,4 +334,33 @@ async fn what_somebody_came_back_to_meanwhile_is_not_stopped() {
     assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
     sandboxes.stop_one_idle(&instance, limit, || true).await;
     assert_eq!(sandboxes.status(sandbox).state, SandboxState::Stopped);
+}
+
+/// What was looked at for idleness may be another start by the time it is stopped, and an order
+/// to start it shows that somebody wants it.
+#[tokio::test]
+async fn what_somebody_starts_anew_or_asks_for_meanwhile_is_not_idle() {
+    let installation = Installation::new("").await;
+    let sandboxes = &installation.app.sandboxes;
+    let alice = installation.actor();
+    let start = async || installation.start(Role::Live).await;
+    let sandbox = start().await.id;
+    let first = sandboxes.running(sandbox).unwrap();
+    let limit = Duration::from_secs(60);
+    sandboxes
+        .restart(&alice, Whose::Own, Role::Live)
+        .await
+        .unwrap();
+    sandboxes.stop_one_idle(&first, limit, || true).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    let second = sandboxes.running(sandbox).unwrap();
+    let upstream = sandboxes.plane().upstream(&second).unwrap();
+    let before = upstream.activity().last();
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while upstream.activity().last() == before {
+            assert_eq!(start().await.start_id, Some(second.start_id));
+        }
+    })
+    .await
+    .expect("a start is activity");
 }

@@ -268,15 +268,18 @@ impl Host for Plane {
 enum Order {
     Start(usize),
     Stop(usize),
+    /// Stops the start that runs now, if it still does a moment later.
+    StopIf(usize),
     Crash(usize),
 }
 
 impl Order {
     fn random(random: &mut Random) -> Self {
         let which = usize::try_from(random.below(SANDBOXES as u64)).unwrap();
-        match random.below(7) {
+        match random.below(8) {
             0..=3 => Self::Start(which),
             4 => Self::Stop(which),
+            5 => Self::StopIf(which),
             _ => Self::Crash(which),
         }
     }
@@ -340,6 +343,13 @@ async fn live(
                     }
                 }
                 Order::Stop(which) => fleet.stop(ids[which]).await,
+                Order::StopIf(which) => {
+                    if let Some(instance) = fleet.running(ids[which]) {
+                        machine.pause().await;
+                        let stopped = fleet.stop_if(&instance, || true).await;
+                        assert!(!stopped || instance.start_ended().is_cancelled());
+                    }
+                }
                 Order::Crash(which) => machine.crash(ids[which]),
             }
         });

@@ -1,16 +1,14 @@
 //! Our proxy and nginx on the same Unix socket, in the same run, under the same load.
 
-use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
 use serde_json::{Value, json};
-use system_tests::processes::Process;
 use system_tests::{Account, Installation, Setup, installation, wait};
 use types::Role;
+
+use crate::nginx::{self, Running};
 
 /// Connections that are kept open at the same time.
 const CONNECTIONS: &[u32] = &[1, 16, 64];
@@ -35,19 +33,6 @@ struct Seen {
     p50_ms: f64,
     p99_ms: f64,
     errors: u64,
-}
-
-/// A program that ends with the measurement.
-pub(crate) struct Running(pub(crate) Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // SIGTERM, so that nginx ends its workers too.
-        if let Some(process) = Process::of(self.0.id()) {
-            process.signal(Signal::TERM);
-        }
-        let _ = self.0.wait();
-    }
 }
 
 /// Measures everybody at every number of connections.
@@ -140,52 +125,18 @@ async fn app_socket(installation: &Installation, account: &Account) -> PathBuf {
         .join("app/app.sock")
 }
 
-/// nginx with as many workers as cores, keep-alive to the upstream, and an access log,
-/// because the hypervisor writes a line for each request too.
+/// nginx with keep-alive to the upstream.
 fn start_nginx(installation: &Installation, socket: &Path) -> (Running, String) {
-    let dir = installation.scratch().join("nginx");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let dir = nginx::directory(installation.scratch(), "nginx");
     let port = installation::free_port();
-    // The socket's directory is only its sandbox's and root's.
-    let user = if system_tests::identity::caller_is_root() {
-        "user root;"
-    } else {
-        ""
-    };
-    let config = format!(
-        "{user} daemon off; worker_processes auto; pid {dir}/pid; error_log {dir}/error.log;\n\
-         events {{ worker_connections 1024; }}\n\
-         http {{\n\
-           access_log {dir}/access.log;\n\
-           client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;\n\
-           uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
-           keepalive_requests 1000000000;\n\
-           upstream guest {{ server unix:{socket}; keepalive 64; keepalive_requests 1000000000; }}\n\
-           server {{ listen 127.0.0.1:{port}; location / {{\n\
-             proxy_pass http://guest; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n\
-         }}\n",
-        dir = dir.display(),
+    let http = format!(
+        "upstream guest {{ server unix:{socket}; keepalive 64; keepalive_requests 1000000000; }}\n\
+         server {{ listen 127.0.0.1:{port}; location / {{\n\
+           proxy_pass http://guest; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}",
         socket = socket.display(),
     );
-    let file = dir.join("nginx.conf");
-    fs::write(&file, config).expect("a file");
-    let program = ["/usr/sbin/nginx", "/usr/bin/nginx"]
-        .iter()
-        .find(|path| Path::new(path).exists())
-        .copied()
-        .unwrap_or("nginx");
-    let child = Command::new(program)
-        .arg("-c")
-        .arg(&file)
-        .arg("-p")
-        .arg(&dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("nginx starts");
-    let running = Running(child);
+    nginx::configure(&dir, &http);
+    let running = nginx::start(&dir).expect("nginx is installed");
     wait::until_blocking("nginx", || {
         std::net::TcpStream::connect(("127.0.0.1", port)).ok()
     });

@@ -8,6 +8,7 @@ mod idle;
 mod isolation;
 mod lifecycle;
 mod load;
+mod nginx;
 mod screens;
 mod smoke;
 mod upstream;
@@ -54,7 +55,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Starting, waking, cost by number, taking over.
+    /// Starting, waking, cost by number, taking over, copies, swaps.
     Lifecycle {
         /// Only this section; may be given more than once.
         #[arg(long)]
@@ -63,7 +64,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// A runner's `true` and the start of a sandbox, next to bubblewrap and crun.
+    /// A runner's `true` and the start of a sandbox, next to bubblewrap and crun; a
+    /// neighbour's latency under each bomb.
     Isolation {
         /// One JSON document.
         #[arg(long)]
@@ -122,7 +124,7 @@ async fn main() -> ExitCode {
         Command::Proxy { engine, json } => load::run(engine.as_deref(), json).await,
         Command::Start { json } => idle::start(json).await,
         Command::Memory { json } => idle::memory(json).await,
-        Command::Lifecycle { section, json } => lifecycle::run(&section, json).await,
+        Command::Lifecycle { section, json } => return lifecycle::run(&section, json).await,
         Command::Isolation { json } => isolation::run(json).await,
         Command::Smoke {
             channel,

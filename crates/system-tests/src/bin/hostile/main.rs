@@ -11,6 +11,8 @@ mod socket;
 use std::fmt::Write as _;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::thread;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -30,7 +32,21 @@ const MAX_BODY: u64 = 16 << 20;
 /// While its owner keeps this file it dies before anybody can ask for its health.
 const STILLBORN: &str = "/workspace/stillborn";
 
+/// While its owner keeps this file it does not end when it is told to (SIGTERM).
+const DEAF: &str = "/workspace/deaf";
+
+/// Set once it has become deaf.
+const IS_DEAF: &str = "HOSTILE_IS_DEAF";
+
 fn main() -> io::Result<()> {
+    if std::path::Path::new(DEAF).exists() && std::env::var_os(IS_DEAF).is_none() {
+        // What a shell ignores stays ignored in the program that takes its place.
+        return Err(Command::new("sh")
+            .args(["-c", "trap '' TERM; exec \"$0\""])
+            .arg(std::env::current_exe()?)
+            .env(IS_DEAF, "1")
+            .exec());
+    }
     if std::path::Path::new(STILLBORN).exists() {
         eprintln!("reading the settings");
         eprintln!("line 3 of the settings makes no sense");

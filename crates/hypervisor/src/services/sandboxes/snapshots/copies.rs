@@ -99,7 +99,7 @@ impl Copies {
     }
 
     /// What is being copied of a sandbox.
-    pub(super) fn of(&self, sandbox: SandboxId) -> Option<Arc<Copying>> {
+    pub(in super::super) fn of(&self, sandbox: SandboxId) -> Option<Arc<Copying>> {
         self.lock().copies.get(&sandbox).cloned()
     }
 

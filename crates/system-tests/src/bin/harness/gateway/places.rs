@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use tokio::net::TcpStream;
 use types::Role;
 
 use super::client::Stream;
-use crate::load::Running;
+use crate::nginx::{self, Running};
 
 /// Clock ticks of `/proc/PID/stat` in a second (`USER_HZ`).
 const TICKS: u64 = 100;
@@ -225,12 +224,7 @@ impl Upstream {
     /// nginx on Unix sockets, as the gateway is, with as many workers as cores: in front of
     /// this upstream, and in front of another one for a neighbour.
     pub(super) fn nginx(&self, other: &Self, scratch: &Path) -> (Place, Place) {
-        let dir = scratch.join("nginx");
-        fs::create_dir(&dir).expect("a directory");
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("chmod");
-        let root = system_tests::identity::caller_is_root();
-        let user = if root { "user root;" } else { "" };
-        let dir_shown = dir.display();
+        let dir = nginx::directory(scratch, "nginx");
         let socket = |of: &Self| dir.join(format!("{}.sock", of.model));
         let server = |of: &Self| {
             format!(
@@ -243,39 +237,12 @@ impl Upstream {
                 socket = socket(of).display(),
             )
         };
-        let config = format!(
-            "{user} daemon off; worker_processes auto; pid {dir_shown}/pid; error_log {dir_shown}/error.log;\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{\n\
-               access_log {dir_shown}/access.log;\n\
-               client_body_temp_path {dir_shown}/body; proxy_temp_path {dir_shown}/proxy;\n\
-               fastcgi_temp_path {dir_shown}/fastcgi; uwsgi_temp_path {dir_shown}/uwsgi; scgi_temp_path {dir_shown}/scgi;\n\
-               keepalive_requests 1000000000;\n\
-               {}{}\
-             }}\n",
-            server(self),
-            server(other),
-        );
-        let file = dir.join("nginx.conf");
-        fs::write(&file, config).expect("a file");
-        let program = ["/usr/sbin/nginx", "/usr/bin/nginx"]
-            .into_iter()
-            .find(|path| Path::new(path).exists())
-            .unwrap_or("nginx");
-        let child = Command::new(program)
-            .arg("-c")
-            .arg(&file)
-            .arg("-p")
-            .arg(&dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("nginx starts");
+        nginx::configure(&dir, &format!("{}{}", server(self), server(other)));
+        let running = nginx::start(&dir).expect("nginx is installed");
         wait::until_blocking("nginx", || {
             (socket(self).exists() && socket(other).exists()).then_some(())
         });
-        let place = self.behind("nginx", Address::Unix(socket(self)), Some(Running(child)));
+        let place = self.behind("nginx", Address::Unix(socket(self)), Some(running));
         let mut neighbour = other.behind("nginx", Address::Unix(socket(other)), None);
         neighbour.process = place.process;
         (place, neighbour)

@@ -8,7 +8,11 @@ mod scale;
 mod start;
 mod swap;
 
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+
 use clap::ValueEnum;
+use futures_util::FutureExt as _;
 use serde_json::{Map, Value};
 
 pub(crate) use report::Table;
@@ -38,13 +42,20 @@ impl Section {
     }
 }
 
-/// Runs sections, all of them when none is named.
-pub(crate) async fn run(sections: &[Section], as_json: bool) {
+/// Runs sections, all of them when none is named. One that fails is named, keeps no other from
+/// being measured, and makes the whole fail.
+pub(crate) async fn run(sections: &[Section], as_json: bool) -> ExitCode {
     let all = Section::value_variants();
     let sections = if sections.is_empty() { all } else { sections };
     let mut document = Map::new();
+    let mut failed = Vec::new();
     for section in sections {
-        for table in section.run().await {
+        // It has said why by the time it is caught.
+        let Ok(tables) = AssertUnwindSafe(section.run()).catch_unwind().await else {
+            failed.push(format!("{section:?}").to_lowercase());
+            continue;
+        };
+        for table in tables {
             if as_json {
                 document.insert(table.name().to_owned(), table.into_json());
             } else {
@@ -55,4 +66,9 @@ pub(crate) async fn run(sections: &[Section], as_json: bool) {
     if as_json {
         println!("{}", Value::Object(document));
     }
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("not measured: {}", failed.join(", "));
+    ExitCode::FAILURE
 }

@@ -1,5 +1,5 @@
 //! The same guest binary under other sandboxes: from their being run to the guest's first
-//! answer on its socket. What is not installed is left out.
+//! answer on its socket, and what they hold while it idles. What is not installed is left out.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -18,6 +18,9 @@ use super::start::RUNS;
 
 /// How long a peer's guest may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// Where a peer notes the number of a guest that it leaves to itself.
+const PID_FILE: &str = "guest.pid";
 
 /// What the guest has of its own: host directory and where it is shown.
 const OWN: &[(&str, &str)] = &[
@@ -43,42 +46,90 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ),
 ];
 
+/// A peer: what it is called, and its command for a directory and a guest.
+type Peer = (&'static str, Build);
+type Build = fn(&Path, &Path) -> Command;
+
+const BWRAP: Peer = ("bwrap --unshare-all, same guest", bwrap);
+const CRUN: Peer = ("crun, same guest", crun);
+const CRUN_CREATED: Peer = (
+    "crun start of what it created before, same guest",
+    crun_created,
+);
+
 /// Milliseconds of each start, by peer.
 pub(crate) async fn starts(binaries: &Binaries) -> Vec<(&'static str, Vec<f64>)> {
     let guest = binaries.program("sandbox");
-    tokio::task::spawn_blocking(move || {
-        let peers: [(&'static str, Build); 2] = [
-            ("bwrap --unshare-all, same guest", bwrap),
-            ("crun, same guest", crun),
-        ];
+    measured(&[BWRAP, CRUN, CRUN_CREATED], move |build| {
+        let scratch = own()?;
+        (0..RUNS)
+            .map(|_| begin(scratch.path(), &guest, build).map(|(_, ms)| ms))
+            .collect()
+    })
+    .await
+}
+
+/// So many of each peer, whose guests have answered once and idle since `settle` ago: what
+/// `read` makes of all their processes.
+pub(crate) async fn idle<T: Send + 'static>(
+    binaries: &Binaries,
+    number: usize,
+    settle: Duration,
+    read: fn(&[Process]) -> T,
+) -> Vec<(&'static str, T)> {
+    let guest = binaries.program("sandbox");
+    measured(&[BWRAP, CRUN], move |build| {
+        let mut all = Vec::new();
+        for _ in 0..number {
+            let scratch = own()?;
+            let (running, _) = begin(scratch.path(), &guest, build)?;
+            all.push((running, scratch));
+        }
+        std::thread::sleep(settle);
+        let processes: Vec<Process> = all
+            .iter()
+            .filter_map(|(running, _)| Process::of(running.child.id()))
+            .flat_map(|process| process.descendants().into_iter().chain([process]))
+            .collect();
+        Ok(read(&processes))
+    })
+    .await
+}
+
+/// What `measure` says of each peer; one that is not here, or does not do it, is left out in a
+/// line.
+async fn measured<T: Send + 'static>(
+    peers: &'static [Peer],
+    measure: impl Fn(Build) -> Result<T, String> + Send + 'static,
+) -> Vec<(&'static str, T)> {
+    let all = move || {
         let mut measured = Vec::new();
         for (name, build) in peers {
-            match series(&guest, build) {
-                Ok(values) => measured.push((name, values)),
+            match measure(*build) {
+                Ok(found) => measured.push((*name, found)),
                 Err(why) => eprintln!("{name}: left out: {why}"),
             }
         }
         measured
-    })
-    .await
-    .expect("the peers are measured")
+    };
+    let all = tokio::task::spawn_blocking(all).await;
+    all.expect("the peers are measured")
 }
 
-type Build = fn(&Path, &Path) -> Command;
-
-fn series(guest: &Path, build: Build) -> Result<Vec<f64>, String> {
+/// A directory with what a guest has of its own.
+fn own() -> Result<tempfile::TempDir, String> {
     let scratch = tempfile::Builder::new()
         .prefix("choir-peer-")
         .tempdir()
         .map_err(|error| error.to_string())?;
-    let dir = scratch.path();
     for (name, _) in OWN {
-        fs::create_dir(dir.join(name)).map_err(|error| error.to_string())?;
+        fs::create_dir(scratch.path().join(name)).map_err(|error| error.to_string())?;
     }
-    (0..RUNS).map(|_| once(dir, guest, build)).collect()
+    Ok(scratch)
 }
 
-fn once(dir: &Path, guest: &Path, build: Build) -> Result<f64, String> {
+/// A peer whose guest has answered, and after how many milliseconds.
+fn begin(dir: &Path, guest: &Path, build: Build) -> Result<(Running, f64), String> {
     let socket = dir.join("app/app.sock");
     let _ = fs::remove_file(&socket);
     let child = build(dir, guest)
@@ -87,29 +138,44 @@ fn once(dir: &Path, guest: &Path, build: Build) -> Result<f64, String> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| error.to_string())?;
-    let mut running = Running(child);
+    let mut running = Running {
+        child,
+        pid_file: dir.join(PID_FILE),
+    };
     let mut ready = [0_u8; 1];
-    if let Some(stdout) = &mut running.0.stdout {
+    if let Some(stdout) = &mut running.child.stdout {
         stdout
             .read_exact(&mut ready)
-            .map_err(|error| error.to_string())?;
+            .map_err(|_| format!("it did not get ready: {}", last_words(&mut running.child)))?;
     }
     let begun = Instant::now();
-    drop(running.0.stdin.take());
+    if let Some(stdin) = &mut running.child.stdin {
+        stdin.write_all(b"\n").map_err(|error| error.to_string())?;
+    }
     while !answers(&socket) {
-        if running.0.try_wait().is_ok_and(|status| status.is_some()) {
-            let mut said = String::new();
-            if let Some(stderr) = &mut running.0.stderr {
-                let _ = stderr.read_to_string(&mut said);
-            }
-            return Err(said.trim().to_owned());
+        if running
+            .child
+            .try_wait()
+            .is_ok_and(|status| status.is_some())
+        {
+            return Err(last_words(&mut running.child));
         }
         if begun.elapsed() > ANSWER_WITHIN {
             return Err(format!("no answer within {ANSWER_WITHIN:?}"));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(begun.elapsed().as_secs_f64() * 1000.0)
+    let took = begun.elapsed().as_secs_f64() * 1000.0;
+    Ok((running, took))
+}
+
+/// What a peer that has ended said.
+fn last_words(child: &mut Child) -> String {
+    let mut said = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        let _ = stderr.read_to_string(&mut said);
+    }
+    said.trim().to_owned()
 }
 
 fn answers(socket: &Path) -> bool {
@@ -123,21 +189,28 @@ fn answers(socket: &Path) -> bool {
 }
 
 /// A peer with all that it started; ends with the measurement.
-struct Running(Child);
+struct Running {
+    child: Child,
+    /// Where the number of a guest stands that is no descendant.
+    pid_file: PathBuf,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Some(process) = Process::of(self.0.id()) {
-            for one in process.descendants().into_iter().chain([process]) {
-                one.signal(Signal::KILL);
-            }
+        let started = Process::of(self.child.id())
+            .map(|process| process.descendants().into_iter().chain([process]));
+        let created = fs::read_to_string(&self.pid_file).ok();
+        let created = created.and_then(|text| Process::of(text.trim().parse().ok()?));
+        for one in started.into_iter().flatten().chain(created) {
+            one.signal(Signal::KILL);
         }
-        let _ = self.0.wait();
+        let _ = fs::remove_file(&self.pid_file);
+        let _ = self.child.wait();
     }
 }
 
-/// Says that it is ready, waits for the end of its input, and becomes the peer, so that
-/// what only this machine needs is not counted.
+/// Says that it is ready, waits for a line, and becomes the peer, so that what only this
+/// machine needs is not counted.
 const WAIT: &str = r#"echo; read go; exec "$@" </dev/null >/dev/null"#;
 
 fn bwrap(dir: &Path, guest: &Path) -> Command {
@@ -184,21 +257,39 @@ fn links() -> impl Iterator<Item = &'static str> {
 }
 
 fn crun(dir: &Path, guest: &Path) -> Command {
+    let mut command = with_cgroups_of_one_version(dir, guest, WAIT);
+    command.args(["run", "--bundle"]).arg(dir).arg(name());
+    command
+}
+
+/// Everything but the guest's own program is there before the clock starts.
+fn crun_created(dir: &Path, guest: &Path) -> Command {
+    let name = name();
+    let create = format!(
+        "\"$@\" create --bundle {dir} --pid-file {dir}/{PID_FILE} {name} </dev/null >/dev/null || exit 1; \
+         echo; read go; \"$@\" start {name} || exit 1; read end",
+        dir = dir.display()
+    );
+    with_cgroups_of_one_version(dir, guest, &create)
+}
+
+fn name() -> String {
+    format!("choir-peer-{}", uuid::Uuid::new_v4())
+}
+
+/// `crun` with a bundle, as the arguments of a script. It refuses a host that has cgroups of both
+/// versions, even when it is to leave them alone.
+fn with_cgroups_of_one_version(dir: &Path, guest: &Path, script: &str) -> Command {
     bundle(dir, guest);
-    let name = format!("choir-peer-{}", uuid::Uuid::new_v4());
-    // It refuses a host that has cgroups of both versions, even when it is to leave them alone.
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c"])
         .arg(format!(
-            "umount --lazy /sys/fs/cgroup/unified 2>/dev/null; {WAIT}"
+            "umount --lazy /sys/fs/cgroup/unified 2>/dev/null; {script}"
         ))
-        .args(["sh", "crun"])
-        .arg("--root")
+        .args(["sh", "crun", "--root"])
         .arg(dir.join("state"))
-        .args(["--cgroup-manager", "disabled", "run", "--bundle"])
-        .arg(dir)
-        .arg(name);
+        .args(["--cgroup-manager", "disabled"]);
     command
 }
 

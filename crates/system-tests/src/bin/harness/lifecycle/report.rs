@@ -106,6 +106,12 @@ pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values[at.min(values.len() - 1)]
 }
 
+/// A ratio as it is shown: to two digits after the point.
+pub(crate) fn two_digits(ratio: f64) -> Value {
+    // As text, since other figures have one digit.
+    Value::String(format!("{ratio:.2}"))
+}
+
 /// Least, median, p99 and most of times in milliseconds, as the columns of a row.
 pub(crate) fn times(what: &str, mut values: Vec<f64>) -> Value {
     json!({

@@ -12,10 +12,14 @@ use system_tests::processes::Process;
 use system_tests::{Account, Installation, Setup};
 use types::Role;
 
-use super::report::{Table, quantile};
+use super::peers;
+use super::report::{Table, quantile, two_digits};
 
 /// Running sandboxes at which the cost is read.
 const NUMBERS: &[usize] = &[10, 50, 100];
+
+/// Idle guests of each that are compared with peers.
+const PEERS: usize = 10;
 
 /// Stopped sandboxes beside none running.
 const STOPPED: usize = 1000;
@@ -102,8 +106,51 @@ pub(crate) async fn run() -> Vec<Table> {
     );
     taking_over.push(take_over(&mut installation, &people, most).await);
     stop_all(&people).await;
+    let beside = beside(&installation, &people[..PEERS / 2]).await;
     let stopped = stopped(&mut installation, &mut people, empty).await;
-    vec![cost, taking_over, stopped]
+    vec![cost, beside, taking_over, stopped]
+}
+
+/// So many of ours and then of each peer, one after the other: guests of the same program share
+/// its pages only with their own kind.
+async fn beside(installation: &Installation, people: &[Account]) -> Table {
+    let mut table = Table::new(
+        "idle_peers",
+        format!(
+            "{PEERS} idle guests of each, with everything that keeps them; `ours_times`: how many times the peer's Pss ours is"
+        ),
+        &[
+            "what",
+            "pss_per_sandbox_kib",
+            "rss_per_sandbox_kib",
+            "descriptors_per_sandbox",
+            "processes_per_sandbox",
+            "ours_times",
+        ],
+    );
+    let row = |what: &str, (held, processes): (Held, usize), ours_times| {
+        json!({
+            "what": what,
+            "pss_per_sandbox_kib": held.pss_kib / PEERS as u64,
+            "rss_per_sandbox_kib": held.rss_kib / PEERS as u64,
+            "descriptors_per_sandbox": held.descriptors / PEERS,
+            "processes_per_sandbox": processes / PEERS,
+            "ours_times": ours_times,
+        })
+    };
+    let read = |processes: &[Process]| (Held::by(processes), processes.len());
+    start_all(people).await;
+    tokio::time::sleep(SETTLE).await;
+    let ours = read(&installation.others());
+    stop_all(people).await;
+    table.push(row("sandbox", ours, None));
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let float = |value: u64| value as f64;
+    for (peer, held) in peers::idle(installation.binaries(), PEERS, SETTLE, read).await {
+        let times = two_digits(float(ours.0.pss_kib) / float(held.0.pss_kib));
+        table.push(row(peer, held, Some(times)));
+    }
+    table
 }
 
 /// Registers people until there are this many.

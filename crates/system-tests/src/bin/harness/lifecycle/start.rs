@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use system_tests::http::Ask;
 use system_tests::{Account, Setup};
 use types::Role;
 
 use super::peers;
-use super::report::{TIMES, Table, times};
+use super::report::{TIMES, Table, quantile, times, two_digits};
 
 /// Starts that are measured, of ours and of each peer.
 pub(crate) const RUNS: usize = 50;
@@ -53,13 +54,22 @@ pub(crate) async fn run() -> Vec<Table> {
         "From the request to the first proxied answer of the guest, one sandbox at a time",
         TIMES,
     );
+    let mut ratios = Table::new(
+        "start_ratios",
+        "The medians of that: how many times a peer's it takes",
+        &["peer", "start", "wake"],
+    );
+    let (start, wake) = (quantile(&mut started, 0.5), quantile(&mut woken, 0.5));
     table.push(times("start (explicit)", started));
     table.push(times("wake (navigation)", woken));
     table.push(times("stop", stopped));
-    for (peer, values) in peers::starts(installation.binaries()).await {
+    for (peer, mut values) in peers::starts(installation.binaries()).await {
+        let median = quantile(&mut values, 0.5);
+        let ratio = |ours: f64| two_digits(ours / median);
+        ratios.push(json!({ "peer": peer, "start": ratio(start), "wake": ratio(wake) }));
         table.push(times(peer, values));
     }
-    vec![table]
+    vec![table, ratios]
 }
 
 async fn first_answer(account: &Account) {

@@ -1,6 +1,7 @@
 //! Copies next to starts, swaps, and each other; and what a copy leaves when its end fails.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use types::{CopyKind, Role, SandboxId, SandboxState, SnapshotReason, SwapOutcome, SwapRequest};
 
@@ -9,6 +10,7 @@ use super::super::copies::Copies;
 use super::super::{Change, files};
 use super::{World, mark, state};
 use crate::error::Error;
+use crate::services::sandboxes::testing::Installation;
 use crate::store::{SnapshotRow, Standing};
 
 #[tokio::test]
@@ -334,4 +336,29 @@ async fn what_fails_after_the_exchange_makes_no_failure_of_it() {
     assert!(sandboxes.put_in_place(&mut row, &present).await.is_err());
     state(&world.dir.join("other"), "other", None);
     assert_eq!(world.present(), "restored");
+}
+
+/// What stands still for a copy is not idle: stopped, it would take the copy with it.
+#[tokio::test]
+async fn what_is_being_copied_is_not_stopped_for_idleness() {
+    let installation = Installation::new("").await;
+    let sandbox = installation.start(Role::Live).await.id;
+    let sandboxes = &installation.app.sandboxes;
+    let limit = Duration::from_secs(60);
+    let began = Instant::now();
+    let copies = &sandboxes.plane().copies;
+    let claim = copies.claim(&[sandbox], CopyKind::Snapshot, Role::Live);
+    sandboxes.stop_idle(limit, began + 3 * limit).await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    drop(claim.unwrap());
+    // It is idle from the end of the copy on.
+    let end = began + 4 * limit;
+    sandboxes
+        .stop_idle(limit, end - Duration::from_secs(1))
+        .await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Running);
+    sandboxes
+        .stop_idle(limit, end + Duration::from_secs(1))
+        .await;
+    assert_eq!(sandboxes.status(sandbox).state, SandboxState::Stopped);
 }
