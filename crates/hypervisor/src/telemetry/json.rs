@@ -105,8 +105,7 @@ impl Members<'_> {
     }
 
     fn number(&mut self, field: &Field, value: impl itoa::Integer) {
-        self.name(field)
-            .push_str(itoa::Buffer::new().format(value));
+        self.name(field).push_str(itoa::Buffer::new().format(value));
     }
 }
 

@@ -138,7 +138,7 @@ impl Register {
         accounts
             .by_id
             .get(&(scope, id))
-            .map_or(0, |account| account.begun())
+            .map_or(0, |held| held.account().begun())
     }
 }
 
