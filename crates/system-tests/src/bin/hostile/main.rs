@@ -265,9 +265,7 @@ fn program(argv: &[u8]) -> io::Result<Vec<u8>> {
     let (program, arguments) = argv
         .split_first()
         .ok_or_else(|| io::Error::other("no program"))?;
-    let done = Command::new(program)
-        .args(arguments)
-        .output()?;
+    let done = Command::new(program).args(arguments).output()?;
     Ok([done.stdout, done.stderr].concat())
 }
 
