@@ -8,7 +8,7 @@ use crate::workspace::{Profile, Workspace};
 use crate::{elf, process};
 
 /// Tells tests and harness which drills are the static ones.
-pub(crate) const STATIC_DRILL: &str = "CHOIR_STATIC_DRILL";
+pub(crate) const STATIC_DRILL: &str = "STATIC_DRILL";
 
 /// The packages whose programs make an installation.
 pub(crate) const PROGRAMS: &[&str] = &["hypervisor", "isolation", "sandbox", "cli"];

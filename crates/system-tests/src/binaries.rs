@@ -22,7 +22,7 @@ pub struct Binaries {
 
 /// Names the statically linked drills (`cargo xtask test` and `drills` build them and say where).
 /// With it set, batteries that other drills ran fail.
-pub const STATIC_DRILL: &str = "CHOIR_STATIC_DRILL";
+pub const STATIC_DRILL: &str = "STATIC_DRILL";
 
 impl Binaries {
     /// The programs that were built in the same target directory and profile as we were.
