@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustix::net::RecvFlags;
+use tokio::runtime::{self, Handle};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,8 @@ pub(crate) struct Connection {
     probe: Option<OwnedFd>,
     /// Since when it rests.
     pub(crate) idle_since: Instant,
+    /// The runtime that hears of its events; on another one each of them would wake two threads.
+    pub(crate) home: runtime::Id,
 }
 
 /// Why an exchange brought no response.
@@ -77,6 +80,7 @@ impl Connection {
             budget,
             probe,
             idle_since: now,
+            home: Handle::current().id(),
         })
     }
 

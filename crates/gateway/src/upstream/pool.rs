@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -71,18 +72,18 @@ impl Pool {
         self.exchanges.add_permits(1);
     }
 
-    /// A connection that rested no longer than it may.
+    /// A connection of the current runtime that rested no longer than it may.
     pub(super) fn take(&self, now: Instant) -> Option<Connection> {
+        let home = Handle::current().id();
         let mut idle = self.lock();
-        let newest = idle.resting.pop()?;
-        if now.saturating_duration_since(newest.idle_since) < self.keep_idle {
-            return Some(newest);
-        }
-        // The newest is too old, so all are. They are closed after the lock is released.
-        let stale = std::mem::take(&mut idle.resting);
+        let newest = idle
+            .resting
+            .iter()
+            .rposition(|connection| connection.home == home)?;
+        let newest = idle.resting.remove(newest);
         drop(idle);
-        drop((newest, stale));
-        None
+        // What is too old is closed here, and the others like it by the keeper.
+        (now.saturating_duration_since(newest.idle_since) < self.keep_idle).then_some(newest)
     }
 
     pub(super) fn put(&self, mut connection: Connection, now: Instant) {

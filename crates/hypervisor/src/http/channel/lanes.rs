@@ -1,119 +1,165 @@
-//! Lanes: the connections of one sandbox's channels are worked on in a few tasks of the
-//! sandbox's own, not in a task each. A sandbox that makes calls over a hundred connections
-//! then stands in the scheduler's queue as often as one that makes them over two, and a
-//! neighbour waits for a few pieces of its work instead of for all of it.
+//! Lanes: the connections of one sandbox's channels are worked on in one task, not in a task
+//! each. A sandbox that makes calls over a hundred connections then stands in a scheduler's
+//! queue as often as one that makes them over two, and a neighbour waits for one piece of its
+//! work instead of for all of it.
+//!
+//! Lanes have threads of their own, one for each processor, and never leave them: a call's
+//! connections on either side, its timers and its wake-ups all stay on one thread. A sandbox
+//! has one lane, so whatever it does it takes one of these threads and leaves the others to its
+//! neighbours. The other work of the process goes on beside them, on the runtime that
+//! everything else has.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use types::SandboxId;
 
-/// Pieces of work, each some microseconds long, that a lane does before others have a turn.
-const AT_A_TIME: u32 = 4;
+/// Pieces of work, each some dozen microseconds long, that a lane does before others have a turn.
+const AT_A_TIME: u32 = 1;
+
+/// Turns of lanes between two looks at what the kernel has to tell.
+const DRIVER_EVERY: u32 = 2;
 
 /// The lanes of all sandboxes.
 #[derive(Debug)]
 pub(crate) struct Lanes {
-    /// Of one sandbox: as many as there are processors, so that it can use all that nobody
-    /// else wants.
-    each: usize,
+    threads: Vec<Thread>,
     /// Those in use. Held for one look-up.
-    of: Mutex<HashMap<SandboxId, Weak<Set>>>,
-}
-
-impl Default for Lanes {
-    fn default() -> Self {
-        Self {
-            each: std::thread::available_parallelism().map_or(1, usize::from),
-            of: Mutex::default(),
-        }
-    }
+    of: Mutex<HashMap<SandboxId, Weak<Entry>>>,
+    /// Ends the threads, and what they work on.
+    _ended: DropGuard,
 }
 
 impl Lanes {
-    /// A place for connections of a sandbox. All its channels share its lanes.
+    /// As many threads as there are processors.
+    ///
+    /// # Errors
+    /// A thread or its event loop cannot be had.
+    pub(crate) fn begin() -> io::Result<Self> {
+        Self::on(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    fn on(threads: usize) -> io::Result<Self> {
+        let ended = CancellationToken::new();
+        // Those that have begun end with this when the next one cannot.
+        let guard = ended.clone().drop_guard();
+        let threads = (0..threads)
+            .map(|_| Thread::begin(ended.clone()))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            threads,
+            of: Mutex::default(),
+            _ended: guard,
+        })
+    }
+
+    /// A place for connections of a sandbox. All its channels share its lane.
     pub(super) fn connections(&self, sandbox: SandboxId) -> Connections {
         let mut all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        let lanes = all.get(&sandbox).and_then(Weak::upgrade);
-        let lanes = lanes.unwrap_or_else(|| {
-            all.retain(|_, lanes| lanes.strong_count() > 0);
-            let lanes = Arc::new(Set::begin(self.each));
-            all.insert(sandbox, Arc::downgrade(&lanes));
-            lanes
+        let lane = all.get(&sandbox).and_then(Weak::upgrade);
+        let lane = lane.unwrap_or_else(|| {
+            all.retain(|_, lane| lane.strong_count() > 0);
+            let lane = Arc::new(Entry::begin(&self.threads));
+            all.insert(sandbox, Arc::downgrade(&lane));
+            lane
         });
         Connections {
-            lanes,
+            lane,
             cut: Arc::default(),
         }
     }
 }
 
-/// The lanes of one sandbox; they end with their last connection.
-struct Set {
-    lanes: Vec<mpsc::UnboundedSender<News>>,
-    next: AtomicUsize,
+/// A thread that works on lanes.
+#[derive(Debug)]
+struct Thread {
+    handle: Handle,
+    /// Cloned for each of its lanes.
+    lanes: Arc<()>,
 }
 
-impl fmt::Debug for Set {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Set").finish_non_exhaustive()
+impl Thread {
+    /// Works until `ended`.
+    fn begin(ended: CancellationToken) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .event_interval(DRIVER_EVERY)
+            .build()?;
+        let handle = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("lanes".to_owned())
+            .spawn(move || runtime.block_on(ended.cancelled_owned()))?;
+        Ok(Self {
+            handle,
+            lanes: Arc::default(),
+        })
     }
 }
 
-impl Set {
-    fn begin(count: usize) -> Self {
-        let lanes = (0..count)
-            .map(|_| {
-                // Bounded by the connections that a channel accepts.
-                let (sender, news) = mpsc::unbounded_channel();
-                tokio::spawn(Lane::new(news));
-                sender
-            })
-            .collect();
+/// Where a lane is given work. It ends after its last connection.
+struct Entry {
+    news: mpsc::UnboundedSender<News>,
+    _on: Option<Arc<()>>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").finish_non_exhaustive()
+    }
+}
+
+impl Entry {
+    /// A lane on the thread that has the fewest.
+    fn begin(threads: &[Thread]) -> Self {
+        // Bounded by the connections that a channel accepts.
+        let (news, received) = mpsc::unbounded_channel();
+        let thread = threads
+            .iter()
+            .min_by_key(|thread| Arc::strong_count(&thread.lanes));
+        if let Some(thread) = thread {
+            thread.handle.spawn(Lane::new(received));
+        }
         Self {
-            lanes,
-            next: AtomicUsize::new(0),
+            news,
+            _on: thread.map(|thread| Arc::clone(&thread.lanes)),
         }
     }
 }
 
 /// Connections that are cut together, at the latest when this is dropped.
 pub(super) struct Connections {
-    lanes: Arc<Set>,
+    lane: Arc<Entry>,
     cut: Arc<AtomicBool>,
 }
 
 impl Connections {
-    /// Works on a connection from now on.
+    /// Works on a connection from now on, on the lane's own thread from the first poll.
     pub(super) fn add(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let number =
-            self.lanes.next.fetch_add(1, Ordering::Relaxed) % self.lanes.lanes.len().max(1);
         let work = Work {
             cut: Arc::clone(&self.cut),
             // A connection that panics takes no other with it.
             work: Box::pin(AssertUnwindSafe(work).catch_unwind().map(drop)),
         };
-        if let Some(lane) = self.lanes.lanes.get(number) {
-            // A lane ends after the last of its senders.
-            let _ = lane.send(News::Work(work));
-        }
+        // A lane ends after the last of its senders.
+        let _ = self.lane.news.send(News::Work(work));
     }
 
     /// Ends all of them at once; what is added later goes on.
     pub(super) fn cut(&mut self) {
         self.cut.store(true, Ordering::Release);
-        for lane in &self.lanes.lanes {
-            let _ = lane.send(News::Cut);
-        }
+        let _ = self.lane.news.send(News::Cut);
         self.cut = Arc::default();
     }
 }
@@ -207,15 +253,37 @@ impl Future for Piece {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use tokio::sync::oneshot;
 
     use super::*;
 
     fn lanes() -> Lanes {
-        Lanes {
-            each: 2,
-            of: Mutex::default(),
+        Lanes::on(1).unwrap()
+    }
+
+    #[tokio::test]
+    async fn sandboxes_are_spread_over_the_threads_and_each_stays_on_one() {
+        let lanes = Lanes::on(2).unwrap();
+        let thread_of = async |connections: &Connections| {
+            let (tell, told) = oneshot::channel();
+            connections.add(async move {
+                let _ = tell.send(std::thread::current().id());
+            });
+            told.await.unwrap()
+        };
+        let loud = lanes.connections(SandboxId::generate());
+        let quiet = lanes.connections(SandboxId::generate());
+        let (on, other) = (thread_of(&loud).await, thread_of(&quiet).await);
+        assert_ne!(on, other);
+        for _ in 0..10 {
+            assert_eq!(thread_of(&loud).await, on);
         }
+        // Its place is the next one's.
+        drop(loud);
+        let next = lanes.connections(SandboxId::generate());
+        assert_eq!(thread_of(&next).await, on);
     }
 
     /// Goes to the end of the scheduler's queue.
@@ -259,7 +327,7 @@ mod tests {
         });
         // In a task each the other hundred would all have worked in between.
         let longest = told.await.unwrap();
-        assert!(longest <= 4 * AT_A_TIME as usize, "{longest}");
+        assert!(longest <= 2 * AT_A_TIME as usize, "{longest}");
         while done.load(Ordering::Relaxed) < 100 * 50 {
             queue().await;
         }

@@ -161,8 +161,13 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
         match accepted {
             Some((slot, Ok((stream, _)))) => {
                 let channel = Arc::clone(channel);
+                // Its events are to reach the thread that works on it.
+                let stream = stream.into_std();
                 connections.add(async move {
-                    serve_connection(channel, stream).await;
+                    match stream.and_then(UnixStream::from_std) {
+                        Ok(stream) => serve_connection(channel, stream).await,
+                        Err(error) => tracing::warn!(%error, "cannot serve a connection"),
+                    }
                     drop(slot);
                 });
             }
@@ -192,6 +197,8 @@ async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
+        // Whether somebody has left is asked of the socket, once what is there was answered.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     if let Some(Err(error)) = presence.during(connection).await {

@@ -116,7 +116,7 @@ impl Sandboxes {
             providers,
             routes: table::RouteTable::default(),
             owners: owners::Owners::default(),
-            lanes: Lanes::default(),
+            lanes: Lanes::begin().map_err(Error::internal)?,
             tokens: tokens::Tokens::new(config.gateway.token_lifetime),
             notices: notices::Notices::new(clock.clone(), Arc::clone(metrics)),
             networks: crate::services::egress::Networks::new(config),
