@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use gateway::provider as upstream;
 use gateway::provider::{Form, Shape, ShapeError};
 use http::{HeaderMap, Request, header};
@@ -414,7 +415,11 @@ impl Providers {
             .room
             .hold(body, announced, &caller.share, cancel)
             .await?;
-        let call = read(names, &parts.headers, &held.body)?;
+        let call = if held.body.len() <= READ_AT_ONCE {
+            read(names, &parts.headers, &held.body)?
+        } else {
+            read_aside(names, &parts.headers, &held.body).await?
+        };
         let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
         // Of all that may take it each has a table of its own.
         let admitted = |choice: &Choice<'_>| {
@@ -487,6 +492,35 @@ struct Call {
     routing: Option<&'static str>,
     shape: Option<Shape>,
     form: Option<Form>,
+}
+
+/// Largest body, in bytes, that is read on the thread that others' calls wait for: less than a
+/// millisecond's work.
+const READ_AT_ONCE: usize = 256 << 10;
+
+/// The same as [`read`] on a thread for long work.
+async fn read_aside(
+    names: Names<'_>,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Call, CallError> {
+    let in_path = match names {
+        Names::InPath(model) => Some(model.to_owned()),
+        _ => None,
+    };
+    let elsewhere = match names {
+        Names::InPath(_) | Names::Nowhere => Names::Nowhere,
+        Names::InBody => Names::InBody,
+        Names::InBodyOrForm => Names::InBodyOrForm,
+        Names::Unchecked => Names::Unchecked,
+    };
+    let (headers, body) = (headers.clone(), body.clone());
+    tokio::task::spawn_blocking(move || {
+        let names = in_path.as_deref().map_or(elsewhere, Names::InPath);
+        read(names, &headers, &body)
+    })
+    .await
+    .map_err(|error| CallError::Ours(Error::internal(error)))?
 }
 
 fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, CallError> {

@@ -5,12 +5,13 @@ mod places;
 mod requests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::{Request, StatusCode};
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +20,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use types::{RequestId, SandboxId, UserId};
 
-use super::{Called, Caller, Providers};
+use super::answer::CallError;
+use super::paths::Names;
+use super::{Call, Called, Caller, Providers, READ_AT_ONCE, read, read_aside};
 use crate::clock::Clock;
 use crate::config::{Config, ProviderKind, RawConfig};
 use crate::http::metrics::Metrics;
@@ -468,4 +471,35 @@ async fn a_model_in_the_path_is_checked_and_renamed_there() {
     assert_eq!(response.status(), StatusCode::NOT_FOUND);
     let document: Value = serde_json::from_str(&text(response).await).unwrap();
     assert_eq!(document["error"]["status"], json!("NOT_FOUND"));
+}
+
+/// The thread of a lane goes on with other calls meanwhile.
+#[tokio::test]
+async fn what_takes_long_to_read_is_read_aside_and_to_the_same_end() {
+    let filler = "x".repeat(READ_AT_ONCE);
+    let json = |model: &str| Bytes::from(format!(r#"{{"x":"{filler}",{model}"max_tokens":9}}"#));
+    let headers = HeaderMap::new();
+    for (names, body) in [
+        (Names::InBody, json(r#""model":"m","#)),
+        (Names::InBody, json("")),
+        (Names::InBody, json(r#""model":"m","model":"n","#)),
+        (Names::InPath("p%2Fq"), json("")),
+        (Names::Unchecked, json("")),
+        (Names::Nowhere, json("")),
+    ] {
+        let over = AtomicBool::new(false);
+        let aside = async {
+            let call = read_aside(names, &headers, &body).await;
+            over.store(true, Ordering::Relaxed);
+            call
+        };
+        let beside = async { !over.load(Ordering::Relaxed) };
+        let (call, goes_on) = tokio::join!(aside, beside);
+        assert!(goes_on, "{names:?}");
+        let seen = |call: Result<Call, CallError>| {
+            call.map(|call| (call.model, call.max_output))
+                .map_err(|error| error.code())
+        };
+        assert_eq!(seen(call), seen(read(names, &headers, &body)), "{names:?}");
+    }
 }

@@ -66,7 +66,11 @@ pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitC
         neighbours.push(neighbour);
     }
     if wanted(Who::Gateway) {
-        places.push(Place::gateway(&installation, &alice, &upstream).await);
+        let mut place = Place::gateway(&installation, &alice, &upstream).await;
+        // The gateway is there for several sandboxes, and each keeps to one of its threads.
+        let second = Place::gateway(&installation, &bob, &upstream).await;
+        place.second = Some(Box::new(second));
+        places.push(place);
     }
     if wanted(Who::Litellm) {
         places.extend(upstream.litellm(installation.scratch()));
@@ -79,6 +83,7 @@ pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitC
         let what = Load {
             connections,
             streamed,
+            shared: true,
         };
         let first = rows.len();
         for place in &places {
@@ -175,6 +180,7 @@ async fn long(place: &Place, within: Duration) -> Value {
     let what = Load {
         connections: 64,
         streamed: false,
+        shared: true,
     };
     let seen = load(place, what, within).await;
     json!({
@@ -189,10 +195,11 @@ async fn fairness(loud: &Place, neighbour: &Place, within: Duration) -> Value {
     let one = Load {
         connections: 1,
         streamed: false,
+        shared: false,
     };
     let many = Load {
         connections: 64,
-        streamed: false,
+        ..one
     };
     load_apart(neighbour, one, WARM_UP).await;
     let quiet = load_apart(neighbour, one, within).await;

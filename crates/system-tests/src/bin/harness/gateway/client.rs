@@ -16,6 +16,8 @@ use crate::upstream::find;
 pub(super) struct Load {
     pub(super) connections: usize,
     pub(super) streamed: bool,
+    /// Whether a second caller makes every other connection, where the place knows one.
+    pub(super) shared: bool,
 }
 
 /// What was seen, in seconds.
@@ -70,17 +72,20 @@ fn percentile(sorted: &[f64], part: usize) -> f64 {
 /// A load to put on somebody, as it is handed to another process.
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
-    address: Address,
-    request: String,
+    /// Where callers connect, and what they send.
+    callers: Vec<(Address, String)>,
     what: Load,
     within: Duration,
 }
 
 impl Order {
     fn new(place: &Place, what: Load, within: Duration) -> Self {
+        let second = place.second.as_deref().filter(|_| what.shared);
+        let callers = std::iter::once(place).chain(second);
         Self {
-            address: place.address.clone(),
-            request: place.request(what.streamed),
+            callers: callers
+                .map(|place| (place.address.clone(), place.request(what.streamed)))
+                .collect(),
             what,
             within,
         }
@@ -89,9 +94,9 @@ impl Order {
     async fn carry_out(self) -> Seen {
         let until = Instant::now() + self.within;
         let mut all = JoinSet::new();
-        for _ in 0..self.what.connections {
-            let stream = self.address.connect().await;
-            let request = self.request.clone();
+        let turns = self.callers.iter().cycle();
+        for (address, request) in turns.take(self.what.connections) {
+            let (stream, request) = (address.connect().await, request.clone());
             all.spawn(calls(stream, request, self.what.streamed, until));
         }
         let mut seen = Seen::default();

@@ -64,6 +64,8 @@ pub(super) struct Place {
     headers: String,
     /// Its first process; its descendants count as well.
     process: Process,
+    /// Another caller of the same, of whom it knows.
+    pub(super) second: Option<Box<Self>>,
     _running: Option<Running>,
 }
 
@@ -93,6 +95,7 @@ impl Place {
             authorization: format!("Bearer {token}"),
             headers: String::new(),
             process: installation.process(),
+            second: None,
             _running: None,
         }
     }
@@ -217,6 +220,7 @@ impl Upstream {
             authorization: format!("Bearer {MASTER_KEY}"),
             headers: String::new(),
             process: Process::of(pid).expect("it runs"),
+            second: None,
             _running: running,
         }
     }
