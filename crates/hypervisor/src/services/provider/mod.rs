@@ -415,7 +415,7 @@ impl Providers {
             .room
             .hold(body, announced, &caller.share, cancel)
             .await?;
-        let call = if held.body.len() <= READ_AT_ONCE {
+        let call = if names == Names::Nowhere || held.body.len() <= READ_AT_ONCE {
             read(names, &parts.headers, &held.body)?
         } else {
             read_aside(names, &parts.headers, &held.body).await?
