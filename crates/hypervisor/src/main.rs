@@ -20,11 +20,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use types::SandboxId;
 
-/// A model call is made of dozens of short-lived allocations; these come from the thread's own
-/// pages.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The ChoirOS control plane.
 #[derive(Debug, Parser)]
 #[command(
