@@ -224,7 +224,14 @@ fn disposition(value: &str) -> Option<String> {
     }
     // What has a file's name is a file, and no text.
     let is_model = |name: &String| name.eq_ignore_ascii_case("model");
-    name.filter(|name| !(filename && is_model(name)))
+    // What some readers decode first (`=?UTF-8?Q?model?=`, `_charset_`) is not plain.
+    let plain = |name: &String| {
+        name != "_charset_"
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-[]".contains(&byte))
+    };
+    name.filter(|name| plain(name) && !(filename && is_model(name)))
 }
 
 #[cfg(test)]
@@ -290,6 +297,14 @@ mod tests {
                 FormError::Model,
             ),
             (format!("{}--b--", part("model", "")), FormError::Model),
+            (
+                format!("{model}{}--b--", part("=?UTF-8?Q?model?=", "x")),
+                FormError::Head,
+            ),
+            (
+                format!("{model}{}--b--", part("_charset_", "utf-16")),
+                FormError::Head,
+            ),
             (format!("text\n{model}--b--"), FormError::Framing),
             (format!("{model}--b--\n{model}--b--"), FormError::Framing),
             (format!("{model}--b --\n"), FormError::Framing),

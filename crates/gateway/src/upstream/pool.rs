@@ -89,9 +89,15 @@ impl Pool {
     pub(super) fn put(&self, mut connection: Connection, now: Instant) {
         connection.rest(now);
         let mut idle = self.lock();
-        if !idle.closed && idle.resting.len() < self.max_idle {
-            idle.resting.push(connection);
+        if idle.closed || self.max_idle == 0 {
+            return;
         }
+        // The one that rested longest goes, whosever it is: those of a loud thread are not to
+        // leave the others without.
+        let oldest = (idle.resting.len() >= self.max_idle).then(|| idle.resting.remove(0));
+        idle.resting.push(connection);
+        drop(idle);
+        drop(oldest);
     }
 
     fn lock(&self) -> MutexGuard<'_, Idle> {

@@ -71,15 +71,10 @@ fn may_hold_code(text: &[u8]) -> bool {
         let Some(start) = at.checked_sub(CODE_GROUP) else {
             return false;
         };
-        let begins = start
-            .checked_sub(1)
-            .and_then(|before| text.get(before))
-            .is_none_or(|before| !is_word(*before));
         let mut groups = text.get(start..).unwrap_or_default().chunks(CODE_GROUP + 1);
-        begins
-            && groups.by_ref().take(CODE_GROUPS - 1).all(|group| {
-                matches!(group, [code @ .., b'-'] if code.iter().all(|byte| is_code(*byte)))
-            })
+        groups.by_ref().take(CODE_GROUPS - 1).all(
+            |group| matches!(group, [code @ .., b'-'] if code.iter().all(|byte| is_code(*byte))),
+        )
     })
 }
 
@@ -97,6 +92,10 @@ fn redact_words(text: &str) -> Option<String> {
     let mut start = 0;
     let bytes = text.as_bytes();
     while let Some(rest) = bytes.get(start..) {
+        // In a line that is escaped already a line break is a letter.
+        let escape = escape_length(bytes.get(..start).unwrap_or_default(), rest);
+        start += escape;
+        let rest = rest.get(escape..).unwrap_or_default();
         let length = rest.iter().take_while(|byte| is_word(**byte)).count();
         // A word is ASCII, so it begins and ends between characters.
         if length >= SHORTEST
@@ -115,6 +114,21 @@ fn redact_words(text: &str) -> Option<String> {
     }
     out.push_str(text.get(kept..).unwrap_or_default());
     Some(out)
+}
+
+/// How much of the beginning of a word belongs to an escape of JSON that stands before it.
+fn escape_length(before: &[u8], word: &[u8]) -> usize {
+    match (before, word) {
+        ([.., b'\\'], [b'n' | b'r' | b't' | b'b' | b'f', ..]) => 1,
+        ([.., b'\\'], [b'u', digits @ ..])
+            if digits
+                .first_chunk::<4>()
+                .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) =>
+        {
+            5
+        }
+        _ => 0,
+    }
 }
 
 const fn is_word(byte: u8) -> bool {
@@ -185,6 +199,22 @@ mod tests {
         );
         let code = RecoveryCode::generate(&OsRandom::new()).unwrap();
         assert_eq!(redact(&format!("({})", code.expose())), "([redacted])");
+    }
+
+    #[test]
+    fn what_stands_behind_an_escaped_character_is_found() {
+        let key = "a1".repeat(12);
+        let code = "ABCD-EF12-GH34-JK56";
+        for escape in ["\\n", "\\r", "\\t", "\\u001b", "\\\\n"] {
+            assert_eq!(
+                redact(&format!("body:{escape}sk-{key}")),
+                format!("body:{escape}sk-[redacted]")
+            );
+            assert_eq!(
+                redact(&format!("code:{escape}{code}\"")),
+                format!("code:{escape}[redacted]\"")
+            );
+        }
     }
 
     #[test]

@@ -32,6 +32,9 @@ const AT_A_TIME: u32 = 1;
 /// Turns of lanes between two looks at what the kernel has to tell.
 const DRIVER_EVERY: u32 = 2;
 
+/// Threads for long work beside each of the lanes' own: what is more waits in turn.
+const LONG_WORK: usize = 2;
+
 /// The lanes of all sandboxes.
 #[derive(Debug)]
 pub(crate) struct Lanes {
@@ -69,6 +72,7 @@ impl Lanes {
     pub(super) fn connections(&self, sandbox: SandboxId) -> Connections {
         let mut all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         let lane = all.get(&sandbox).and_then(Weak::upgrade);
+        let lane = lane.filter(|lane| !lane.news.is_closed());
         let lane = lane.unwrap_or_else(|| {
             all.retain(|_, lane| lane.strong_count() > 0);
             let lane = Arc::new(Entry::begin(&self.threads));
@@ -96,6 +100,7 @@ impl Thread {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .event_interval(DRIVER_EVERY)
+            .max_blocking_threads(LONG_WORK)
             .build()?;
         let handle = runtime.handle().clone();
         std::thread::Builder::new()

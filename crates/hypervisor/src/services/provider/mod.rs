@@ -30,7 +30,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use gateway::provider as upstream;
 use gateway::provider::{Form, Shape, ShapeError};
-use http::{HeaderMap, Request, header};
+use http::{HeaderMap, HeaderValue, Request, header};
 use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{CommandId, RequestId, SandboxId, UserId};
@@ -397,7 +397,7 @@ impl Providers {
         cancel: &CancellationToken,
     ) -> Result<Response, CallError> {
         let began = Instant::now();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         if let (Some(entry), Some(name)) = (named, paths::listing(kind, &parts.method, rest)) {
             return listing::answer(&entry.config, name);
         }
@@ -415,11 +415,17 @@ impl Providers {
             .room
             .hold(body, announced, &caller.share, cancel)
             .await?;
-        let call = if names == Names::Nowhere || held.body.len() <= READ_AT_ONCE {
-            read(names, &parts.headers, &held.body)?
+        let (call, held) = if names == Names::Nowhere || held.body.len() <= READ_AT_ONCE {
+            (read(names, &parts.headers, &held.body)?, held)
         } else {
-            read_aside(names, &parts.headers, &held.body).await?
+            let body = held.body.clone();
+            read_aside(names, &parts.headers, body, held).await?
         };
+        if call.is_json {
+            // As what it was read it goes up: one who took it for a form might read another model.
+            let json = HeaderValue::from_static("application/json");
+            parts.headers.insert(header::CONTENT_TYPE, json);
+        }
         let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
         // Of all that may take it each has a table of its own.
         let admitted = |choice: &Choice<'_>| {
@@ -492,18 +498,22 @@ struct Call {
     routing: Option<&'static str>,
     shape: Option<Shape>,
     form: Option<Form>,
+    /// Its body was read as JSON.
+    is_json: bool,
 }
 
 /// Largest body, in bytes, that is read on the thread that others' calls wait for: less than a
 /// millisecond's work.
 const READ_AT_ONCE: usize = 256 << 10;
 
-/// The same as [`read`] on a thread for long work.
-async fn read_aside(
+/// The same as [`read`] on a thread for long work. What is kept for it is kept until it is over,
+/// also when nobody waits for it any more.
+async fn read_aside<K: Send + 'static>(
     names: Names<'_>,
     headers: &HeaderMap,
-    body: &Bytes,
-) -> Result<Call, CallError> {
+    body: Bytes,
+    kept: K,
+) -> Result<(Call, K), CallError> {
     let in_path = match names {
         Names::InPath(model) => Some(model.to_owned()),
         _ => None,
@@ -514,10 +524,10 @@ async fn read_aside(
         Names::InBodyOrForm => Names::InBodyOrForm,
         Names::Unchecked => Names::Unchecked,
     };
-    let (headers, body) = (headers.clone(), body.clone());
+    let headers = headers.clone();
     tokio::task::spawn_blocking(move || {
         let names = in_path.as_deref().map_or(elsewhere, Names::InPath);
-        read(names, &headers, &body)
+        read(names, &headers, &body).map(|call| (call, kept))
     })
     .await
     .map_err(|error| CallError::Ours(Error::internal(error)))?
@@ -544,6 +554,7 @@ fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, Call
                 model: Some(model),
                 max_output: shape.max_output_tokens,
                 routing: shape.routing,
+                is_json: !body.is_empty(),
                 ..Call::default()
             });
         }
@@ -569,5 +580,6 @@ fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, Call
         routing: shape.routing,
         shape: Some(shape),
         form: None,
+        is_json: true,
     })
 }

@@ -489,7 +489,7 @@ async fn what_takes_long_to_read_is_read_aside_and_to_the_same_end() {
     ] {
         let over = AtomicBool::new(false);
         let aside = async {
-            let call = read_aside(names, &headers, &body).await;
+            let call = read_aside(names, &headers, body.clone(), "kept").await;
             over.store(true, Ordering::Relaxed);
             call
         };
@@ -500,6 +500,10 @@ async fn what_takes_long_to_read_is_read_aside_and_to_the_same_end() {
             call.map(|call| (call.model, call.max_output))
                 .map_err(|error| error.code())
         };
+        let call = call.map(|(call, kept)| {
+            assert_eq!(kept, "kept");
+            call
+        });
         assert_eq!(seen(call), seen(read(names, &headers, &body)), "{names:?}");
     }
 }

@@ -56,6 +56,22 @@ async fn without_an_alias_a_request_goes_up_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn what_was_read_as_json_goes_up_as_json() {
+    let mut up = upstream(&[OK]).await;
+    let bed = Bed::new(&provider("acme", &up.base, "")).await;
+    let body = r#"{"model":"gpt-x","x":"&model=other&"}"#;
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let response = bed.asked(CHAT, "/v1/chat/completions", &form, body).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let request = within(up.requests.recv()).await.unwrap();
+    assert!(
+        request.contains("content-type: application/json\r\n"),
+        "{request}"
+    );
+    assert!(!request.contains("urlencoded"), "{request}");
+}
+
+#[tokio::test]
 async fn credentials_in_a_query_never_go_up() {
     let mut up = upstream(&[OK]).await;
     let bed = Bed::new(&provider("acme", &up.base, "query = [\"expand\"]")).await;
