@@ -9,18 +9,19 @@
 //! neighbours. The other work of the process goes on beside them, on the runtime that
 //! everything else has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Wake, Waker};
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::FutureExt as _;
+use futures_util::task::AtomicWaker;
+use slab::Slab;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -186,20 +187,95 @@ struct Work {
     work: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-/// One task with the connections that are its own.
+/// One task with the connections that are its own. Those that have something to do stand in a
+/// queue, so that none of them waits for longer than each of the others takes once.
 struct Lane {
     news: mpsc::UnboundedReceiver<News>,
-    connections: FuturesUnordered<Piece>,
-    /// Pieces that may still be done in this turn.
-    left: Arc<AtomicU32>,
+    connections: Slab<Connection>,
+    queue: Arc<Queue>,
+}
+
+/// A connection, and what wakes it.
+struct Connection {
+    work: Work,
+    place: Arc<Place>,
+    waker: Waker,
+}
+
+/// The connections of one lane that have something to do, by their keys.
+#[derive(Default)]
+struct Queue {
+    ready: Mutex<VecDeque<usize>>,
+    lane: AtomicWaker,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<usize>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection's place in the queue: at most one.
+struct Place {
+    key: usize,
+    taken: AtomicBool,
+    queue: Arc<Queue>,
+}
+
+impl Wake for Place {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.taken.swap(true, Ordering::AcqRel) {
+            self.queue.lock().push_back(self.key);
+            self.queue.lane.wake();
+        }
+    }
 }
 
 impl Lane {
     fn new(news: mpsc::UnboundedReceiver<News>) -> Self {
         Self {
             news,
-            connections: FuturesUnordered::new(),
-            left: Arc::default(),
+            connections: Slab::new(),
+            queue: Arc::default(),
+        }
+    }
+
+    fn add(&mut self, work: Work) {
+        let entry = self.connections.vacant_entry();
+        let place = Arc::new(Place {
+            key: entry.key(),
+            taken: AtomicBool::new(false),
+            queue: Arc::clone(&self.queue),
+        });
+        place.wake_by_ref();
+        entry.insert(Connection {
+            work,
+            waker: Arc::clone(&place).into(),
+            place,
+        });
+    }
+
+    /// Works on the connection that has waited longest. `false`: none has anything to do.
+    fn work(&mut self) -> bool {
+        loop {
+            let Some(key) = self.queue.lock().pop_front() else {
+                return false;
+            };
+            // A key that was left behind may be another one's now, which then looks for nothing.
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            // Before the work: what comes up meanwhile is a reason to come back.
+            connection.place.taken.store(false, Ordering::Release);
+            let mut cx = Context::from_waker(&connection.waker);
+            if connection.work.work.as_mut().poll(&mut cx).is_ready() {
+                self.connections.remove(key);
+            }
+            return true;
         }
     }
 }
@@ -209,50 +285,29 @@ impl Future for Lane {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        this.queue.lane.register(cx.waker());
         let over = loop {
             match this.news.poll_recv(cx) {
-                Poll::Ready(Some(News::Work(work))) => this.connections.push(Piece {
-                    left: Arc::clone(&this.left),
-                    work,
-                }),
-                Poll::Ready(Some(News::Cut)) => {
-                    let all = std::mem::take(&mut this.connections);
-                    let stay = all
-                        .into_iter()
-                        .filter(|piece| !piece.work.cut.load(Ordering::Acquire));
-                    this.connections.extend(stay);
-                }
+                Poll::Ready(Some(News::Work(work))) => this.add(work),
+                Poll::Ready(Some(News::Cut)) => this
+                    .connections
+                    .retain(|_, connection| !connection.work.cut.load(Ordering::Acquire)),
                 Poll::Ready(None) => break true,
                 Poll::Pending => break false,
             }
         };
-        this.left.store(AT_A_TIME, Ordering::Relaxed);
-        while let Poll::Ready(Some(())) = this.connections.poll_next_unpin(cx) {}
+        let mut left = AT_A_TIME;
+        while left > 0 && this.work() {
+            left -= 1;
+        }
         if over && this.connections.is_empty() {
             return Poll::Ready(());
         }
-        Poll::Pending
-    }
-}
-
-/// A connection in its lane.
-struct Piece {
-    left: Arc<AtomicU32>,
-    work: Work,
-}
-
-impl Future for Piece {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let left = self.left.load(Ordering::Relaxed);
-        let Some(left) = left.checked_sub(1) else {
-            // Next time; the lane sees that somebody asked again at once, and stops for now.
+        if !this.queue.lock().is_empty() {
+            // After the others.
             cx.waker().wake_by_ref();
-            return Poll::Pending;
-        };
-        self.left.store(left, Ordering::Relaxed);
-        self.work.work.as_mut().poll(cx)
+        }
+        Poll::Pending
     }
 }
 
@@ -260,7 +315,7 @@ impl Future for Piece {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
-    use tokio::sync::oneshot;
+    use tokio::sync::{Barrier, oneshot};
 
     use super::*;
 
@@ -335,6 +390,40 @@ mod tests {
         assert!(longest <= 2 * AT_A_TIME as usize, "{longest}");
         while done.load(Ordering::Relaxed) < 100 * 50 {
             queue().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_of_one_sandbox_take_turns() {
+        const EACH: usize = 50;
+        let lanes = lanes();
+        // For each number of them: a queue that lets some pass others does so at some.
+        for connections in 2..10 {
+            let done: Arc<Vec<AtomicUsize>> =
+                Arc::new((0..connections).map(|_| 0.into()).collect());
+            let all = lanes.connections(SandboxId::generate());
+            let (tell, mut told) = mpsc::unbounded_channel();
+            let begun = Arc::new(Barrier::new(connections));
+            for mine in 0..connections {
+                let (done, tell, begun) = (Arc::clone(&done), tell.clone(), Arc::clone(&begun));
+                all.add(async move {
+                    begun.wait().await;
+                    for _ in 0..EACH {
+                        done[mine].fetch_add(1, Ordering::Relaxed);
+                        queue().await;
+                        let all = done.iter().map(|done| done.load(Ordering::Relaxed));
+                        let (least, most) = (all.clone().min(), all.max());
+                        tell.send(most.unwrap() - least.unwrap()).unwrap();
+                    }
+                });
+            }
+            drop(tell);
+            while let Some(apart) = told.recv().await {
+                assert!(
+                    apart <= 1,
+                    "{apart} of {EACH} apart, {connections} connections"
+                );
+            }
         }
     }
 
