@@ -122,6 +122,7 @@ pub struct Metrics {
     denied_calls: Family<CallLabels, Counter>,
     egress: EgressMetrics,
     idle_stops: Counter,
+    unrecorded: Counter,
     uptime: Gauge<f64, AtomicU64>,
 }
 
@@ -162,11 +163,17 @@ impl Metrics {
         let notices = Family::<KindLabels, Counter>::default();
         let denied_calls = Family::<CallLabels, Counter>::default();
         let idle_stops = Counter::default();
+        let unrecorded = Counter::default();
         let uptime = Gauge::<f64, AtomicU64>::default();
         registry.register(
             "sandbox_idle_stops",
             "Sandboxes stopped because nobody used them",
             idle_stops.clone(),
+        );
+        registry.register(
+            "provider_calls_unrecorded",
+            "Model calls that the database refused to record",
+            unrecorded.clone(),
         );
         registry.register(
             "requests",
@@ -265,6 +272,7 @@ impl Metrics {
             notices,
             denied_calls,
             idle_stops,
+            unrecorded,
             uptime,
         }
     }
@@ -323,6 +331,11 @@ impl Metrics {
     /// Counts a sandbox that was stopped because nobody used it.
     pub fn idle_stop(&self) {
         self.idle_stops.inc();
+    }
+
+    /// Counts a model call that is missing from the usage table.
+    pub fn call_unrecorded(&self) {
+        self.unrecorded.inc();
     }
 
     /// Counts a snapshot, restore or clone.

@@ -74,6 +74,22 @@ pub enum StoreError {
     },
 }
 
+/// The primary result codes of SQLite (`sqlite3.h`) that a row brings about and no repetition
+/// cures: too big, a constraint, a wrong type.
+const REFUSED: [u32; 3] = [18, 19, 20];
+
+impl StoreError {
+    /// Whether what was to be written is at fault, and would be refused again.
+    pub(crate) fn is_refusal(&self) -> bool {
+        let Self::Database(sqlx::Error::Database(error)) = self else {
+            return matches!(self, Self::Duplicate { .. });
+        };
+        // The extended code has the primary one in its lowest byte.
+        let code = error.code().and_then(|code| code.parse::<u32>().ok());
+        code.is_some_and(|code| REFUSED.contains(&(code & 0xff)))
+    }
+}
+
 /// The hypervisor's relational state. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {

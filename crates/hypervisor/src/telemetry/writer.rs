@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -148,12 +149,18 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub(super) fn begin(out: impl Write + Send + 'static) -> io::Result<(Lines, Guard)> {
+pub(super) fn begin(mut out: impl Write + Send + 'static) -> io::Result<(Lines, Guard)> {
     let shared = Arc::new(Shared::default());
     let theirs = Arc::clone(&shared);
     let thread = std::thread::Builder::new()
         .name("log".to_owned())
-        .spawn(move || write(&theirs, out))?;
+        .spawn(move || {
+            // Lines that cannot be masked are lost, and not what is logged from then on.
+            while catch_unwind(AssertUnwindSafe(|| write(&theirs, &mut out))).is_err() {
+                tracing::error!("log lines could not be written: the log's own code panicked");
+                theirs.gather();
+            }
+        })?;
     let guard = Guard {
         shared: Arc::clone(&shared),
         thread: Some(thread),
@@ -161,7 +168,7 @@ pub(super) fn begin(out: impl Write + Send + 'static) -> io::Result<(Lines, Guar
     Ok((Lines(shared), guard))
 }
 
-fn write(shared: &Shared, mut out: impl Write) {
+fn write(shared: &Shared, out: &mut impl Write) {
     let mut spare = Vec::new();
     while let Some((mut bytes, dropped)) = shared.take(std::mem::take(&mut spare)) {
         if dropped > 0 {
@@ -311,5 +318,42 @@ mod tests {
         drop(guard);
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         assert!(text.starts_with("first\n") && text.ends_with("a warning\n"));
+    }
+
+    /// Panics at its first line, and says that it comes to it.
+    struct Once {
+        begins: Option<SyncSender<()>>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Once {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if let Some(begins) = self.begins.take() {
+                begins.send(()).unwrap();
+                panic!("on purpose");
+            }
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_go_on_after_a_panic_of_the_log_itself() {
+        let written = Arc::<Mutex<Vec<u8>>>::default();
+        let (begins, taken) = sync_channel(1);
+        let (lines, guard) = begin(Once {
+            begins: Some(begins),
+            written: Arc::clone(&written),
+        })
+        .unwrap();
+        push(&lines, "lost\n", false);
+        taken.recv().unwrap();
+        push(&lines, "kept\n", false);
+        drop(guard);
+        assert_eq!(*written.lock().unwrap(), b"kept\n");
     }
 }

@@ -180,6 +180,15 @@ impl Providers {
         let catalogue = Catalogue::new(config, &register, now).map_err(Error::internal)?;
         let ended = CancellationToken::new();
         let gateway = &config.gateway;
+        let counted = Arc::clone(&metrics);
+        let usage = UsageLog::begin(
+            store.clone(),
+            clock.clone(),
+            gateway.usage_kept,
+            move || {
+                counted.call_unrecorded();
+            },
+        );
         let providers = Self {
             catalogue: Arc::new(RwLock::new(Arc::new(catalogue))),
             register,
@@ -192,7 +201,7 @@ impl Providers {
                 gateway.sandbox_held_bytes,
                 gateway.max_request_bytes,
             ),
-            usage: UsageLog::begin(store.clone(), clock.clone(), gateway.usage_kept),
+            usage,
             clock,
             metrics,
             _keys: ended.clone().drop_guard(),

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::{Clock, millis};
 use crate::error::Error;
-use crate::store::{CallRow, Store};
+use crate::store::{CallRow, Store, StoreError};
 
 /// Records that wait to be written, those of calls under way included.
 const BACKLOG: usize = 32_768;
@@ -68,13 +68,20 @@ struct Writer {
 }
 
 impl UsageLog {
-    /// Begins to write. Single calls are forgotten when they are older than `kept`.
-    pub(super) fn begin(store: Store, clock: Clock, kept: Duration) -> Self {
+    /// Begins to write. Single calls are forgotten when they are older than `kept`; `refused` is
+    /// told of each that the database does not take.
+    pub(super) fn begin(
+        store: Store,
+        clock: Clock,
+        kept: Duration,
+        refused: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let writer = Arc::<Writer>::default();
         let log = Self { sender, writer };
         log.keep(kept);
-        tokio::spawn(write(receiver, Arc::clone(&log.writer), store, clock));
+        let writer = Arc::clone(&log.writer);
+        tokio::spawn(write(receiver, writer, store, clock, refused));
         log
     }
 
@@ -126,6 +133,7 @@ async fn write(
     writer: Arc<Writer>,
     store: Store,
     clock: Clock,
+    refused: impl Fn(),
 ) {
     let mut messages = Vec::new();
     let mut calls: Vec<CallRow> = Vec::new();
@@ -161,17 +169,43 @@ async fn write(
                 Message::Flush(done) => flushes.push(done),
             }
         }
-        let mut again = false;
-        while let Err(error) = store.record_calls(&calls, again).await {
-            again = true;
-            writer.fails.store(true, Ordering::Relaxed);
-            tracing::error!(%error, waiting = calls.len(), "model calls could not be recorded yet");
-            tokio::time::sleep(PAUSE).await;
+        if record(&calls, &writer, &store).await.is_err() {
+            // One of them, so that the others have to be written without it.
+            for call in &calls {
+                if let Err(error) = record(std::slice::from_ref(call), &writer, &store).await {
+                    tracing::error!(
+                        request_id = %call.request_id,
+                        error = &error as &dyn std::error::Error,
+                        "the database refuses a model call; it is missing from the usage table"
+                    );
+                    refused();
+                }
+            }
         }
-        writer.fails.store(false, Ordering::Relaxed);
         calls.clear();
         for flushed in flushes.drain(..) {
             let _ = flushed.send(());
         }
     }
+}
+
+/// Writes calls, all or none, however long the database fails.
+///
+/// # Errors
+/// It refuses one of them.
+async fn record(calls: &[CallRow], writer: &Writer, store: &Store) -> Result<(), StoreError> {
+    let mut again = false;
+    let written = loop {
+        match store.record_calls(calls, again).await {
+            Err(error) if !error.is_refusal() => {
+                again = true;
+                writer.fails.store(true, Ordering::Relaxed);
+                tracing::error!(%error, waiting = calls.len(), "model calls could not be recorded yet");
+                tokio::time::sleep(PAUSE).await;
+            }
+            written => break written,
+        }
+    };
+    writer.fails.store(false, Ordering::Relaxed);
+    written
 }

@@ -393,3 +393,36 @@ async fn a_reload_takes_the_bounds_of_sandboxes_and_users_under_an_open_stream()
     assert!(still.await.is_pending(), "the stream goes on");
     assert!(up.ended.try_recv().is_err());
 }
+
+#[tokio::test]
+async fn a_call_that_the_database_refuses_is_told_and_holds_up_no_other() {
+    let up = upstream(&[OK]).await;
+    let toml = provider("acme", &up.base, "");
+    let bed = Bed::new(&toml.replace("gpt-x", "one\", \"bad\", \"two")).await;
+    let database = format!("sqlite:{}", bed.dir.path().join("hypervisor.db").display());
+    let database = sqlx::SqlitePool::connect(&database).await.unwrap();
+    sqlx::raw_sql(
+        "CREATE TRIGGER refuse BEFORE INSERT ON provider_calls WHEN NEW.model = 'bad' \
+         BEGIN SELECT RAISE(ABORT, 'on purpose'); END",
+    )
+    .execute(&database)
+    .await
+    .unwrap();
+    let (lines, _guard) = Lines::begin();
+    for model in ["one", "bad", "two"] {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        text(bed.chat(&body).await).await;
+    }
+    within(bed.providers.settle()).await;
+    let rows = bed.usage(UsageBy::Model).await;
+    let models: BTreeSet<_> = rows.iter().filter_map(|row| row.model.as_deref()).collect();
+    assert_eq!(models, BTreeSet::from(["one", "two"]));
+    let text = bed.providers.metrics.text();
+    assert!(text.contains("choir_provider_calls_unrecorded_total 1"));
+    let lines = lines.0.lock().unwrap();
+    let told = lines.iter().filter(|fields| {
+        fields["message"].contains("missing from the usage table")
+            && fields.contains_key("request_id")
+    });
+    assert_eq!(told.count(), 1);
+}
