@@ -219,6 +219,26 @@ test('a service is started, followed and stopped', async (t) => {
   await page.getByRole('button', { name: 'Stop files' }).waitFor({ state: 'detached' });
 });
 
+test('services are not asked for while nobody is at the page', async (t) => {
+  const { page } = await desktop(t);
+  await page.clock.install();
+  let asked = 0;
+  page.on('request', (request) => (asked += request.url().endsWith('/api/services')));
+  const asks = async (act) => {
+    const answer = page.waitForResponse(/api\/services$/);
+    await act();
+    await answer;
+  };
+  await asks(() => page.getByRole('tab', { name: 'Services' }).click());
+  await asks(() => page.clock.runFor(3000));
+  await page.clock.runFor(120_000);
+  asked = 0;
+  await page.clock.runFor(600_000);
+  assert.equal(asked, 0);
+  await asks(() => page.mouse.move(200, 200));
+  await asks(() => page.clock.runFor(3000));
+});
+
 test('the page is worked with the keyboard alone, below /dev/ too', async (t) => {
   const { page, focused } = await desktop(t, 'panel=memory', { path: '/dev/' });
   assert.equal(await page.locator('.badge-dev').count(), 1);

@@ -1,5 +1,6 @@
 import { apiUrl, asApiError, getJson, sendJson, type ApiError } from '../api/client';
 import type { NewService, Opened, Service, ServicePort, Services as ServicePage } from '../api/types';
+import { lookWhileAttended } from '../lib/attention';
 import { socketUrl } from '../lib/paths';
 
 /** How often the list is asked for while it is in sight; services change without an event. */
@@ -42,13 +43,10 @@ class Services {
   output = $state.raw<Output | null>(null);
   #latest = 0;
 
-  /** Asks again and again until it is told to stop. */
+  /** Asks again and again, as long as somebody is there, until it is told to stop. */
   watch(): () => void {
     void this.refresh();
-    const timer = setInterval(() => {
-      if (!document.hidden) void this.refresh();
-    }, REFRESH_MS);
-    return () => clearInterval(timer);
+    return lookWhileAttended(() => void this.refresh(), REFRESH_MS);
   }
 
   async refresh(): Promise<void> {
