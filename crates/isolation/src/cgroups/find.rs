@@ -19,7 +19,10 @@ pub struct Home {
 /// `DelegateSubgroup=hypervisor` begins there.
 pub(crate) const LEAF: &str = "hypervisor";
 
+#[derive(PartialEq)]
 struct Mount<'a> {
+    id: &'a str,
+    parent: &'a str,
     root: &'a str,
     point: &'a str,
     kind: &'a str,
@@ -106,10 +109,13 @@ fn own<'a>(cgroup: &'a str, controller: &str) -> Option<&'a str> {
 
 fn mount(line: &str) -> Option<Mount<'_>> {
     let (front, back) = line.split_once(" - ")?;
-    let mut front = front.split(' ').skip(3);
+    let mut front = front.split(' ');
     let mut back = back.split(' ');
     Some(Mount {
-        root: front.next()?,
+        id: front.next()?,
+        parent: front.next()?,
+        // Behind the device.
+        root: front.nth(1)?,
         point: front.next()?,
         kind: back.next()?,
         options: back.nth(1)?,
@@ -122,7 +128,10 @@ fn locate(
     path: &str,
     fits: impl Fn(&Mount<'_>) -> bool,
 ) -> Option<(PathBuf, bool)> {
-    mounts.iter().filter(|mount| fits(mount)).find_map(|mount| {
+    let mut seen = mounts
+        .iter()
+        .filter(|mount| fits(mount) && is_reached(mounts, mount));
+    seen.find_map(|mount| {
         let below = Path::new(path).strip_prefix(mount.root).ok()?;
         let plain = below
             .components()
@@ -136,6 +145,32 @@ fn locate(
             }
         })
     })
+}
+
+/// Whether the path of a mount leads to it: nothing is mounted on it, nor on the way to it.
+fn is_reached(mounts: &[Mount<'_>], mount: &Mount<'_>) -> bool {
+    let is_on = |parent: &str, fits: &dyn Fn(&str) -> bool| {
+        let mut mounts = mounts.iter();
+        mounts.any(|other| other.parent == parent && fits(other.point))
+    };
+    if is_on(mount.id, &|point| point == mount.point) {
+        return false;
+    }
+    let mut at = mount;
+    // Each step goes one mount up, so there are no more of them than mounts.
+    for _ in mounts {
+        let Some(parent) = mounts.iter().find(|other| other.id == at.parent) else {
+            break;
+        };
+        let way = Path::new(at.point);
+        if is_on(parent.id, &|point| {
+            point != at.point && way.starts_with(point)
+        }) {
+            return false;
+        }
+        at = parent;
+    }
+    true
 }
 
 fn outside_leaf(dir: &Path, is_root: bool) -> (PathBuf, bool) {
@@ -208,6 +243,29 @@ mod tests {
         assert!(home.is_root);
         let outside = Home::parse("0::/../other\n", mounts, |_| "memory pids".into());
         assert!(matches!(outside, Err(CgroupError::NoControllers)));
+    }
+
+    #[test]
+    fn a_hierarchy_that_something_is_mounted_over_is_not_taken() {
+        let own = "2:memory,pids:/box\n0::/box\n";
+        let under = "\
+1 0 8:1 / / rw - ext4 /dev/vda rw
+5 1 0:5 / /sys rw - sysfs sysfs rw
+6 5 0:6 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let directly = "7 6 0:7 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n";
+        let on_the_way = "7 5 0:7 / /sys/fs rw - tmpfs tmpfs rw\n";
+        let beside =
+            "7 5 0:7 / /sys/fs/bpf rw - bpf bpf rw\n8 6 0:8 / /sys/fs/cgroup/x rw - tmpfs x rw\n";
+        let find = |mounts: &str| Home::parse(own, mounts, |_| "memory pids".into());
+        for over in [directly, on_the_way] {
+            let gone = find(&format!("{under}{over}"));
+            assert!(matches!(gone, Err(CgroupError::NoControllers)), "{over}");
+            let legacy = "9 7 0:9 / /sys/fs/cgroup/all rw - cgroup cgroup rw,memory,pids\n";
+            let home = find(&format!("{under}{over}{legacy}")).unwrap();
+            assert!(matches!(home.group, Group::V1 { .. }), "{over}");
+        }
+        let home = find(&format!("{under}{beside}")).unwrap();
+        assert!(matches!(home.group, Group::V2 { .. }));
     }
 
     #[test]
