@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use http::Request;
@@ -14,7 +14,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use rustix::io::Errno;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use super::failures::Failures;
 use super::{Client, dispatch};
 use crate::app::App;
 use crate::config::TlsFiles;
@@ -46,12 +46,6 @@ const MAX_H2_STREAMS: u32 = 128;
 
 /// Streams a peer may open and reset before they are accepted (rapid reset, CVE-2023-44487).
 const MAX_H2_PENDING_RESETS: usize = 20;
-
-/// Pause after `accept` failed, for instance because no descriptor is left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Failures of `accept` are told this often at most: the log is not to grow with them.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Why the listener cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +106,7 @@ impl Listener {
     pub async fn serve(self, app: Arc<App>, control: axum::Router) {
         let graceful = GracefulShutdown::new();
         let slots = Arc::new(Semaphore::new(app.config.listen.max_connections));
-        let mut failures = Failures::default();
+        let mut failures = Failures::of("public");
         loop {
             let accepted = tokio::select! {
                 () = app.draining.cancelled() => break,
@@ -165,40 +159,10 @@ impl Listener {
                 Some((stream, peer, slot))
             }
             Err(error) => {
-                failures.note(&error, Instant::now());
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                failures.wait_after(&error).await;
                 None
             }
         }
-    }
-}
-
-/// Failures of `accept`, and when they were last told.
-#[derive(Default)]
-struct Failures {
-    told: Option<Instant>,
-    since: u64,
-}
-
-impl Failures {
-    fn note(&mut self, error: &io::Error, now: Instant) {
-        self.since += 1;
-        if self
-            .told
-            .is_some_and(|told| now.duration_since(told) < TELL_EVERY)
-        {
-            return;
-        }
-        let remedy = match Errno::from_io_error(error) {
-            Some(Errno::MFILE) => {
-                "raise the limit of open files (LimitNOFILE= of the service), or lower listen.max_connections"
-            }
-            Some(Errno::NFILE) => "raise fs.file-max of the host",
-            _ => "the connections wait, and those that are open go on",
-        };
-        tracing::warn!(%error, failures = self.since, remedy, "cannot accept connections");
-        self.told = Some(now);
-        self.since = 0;
     }
 }
 

@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use types::{NoticeKind, Role, SandboxState};
 
+use super::failures::Failures;
 use crate::app::App;
 pub(crate) use egress::EgressGuard;
 use egress::EgressMetrics;
@@ -474,6 +475,7 @@ async fn serve(
     ended: CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut failures = Failures::of("metrics");
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
@@ -482,9 +484,12 @@ async fn serve(
             () = ended.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
+        let (stream, _) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                failures.wait_after(&error).await;
+                continue;
+            }
         };
         let (metrics, refresh, ended) = (Arc::clone(&metrics), Arc::clone(&refresh), ended.clone());
         tokio::spawn(async move {

@@ -4,6 +4,7 @@ pub(crate) mod channel;
 pub mod client;
 pub(crate) mod commands;
 pub mod control;
+mod failures;
 pub(crate) mod lasting;
 mod listener;
 pub mod metrics;

@@ -68,6 +68,12 @@ fn explain(error: &WallError, facts: &Facts) -> Option<String> {
     if step.starts_with("find") {
         return Some("the path does not exist on the host; check the configuration".to_owned());
     }
+    if let (Some(path), Some(libc::ENOENT)) = (step.strip_prefix("clone "), error.errno) {
+        return Some(format!(
+            "there is no {path} here: sandboxes are shown the programs of the system that they run \
+             on, so run it on one that has them, as the base image of a distribution has"
+        ));
+    }
     if step.contains("new proc") && facts.container.is_some() {
         return Some(
             "this container hides parts of /proc, so no new /proc may be mounted in it: run the \

@@ -140,6 +140,7 @@ fn each_cause_is_told_from_what_a_machine_says() {
             error("find /dev/full on the host", libc::ENOENT),
             "device",
         ),
+        (&[], error("clone /usr", libc::ENOENT), "no /usr here"),
         (
             &[],
             error("find /opt/tools on the host", libc::ENOENT),

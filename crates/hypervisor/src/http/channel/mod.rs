@@ -34,6 +34,7 @@ use types::{CommandId, ID_LENGTH, RequestId};
 
 use crate::actor::{Actor, Grant, Via};
 use crate::error::Error;
+use crate::http::failures::Failures;
 use crate::http::problem;
 use crate::services::audit::Entry;
 use crate::services::egress::{CONNECTIONS_PER_RUNNER, RunnerNetwork};
@@ -55,9 +56,6 @@ const MAX_HEADERS: usize = 100;
 /// Misuses of one channel that are written to the ledger; a program in a loop must not
 /// fill it. All of them are counted in the metrics.
 const MAX_AUDITED_MISUSES: u32 = 32;
-
-/// Pause after `accept` failed, for instance because no descriptor is left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where the SDKs of Anthropic and Google send their key.
 const VENDOR_KEYS: [&str; 2] = ["x-api-key", "x-goog-api-key"];
@@ -136,6 +134,7 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
     let mut connections = channel.plane.lanes.connections(sandbox);
     let lapse = channel.peer.slot.lapsed(&channel.plane.clock);
     tokio::pin!(lapse);
+    let mut failures = Failures::of("channel");
     loop {
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
@@ -171,10 +170,7 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
                     drop(slot);
                 });
             }
-            Some((_, Err(error))) => {
-                tracing::warn!(%error, "cannot accept on a channel");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Some((_, Err(error))) => failures.wait_after(&error).await,
             None => return,
         }
     }
