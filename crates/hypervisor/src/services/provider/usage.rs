@@ -65,6 +65,8 @@ struct Writer {
     hurry: Notify,
     /// For how long single calls are kept, in milliseconds.
     kept: AtomicI64,
+    /// That has changed.
+    forget: Notify,
 }
 
 impl UsageLog {
@@ -85,10 +87,10 @@ impl UsageLog {
         log
     }
 
-    /// Keeps single calls for another length of time; what is too old then is forgotten within
-    /// an hour.
+    /// Keeps single calls for another length of time; what is too old then is forgotten now.
     pub(super) fn keep(&self, kept: Duration) {
         self.writer.kept.store(millis(kept), Ordering::Relaxed);
+        self.writer.forget.notify_one();
     }
 
     /// Room for one more record.
@@ -141,14 +143,19 @@ async fn write(
     let mut forget = tokio::time::interval(FORGET_EVERY);
     loop {
         let received = tokio::select! {
-            received = receiver.recv_many(&mut messages, GROUP) => received,
-            _ = forget.tick() => {
-                let before = clock.now_ms().saturating_sub(writer.kept.load(Ordering::Relaxed));
-                if let Err(error) = store.forget_calls(before).await {
-                    tracing::warn!(%error, "old model calls could not be forgotten");
-                }
-                continue;
+            biased;
+            () = writer.forget.notified() => None,
+            _ = forget.tick() => None,
+            received = receiver.recv_many(&mut messages, GROUP) => Some(received),
+        };
+        let Some(received) = received else {
+            let before = clock
+                .now_ms()
+                .saturating_sub(writer.kept.load(Ordering::Relaxed));
+            if let Err(error) = store.forget_calls(before).await {
+                tracing::warn!(%error, "old model calls could not be forgotten");
             }
+            continue;
         };
         if received == 0 {
             return;

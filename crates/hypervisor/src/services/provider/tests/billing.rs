@@ -394,13 +394,51 @@ async fn a_reload_takes_the_bounds_of_sandboxes_and_users_under_an_open_stream()
     assert!(up.ended.try_recv().is_err());
 }
 
+impl Bed {
+    /// The database as it lies on the disk.
+    async fn database(&self) -> sqlx::SqlitePool {
+        let file = self.dir.path().join("hypervisor.db");
+        let url = format!("sqlite:{}", file.display());
+        sqlx::SqlitePool::connect(&url).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_reload_forgets_calls_that_are_kept_no_longer() {
+    let up = upstream(&[OK]).await;
+    let toml = provider("acme", &up.base, "");
+    let bed = Bed::new(&toml).await;
+    text(bed.chat(r#"{"model":"gpt-x"}"#).await).await;
+    within(bed.providers.flush()).await;
+    let database = bed.database().await;
+    // Begun a day before the clock of this test.
+    let ago = NOW - 86_400_000;
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "CREATE TEMP TABLE old AS SELECT * FROM provider_calls;
+         UPDATE old SET request_id = unhex('{ago:012x}70008000000000000000');
+         INSERT INTO provider_calls SELECT * FROM old",
+    )))
+    .execute(&database)
+    .await
+    .unwrap();
+    let kept = async || -> i64 {
+        let count = sqlx::query_scalar("SELECT count(*) FROM provider_calls");
+        count.fetch_one(&database).await.unwrap()
+    };
+    for (hours, calls) in [(48, 2), (12, 1)] {
+        let toml = format!("{toml}[gateway]\nusage_kept = \"{hours}h\"\n");
+        bed.providers.reload(&config(&bed.dir, &toml)).unwrap();
+        within(bed.providers.flush()).await;
+        assert_eq!(kept().await, calls, "{hours}");
+    }
+}
+
 #[tokio::test]
 async fn a_call_that_the_database_refuses_is_told_and_holds_up_no_other() {
     let up = upstream(&[OK]).await;
     let toml = provider("acme", &up.base, "");
     let bed = Bed::new(&toml.replace("gpt-x", "one\", \"bad\", \"two")).await;
-    let database = format!("sqlite:{}", bed.dir.path().join("hypervisor.db").display());
-    let database = sqlx::SqlitePool::connect(&database).await.unwrap();
+    let database = bed.database().await;
     sqlx::raw_sql(
         "CREATE TRIGGER refuse BEFORE INSERT ON provider_calls WHEN NEW.model = 'bad' \
          BEGIN SELECT RAISE(ABORT, 'on purpose'); END",
