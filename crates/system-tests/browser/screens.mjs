@@ -23,7 +23,8 @@ await main(async (input) => {
           await prepare(page);
           await ready?.(page);
           const path = join(input.directory, `${name}-${size}-${theme}.png`);
-          await page.screenshot({ path });
+          // A change of theme is a transition, which would be seen half done.
+          await page.screenshot({ path, animations: "disabled" });
           files.push(path);
         }
       }
