@@ -196,6 +196,9 @@ impl Error {
             Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("check who owns the file and its directory".to_owned())
             }
+            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
+                "check the path; without a token file the token of `choir login` is used".to_owned(),
+            ),
             Self::Exposed(path) => Some(format!("chmod 600 {}", path.display())),
             Self::Credentials { path, .. } => {
                 Some(format!("remove {} and sign in again", path.display()))

@@ -67,6 +67,20 @@ fn a_machine_without_cgroups_is_told_how_to_get_them_or_to_go_without() {
     assert!(ok, "it is there when nobody hides it");
 }
 
+/// Starts a sandbox that cannot be started; returns what its owner is shown.
+async fn refused_start(setup: Setup) -> String {
+    let installation = setup.start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    let target = format!("/me/sandboxes/{}/start", Role::Live);
+    alice.control("POST", &target, None).await;
+    let view = system_tests::wait::until("the refusal", async || {
+        let view = alice.sandbox(Role::Live).await;
+        (view["state"] == "failed").then_some(view)
+    })
+    .await;
+    view.to_string()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_delegated_cgroups_is_refused_and_says_what_to_do() {
     if !caller_is_root() {
@@ -76,16 +90,7 @@ async fn a_start_without_delegated_cgroups_is_refused_and_says_what_to_do() {
         return;
     }
     let setup = Setup::default().identity(Identity::Ordinary);
-    let installation = setup.demand_cgroups().start().await;
-    let alice = Account::admin(&installation, "alice").await;
-    let target = format!("/me/sandboxes/{}/start", Role::Live);
-    alice.control("POST", &target, None).await;
-    let view = system_tests::wait::until("the refusal", async || {
-        let view = alice.sandbox(Role::Live).await;
-        (view["state"] == "failed").then_some(view)
-    })
-    .await;
-    let said = view.to_string();
+    let said = refused_start(setup.demand_cgroups()).await;
     assert!(said.contains("no limits by cgroups"), "{said}");
     assert!(said.contains("accept_missing"), "{said}");
     assert!(said.contains("Delegate"), "{said}");
@@ -119,16 +124,7 @@ async fn a_start_without_the_cpu_controller_is_refused_and_says_what_to_do() {
     assert!(ok, "{said}");
 
     let setup = Setup::default().take_away(WITHOUT_CPU);
-    let installation = setup.start().await;
-    let alice = Account::admin(&installation, "alice").await;
-    let target = format!("/me/sandboxes/{}/start", Role::Live);
-    alice.control("POST", &target, None).await;
-    let view = system_tests::wait::until("the refusal", async || {
-        let view = alice.sandbox(Role::Live).await;
-        (view["state"] == "failed").then_some(view)
-    })
-    .await;
-    let said = view.to_string();
+    let said = refused_start(setup).await;
     assert!(said.contains("cannot limit processor time"), "{said}");
     assert!(said.contains("Delegate=memory pids cpu"), "{said}");
     assert!(said.contains("cgroup_cpu"), "{said}");

@@ -136,6 +136,15 @@ async fn login_takes_a_token_from_standard_input() {
     hint: a token begins with choirpat_; make one in the console
     ");
     assert!(!ended.stderr.contains("nonsense"));
+    let ended = person.run(&plane, "whoami --token-file /none/such").await;
+    assert_snapshot!(ended.show(&plane), @r"
+    exit code 1
+    --- stdout
+    --- stderr
+    error: cannot read the token in /none/such
+    cause: No such file or directory (os error 2)
+    hint: check the path; without a token file the token of `choir login` is used
+    ");
 }
 
 #[tokio::test]

@@ -14,7 +14,9 @@ use isolation::spec::{
     Bind, DiskLimits, GuestSpec, HostIds, Nonce, OptionalWall, Rlimits, RunnerSpec, SandboxSpec,
     TreeLimits,
 };
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::PidfdFlags;
 use types::{CommandExit, CommandId, CommandLimits, SandboxId, StartId, TerminalSize};
 
 /// A wait that lasts longer has failed.
@@ -141,11 +143,13 @@ impl Sandbox {
 
     /// Waits until the supervisor has ended by itself.
     pub(crate) fn await_end(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "the supervisor goes on");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        let patience = PATIENCE.try_into().unwrap();
+        let ended = rustix::event::poll(&mut ended, Some(&patience)).unwrap();
+        assert_eq!(ended, 1, "the supervisor goes on");
+        self.child.wait().unwrap();
     }
 
     pub(crate) fn connect(&self) -> Client {
