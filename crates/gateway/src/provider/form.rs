@@ -34,7 +34,7 @@ pub enum FormError {
     Framing,
     /// The head of a part.
     #[error(
-        "a part of the form has a head that is not plain: a Content-Disposition with a name, and no encoding"
+        "a part of the form has a head that is not plain: a Content-Disposition with a name, no encoding, and for `model` no type but text/plain in UTF-8"
     )]
     Head,
     /// There are too many parts.
@@ -183,7 +183,7 @@ fn delimiter(headers: &HeaderMap) -> Option<Vec<u8>> {
 /// The name of a part, from its head. `None`: the head could be read in two ways.
 fn name(head: &[u8]) -> Option<String> {
     let head = std::str::from_utf8(head).ok()?;
-    let mut name = None;
+    let (mut name, mut text) = (None, true);
     for line in head.split("\r\n") {
         let (field, value) = line.split_once(':')?;
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
@@ -193,6 +193,9 @@ fn name(head: &[u8]) -> Option<String> {
         if !plain || field.eq_ignore_ascii_case("content-transfer-encoding") {
             return None;
         }
+        if field.eq_ignore_ascii_case("content-type") {
+            text &= is_plain_text(value);
+        }
         if field.eq_ignore_ascii_case("content-disposition") {
             let before = name.replace(disposition(value)?);
             if before.is_some() {
@@ -200,7 +203,19 @@ fn name(head: &[u8]) -> Option<String> {
             }
         }
     }
-    name
+    name.filter(|name: &String| text || !name.eq_ignore_ascii_case("model"))
+}
+
+/// Whether a part of this type is read as the text that it is. Some readers decode others
+/// first: JSON, or another character set (RFC 7578 §4.4 and §5.1.2).
+fn is_plain_text(content_type: &str) -> bool {
+    let (kind, charset) = content_type.split_once(';').unwrap_or((content_type, ""));
+    let charset = charset.trim().to_ascii_lowercase().replace('"', "");
+    kind.trim().eq_ignore_ascii_case("text/plain")
+        && matches!(
+            charset.as_str(),
+            "" | "charset=utf-8" | "charset=us-ascii" | "charset=ascii"
+        )
 }
 
 /// The `name` of `form-data; name="model"; filename="a.wav"`.
@@ -371,6 +386,31 @@ mod tests {
             ),
         ] {
             assert_eq!(read(&body), Err(error), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_some_decode_first_is_refused() {
+        let typed = |name: &str, kind: &str| {
+            let head = format!("Content-Disposition: form-data; name=\"{name}\"");
+            read(&format!("--b\n{head}\nContent-Type: {kind}\n\nm\n--b--"))
+        };
+        for good in [
+            "text/plain",
+            "Text/Plain; charset=UTF-8",
+            "text/plain;charset=\"us-ascii\"",
+        ] {
+            let form = typed("model", good).unwrap();
+            assert_eq!(form.model.as_deref(), Some("m"), "{good}");
+        }
+        for bad in [
+            "application/json",
+            "text/plain; charset=utf-7",
+            "text/plain; charset=utf-8; charset=utf-7",
+            "text/plain\nContent-Type: application/json",
+        ] {
+            assert_eq!(typed("model", bad), Err(FormError::Head), "{bad}");
+            assert!(typed("file", bad).is_ok(), "{bad}");
         }
     }
 
