@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::name::DomainName;
@@ -40,14 +41,19 @@ pub trait Network: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct HostNetwork {
     lookups: Arc<Semaphore>,
+    /// Whose threads wait for the resolver.
+    home: Option<Handle>,
 }
 
 impl HostNetwork {
-    /// The network of this host.
+    /// The network of this host. Its look-ups wait on threads of the runtime that it is made
+    /// on, whichever asks: one that has few such threads is not to lose them to names that
+    /// never resolve.
     #[must_use]
     pub fn new() -> Self {
         Self {
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            home: Handle::try_current().ok(),
         }
     }
 }
@@ -65,9 +71,11 @@ impl Network for HostNetwork {
         turn: OwnedSemaphorePermit,
     ) -> BoxFuture<io::Result<Vec<IpAddr>>> {
         let (lookups, name) = (Arc::clone(&self.lookups), name.to_string());
+        let home = self.home.clone();
         Box::pin(async move {
             let permit = lookups.acquire_owned().await.map_err(io::Error::other)?;
-            tokio::task::spawn_blocking(move || {
+            let home = home.unwrap_or_else(Handle::current);
+            home.spawn_blocking(move || {
                 // Whoever asked may have gone; the thread is taken until the answer is there.
                 let _held = (permit, turn);
                 // The port is beside the point: only addresses are wanted.
@@ -98,8 +106,36 @@ impl Network for HostNetwork {
 mod tests {
     use super::{HostNetwork, Network};
     use crate::egress::DomainName;
-    use std::sync::Arc;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
     use tokio::sync::Semaphore;
+
+    /// A lane has two threads for long work, and one sandbox may ask for four names.
+    #[tokio::test]
+    async fn a_lookup_takes_no_thread_of_the_runtime_that_asks_for_it() {
+        let network = HostNetwork::new();
+        let asked = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(1)
+                .build()
+                .unwrap();
+            let (done, wait) = mpsc::channel::<()>();
+            let found = runtime.block_on(async {
+                let taken = tokio::task::spawn_blocking(move || wait.recv());
+                let name = DomainName::from_ascii(b"localhost").unwrap();
+                let turn = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+                let found = network.resolve(&name, turn);
+                let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+                drop(done);
+                taken.await.unwrap().unwrap_err();
+                found
+            });
+            found.is_ok_and(|found| found.is_ok())
+        });
+        let answered = tokio::task::spawn_blocking(|| asked.join().unwrap());
+        assert!(answered.await.unwrap(), "the only thread was waited for");
+    }
 
     #[tokio::test]
     async fn the_host_knows_its_own_addresses_and_names() {
