@@ -187,7 +187,8 @@ fn members(
     }
 }
 
-/// A number of tokens however it is written: protocol buffers read `"8"` and `8.0` as well.
+/// A number of tokens however it is written: protocol buffers read `"8"` and `8.0` as well. One
+/// below nothing is no bound: servers of one's own take `-1` for as many as there are.
 fn count(value: &[u8]) -> Option<u64> {
     let value = value.strip_prefix(b"\"").unwrap_or(value);
     let value = value.strip_suffix(b"\"").unwrap_or(value);
@@ -197,9 +198,9 @@ fn count(value: &[u8]) -> Option<u64> {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "what does not fit becomes the least or the most"
+            reason = "it is not below nothing, and what does not fit becomes the most"
         )]
-        let number = number.is_finite().then_some(number as u64);
+        let number = (number.is_finite() && number >= 0.0).then_some(number as u64);
         number
     })
 }
@@ -376,6 +377,8 @@ mod tests {
                 Some(100_000_000_000_000_000_000_u128),
             ),
             (r#"{"max_tokens":-1,"max_tokens_to_sample":3}"#, Some(3)),
+            (r#"{"max_tokens":-1}"#, None),
+            (r#"{"max_tokens":"-1"}"#, None),
             (r#"{"max_tokens":{},"x":{"maxTokens":9}}"#, None),
             (r#"{"inferenceConfig":[{"maxTokens":9}]}"#, None),
             (
