@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -80,6 +80,17 @@ struct Taken {
     of_all: Option<OwnedSemaphorePermit>,
 }
 
+impl Taken {
+    /// Gives back what is not needed for `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        let needed = units(bytes as u64);
+        for taken in [&mut self.of_share, &mut self.of_all].into_iter().flatten() {
+            let beyond = taken.num_permits().saturating_sub(needed);
+            drop(taken.split(beyond));
+        }
+    }
+}
+
 impl Room {
     /// Room for `most` bytes in all, for `share` of them of one sandbox, and for `largest` in
     /// one body.
@@ -144,24 +155,41 @@ impl Room {
 
     async fn read(
         &self,
-        mut body: Body,
+        body: Body,
         announced: Option<u64>,
         share: &Share,
     ) -> Result<Held, CallError> {
+        let mut taken = Taken::default();
+        let mut bytes = self.gather(body, announced, share, &mut taken).await?;
+        if bytes.capacity() > bytes.len() {
+            bytes.shrink_to_fit();
+            taken.shrink(bytes.len());
+        }
+        Ok(Held {
+            body: bytes.into(),
+            _taken: taken,
+        })
+    }
+
+    /// Gathers a body. Room is taken for what is allocated, not only for what has arrived.
+    async fn gather(
+        &self,
+        mut body: Body,
+        announced: Option<u64>,
+        share: &Share,
+        taken: &mut Taken,
+    ) -> Result<Vec<u8>, CallError> {
         let largest = self.largest.load(Ordering::Relaxed);
         let announced = announced.unwrap_or(0);
         if announced > largest {
             return Err(too_large(largest).into());
         }
-        let mut taken = Taken::default();
-        let mut bytes = BytesMut::new();
+        let mut bytes = Vec::new();
         let mut pace = Pace { left: BODY_IDLE };
         loop {
             let arrived = bytes.len() as u64;
             let room = announced.min(arrived + arrived.max(AHEAD));
-            self.widen(&mut taken, share, room).await?;
-            let missing = usize::try_from(room.saturating_sub(arrived)).unwrap_or(0);
-            bytes.reserve(missing);
+            self.grow(&mut bytes, taken, share, room).await?;
             let data = match pace.next(&mut body).await? {
                 None => break,
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
@@ -173,13 +201,41 @@ impl Room {
             if length > largest {
                 return Err(too_large(largest).into());
             }
-            self.widen(&mut taken, share, length).await?;
+            if length > bytes.capacity() as u64 {
+                // Of a body of unknown length as much again, as long as nobody lacks it: not
+                // every piece is to move all that came before it.
+                let ahead = if announced == 0 {
+                    (bytes.capacity() as u64)
+                        .min(largest - length)
+                        .min(self.spare(share).saturating_sub(length - arrived))
+                } else {
+                    0
+                };
+                self.grow(&mut bytes, taken, share, length + ahead).await?;
+            }
             bytes.extend_from_slice(&data);
         }
-        Ok(Held {
-            body: bytes.freeze(),
-            _taken: taken,
-        })
+        Ok(bytes)
+    }
+
+    /// Takes room for `capacity` bytes in all, and allocates as many and no more.
+    async fn grow(
+        &self,
+        bytes: &mut Vec<u8>,
+        taken: &mut Taken,
+        share: &Share,
+        capacity: u64,
+    ) -> Result<(), CallError> {
+        self.widen(taken, share, capacity).await?;
+        let missing = capacity.saturating_sub(bytes.len() as u64);
+        bytes.reserve_exact(usize::try_from(missing).unwrap_or(0));
+        Ok(())
+    }
+
+    /// Bytes that may be taken now without waiting.
+    fn spare(&self, share: &Share) -> u64 {
+        let units = share.available_permits().min(self.free.available_permits());
+        (units as u64).saturating_mul(UNIT)
     }
 
     /// Takes room until there is enough for `bytes`.
@@ -464,6 +520,54 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(held.body.len(), 60 * PIECE.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_allocated_is_what_was_counted() {
+        let room = Room::new(16 << 20, 8 << 20, 4 << 20);
+        let right = CancellationToken::new();
+        let share = room.share(SandboxId::generate());
+        let whole = room.free.available_permits();
+        for length in [1_usize, 100_000, 1 << 20, (1 << 20) + 1, 3_000_000] {
+            for piece in [1 << 10, 50_000, 300_000] {
+                for announced in [None, Some(length as u64)] {
+                    let pieces = vec![b'x'; length];
+                    let pieces: Vec<_> = pieces
+                        .chunks(piece)
+                        .map(|piece| {
+                            Ok::<_, std::convert::Infallible>(Bytes::copy_from_slice(piece))
+                        })
+                        .collect();
+                    let body = || Body::from_stream(futures_util::stream::iter(pieces.clone()));
+                    let mut taken = Taken::default();
+                    let gathered = room.gather(body(), announced, &share, &mut taken);
+                    let gathered = gathered.await.unwrap();
+                    assert_eq!(gathered.len(), length);
+                    assert_eq!(
+                        whole - room.free.available_permits(),
+                        units(gathered.capacity() as u64)
+                    );
+                    drop(taken);
+                    let held = room.hold(body(), announced, &share, &right).await.unwrap();
+                    assert_eq!(whole - room.free.available_permits(), units(length as u64));
+                    drop(held);
+                    assert_eq!(room.free.available_permits(), whole);
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_of_unknown_length_may_fill_its_share() {
+        let room = Room::new(8192, 4096, 4096);
+        let right = CancellationToken::new();
+        let share = room.share(SandboxId::generate());
+        let pieces =
+            (0..4).map(|_| Ok::<_, std::convert::Infallible>(Bytes::from_static(&[0; 1024])));
+        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        let held = room.hold(body, None, &share, &right).await.unwrap();
+        assert_eq!(held.body.len(), 4096);
+        assert_eq!(share.available_permits(), 0);
     }
 
     #[tokio::test(start_paused = true)]
