@@ -45,7 +45,11 @@ impl Ration {
     /// Decides about one connection. `own` is whether its command may still write records
     /// of its own.
     pub(super) fn take(&mut self, now_ms: i64, own: bool, allowed: bool) -> Told {
-        let paid = self.paid_until.max(now_ms);
+        let paid = match self.paid_until.max(now_ms) {
+            // Further ahead than any burst: the clock was put back.
+            paid if paid - now_ms > BURST * millis(EVERY) => now_ms,
+            paid => paid,
+        };
         if own && paid - now_ms <= (BURST - 1) * millis(EVERY) {
             self.paid_until = paid + millis(EVERY);
             return Told::Itself;
@@ -57,7 +61,7 @@ impl Ration {
         }
         let due = self
             .summarized_ms
-            .is_none_or(|at| now_ms.saturating_sub(at) >= millis(SUMMARY_EVERY));
+            .is_none_or(|at| at > now_ms || now_ms.saturating_sub(at) >= millis(SUMMARY_EVERY));
         if !due {
             return Told::Counted;
         }
@@ -111,6 +115,22 @@ mod tests {
         assert!(together <= day * 1000 / millis(SUMMARY_EVERY) + 1);
         let left = u64::try_from(day * 10 - own).unwrap() - told;
         assert_eq!(ration.further.allowed, left, "nothing is lost");
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_keeps_no_connection_from_the_ledger() {
+        let mut ration = Ration::default();
+        let day = 24 * 3600 * 1000;
+        assert_eq!(ration.take(day, true, true), Told::Itself);
+        assert!(matches!(ration.take(day, false, true), Told::Together(_)));
+        // A day earlier.
+        assert_eq!(ration.take(0, true, true), Told::Itself);
+        let one = Further {
+            allowed: 1,
+            refused: 0,
+        };
+        assert_eq!(ration.take(0, false, true), Told::Together(one));
+        assert_eq!(ration.take(1, false, true), Told::Counted);
     }
 
     #[test]
