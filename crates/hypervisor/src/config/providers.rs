@@ -166,8 +166,9 @@ pub struct Price {
     pub output: i64,
     /// Tokens read that came from a cache.
     pub cached_input: i64,
-    /// A call with files whose reply does not tell its tokens.
-    pub call: i64,
+    /// A call with files whose reply does not tell its tokens; when absent, what as much text
+    /// would cost.
+    pub call: Option<i64>,
 }
 
 /// Bounds in time of a provider's calls.
@@ -536,7 +537,7 @@ fn prices(raw: &RawProvider, models: &[String]) -> Result<BTreeMap<String, Price
                 input: nano_dollars(key, price.input)?,
                 output: nano_dollars(key, price.output)?,
                 cached_input: nano_dollars(key, price.cached_input.unwrap_or(price.input))?,
-                call: nano_dollars(key, price.call.unwrap_or_default())?,
+                call: price.call.map(|call| nano_dollars(key, call)).transpose()?,
             };
             Ok((model.clone(), price))
         })

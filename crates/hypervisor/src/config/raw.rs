@@ -353,7 +353,8 @@ pub struct RawPrice {
     pub output: f64,
     /// Tokens read that came from a cache; as `input` when absent.
     pub cached_input: Option<f64>,
-    /// A call with files whose reply does not tell its tokens; nothing when absent.
+    /// A call with files whose reply does not tell its tokens; when absent, what as much text
+    /// would cost.
     pub call: Option<f64>,
 }
 

@@ -260,10 +260,14 @@ impl RunnerNetwork {
                 None | Some(Told::Counted) => Ok(()),
                 Some(Told::Together(further)) => self.sum_up(plane, actor, sandbox, further).await,
                 Some(Told::Itself) => {
-                    let entry = Entry::denied("network.connect", target, denial.code())
+                    let entry = Entry::denied("network.connect", target.clone(), denial.code())
                         .with("command", self.command.to_string())
                         .with("network", self.mode.as_str());
-                    plane.audit.record(actor, entry).await
+                    let recorded = plane.audit.record(actor, entry).await;
+                    if recorded.is_err() {
+                        self.forget(&target, denial.code());
+                    }
+                    recorded
                 }
             };
             // Refused either way; a full ledger must not turn a refusal into anything else.

@@ -103,9 +103,16 @@ impl Bill {
     pub(super) fn expected(&self, price: Option<Price>) -> Amount {
         let mut amount = expected(self.request_bytes, self.max_output, price);
         if self.by_call {
-            amount.money = amount.money.max(price.map_or(0, |price| price.call));
+            amount.money = amount.money.max(self.by_the_call(price));
         }
         amount
+    }
+
+    /// What a call with files costs whose reply does not tell its tokens. Without a price for it
+    /// what as much text would cost: dear, but never free.
+    fn by_the_call(&self, price: Option<Price>) -> i64 {
+        let as_text = || expected(self.request_bytes, self.max_output, price).money;
+        price.and_then(|price| price.call).unwrap_or_else(as_text)
     }
 
     /// The call has ended.
@@ -127,7 +134,7 @@ impl Bill {
         let latency = self.began.elapsed();
         let (usage, estimated) = self.usage(&end, latency);
         let cost = if self.by_call && end.usage.is_none() && estimated {
-            self.price.map_or(0, |price| price.call)
+            self.by_the_call(self.price)
         } else {
             cost(usage, self.price)
         };
@@ -276,7 +283,7 @@ mod tests {
         input: 2_500_000_000,
         output: 10_000_000_000,
         cached_input: 1_250_000_000,
-        call: 0,
+        call: None,
     };
 
     #[test]

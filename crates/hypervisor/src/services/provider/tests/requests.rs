@@ -270,6 +270,27 @@ async fn a_form_is_held_to_the_models_the_bounds_and_the_budget() {
 }
 
 #[tokio::test]
+async fn a_form_without_a_price_by_the_call_is_not_free() {
+    const SAID: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+    let up = upstream(&[SAID]).await;
+    let more = "paths = [\"POST audio/transcriptions\"]\n\
+                prices = { gpt-x = { input = 0.0, output = 1000.0 } }";
+    // 1,024 tokens are taken to be written, at a thousand dollars for a million.
+    let toml = provider("acme", &up.base, more) + "[gateway.user]\ndaily_budget = 1.5\n";
+    let bed = Bed::new(&toml).await;
+    let body = form(&[("name=\"model\"", "gpt-x")]);
+    let kind = [("content-type", "multipart/form-data; boundary=xyz")];
+    let called = at("acme", "audio/transcriptions");
+    let first = bed.asked(called, "/", &kind, &body).await;
+    assert_eq!(first.status(), StatusCode::OK);
+    text(first).await;
+    assert_eq!(bed.usage(UsageBy::Model).await[0].cost, 1_024_000_000);
+    let second = bed.asked(called, "/", &kind, &body).await;
+    assert_eq!(second.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(second.headers()["x-choir-limit"], "daily_budget");
+}
+
+#[tokio::test]
 async fn a_configured_path_is_served_by_those_that_have_it_however_they_are_found() {
     let (plain, mut configured) = (upstream(&[OK]).await, upstream(&[BUSY, OK]).await);
     let speech = "paths = [\"POST audio/speech\"]\nfallback = [\"other\"]\nretries = 0";
