@@ -7,6 +7,7 @@ use hyper_rustls::ConfigBuilderExt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::Handle;
 use url::Host;
 
 use super::path::Base;
@@ -39,6 +40,7 @@ pub(super) fn address(
         host,
         port: base.port,
         private,
+        home: Handle::current(),
         tls,
     })
 }

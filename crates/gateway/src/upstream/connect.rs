@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio_rustls::TlsConnector;
 use types::StartId;
 
@@ -43,6 +44,9 @@ pub(crate) struct ProviderAddress {
     pub(crate) port: u16,
     /// Whether private, loopback and link-local addresses will do.
     pub(crate) private: bool,
+    /// Where names are looked up, which blocks a thread: not on the caller's runtime, which may
+    /// have few of them.
+    pub(crate) home: Handle,
     /// `None` for plain HTTP.
     pub(crate) tls: Option<(ServerName<'static>, Arc<rustls::ClientConfig>)>,
 }
@@ -98,9 +102,16 @@ impl ProviderAddress {
     /// The addresses that may be connected to: looked up once, checked, and connected to as
     /// they were checked, so that a name cannot change in between.
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        let found = tokio::net::lookup_host((self.host.as_str(), self.port)).await?;
+        let name = (self.host.clone(), self.port);
+        let lookup = self.home.spawn(async move {
+            let found = tokio::net::lookup_host(name).await;
+            found.map(Iterator::collect::<Vec<SocketAddr>>)
+        });
+        // An error means that the process ends.
+        let found = lookup.await.map_err(io::Error::other)??;
         let mut refused = None;
         let addresses: Vec<SocketAddr> = found
+            .into_iter()
             .filter(|address| match not_public(address.ip()) {
                 Some(class) if !self.private => {
                     refused = Some(class);
@@ -144,5 +155,43 @@ impl ProviderAddress {
                 source,
             })?;
         Ok((Transport::Tls(Box::new(stream)), probe))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_provider_is_looked_up_on_no_thread_of_the_runtime_that_calls_it() {
+        let address = ProviderAddress {
+            host: "localhost".to_owned(),
+            port: 1,
+            private: true,
+            home: Handle::current(),
+            tls: None,
+        };
+        let asked = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(1)
+                .build()
+                .unwrap();
+            let (done, wait) = mpsc::channel::<()>();
+            runtime.block_on(async {
+                let taken = tokio::task::spawn_blocking(move || wait.recv());
+                let found = tokio::time::timeout(Duration::from_secs(20), address.addresses());
+                let found = found.await;
+                drop(done);
+                taken.await.unwrap().unwrap_err();
+                found
+            })
+        });
+        let found = tokio::task::spawn_blocking(|| asked.join().unwrap()).await;
+        let found = found.unwrap().expect("the only thread was waited for");
+        assert!(found.unwrap().iter().all(|found| found.port() == 1));
     }
 }
