@@ -349,7 +349,7 @@ async fn live_and_dev_that_eat_memory_stop_at_their_user() {
 async fn whoever_fills_the_disk_with_entries_is_stopped() {
     let small = "[sandbox.limits]\nsandbox_files = 3000";
     let (_installation, alice, bob) = neighbours(Setup::default().config(small)).await;
-    let fill = "import os\nfor n in range(200000): os.mkdir(f'/workspace/d{n}')";
+    let fill = "import os\nfor n in range(1_000_000): os.mkdir(f'/workspace/d{n}')";
     let request = json!({ "argv": ["python3", "-c", fill], "limits": { "wall_ms": 120_000 } });
     let (_, exit) = with_neighbour(&bob, run(&alice, request)).await;
     let reached = exit.limit.unwrap_or_else(|| panic!("{exit:?}"));
