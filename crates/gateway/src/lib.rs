@@ -28,6 +28,8 @@ mod headers;
 mod limits;
 pub mod provider;
 mod relay;
+#[cfg(test)]
+mod testing;
 mod transport;
 mod upstream;
 pub mod websocket;

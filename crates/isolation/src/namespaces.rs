@@ -280,12 +280,13 @@ fn become_inner(outer: HostIds, oom: &str, rlimits: &Rlimits) -> Result<(), Wall
     init::show()?;
     root::map_ids(outer.uid, outer.gid)?;
     // Of this namespace, whoever mounted the file system through which it is set. Where
-    // that is read-only the host's own numbers hold, as for any program of the host user.
+    // that is read-only the host's own numbers hold, as for any program of the host user, and
+    // `doctor` says so.
     for (name, value) in [
         ("max_inotify_instances", rlimits.inotify_instances),
         ("max_inotify_watches", rlimits.inotify_watches),
     ] {
-        match fs::write(format!("/proc/sys/user/{name}"), value.to_string()) {
+        match limit_of_user(name, value) {
             Err(error)
                 if !matches!(
                     error.raw_os_error(),
@@ -300,6 +301,11 @@ fn become_inner(outer: HostIds, oom: &str, rlimits: &Rlimits) -> Result<(), Wall
     // Not a wall: where it is refused the kernel just has fewer preferences.
     let _ = fs::write("/proc/self/oom_score_adj", oom);
     init::hide()
+}
+
+/// Sets a limit of the user namespace that this process is in.
+pub(crate) fn limit_of_user(name: &str, value: u64) -> io::Result<()> {
+    fs::write(format!("/proc/sys/user/{name}"), value.to_string())
 }
 
 /// Forks one runner.

@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::packet;
 use crate::spec::OptionalWall;
 use crate::sys::{self, Forked};
 use crate::walls::filter::Filter;
 use crate::walls::profile::Profile;
 use crate::walls::{Step, WallError, capabilities, hints, landlock, root};
+use crate::{namespaces, packet};
 
 /// What was found about one wall.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,8 +111,32 @@ const WALLS: &[Wall] = &[
     },
 ];
 
-/// No wall: without it denied system calls are refused as ever, and nobody hears of them.
-const COUNTING: &str = "denied system calls are counted";
+/// What is no wall, and how to try it in a child process.
+struct Extra {
+    name: &'static str,
+    /// What is found where it works, for people.
+    works: &'static str,
+    /// What goes on without it, and how to get it.
+    remedy: &'static str,
+    attempt: fn() -> Result<(), WallError>,
+}
+
+const EXTRAS: &[Extra] = &[
+    Extra {
+        name: "denied system calls are counted",
+        works: "the kernel tells of each",
+        remedy: "they are refused all the same; to see them counted, run the hypervisor where no \
+                 other seccomp filter listens (that of a container engine or a tracer)",
+        attempt: counting,
+    },
+    Extra {
+        name: "inotify has limits of a sandbox's own",
+        works: "can be set",
+        remedy: "the host user's own limits hold for all sandboxes together; for limits of each, \
+                 run the hypervisor where /proc/sys/user can be written to",
+        attempt: inotify,
+    },
+];
 
 /// Tries every wall in child processes and tells what was found, each with its remedy.
 /// Those that `accept_missing` names are not mandatory, as for a start.
@@ -121,28 +145,22 @@ const COUNTING: &str = "denied system calls are counted";
 /// run `supervisor probe`, which prints the same as JSON.
 #[must_use]
 pub fn probe(accept_missing: &[OptionalWall]) -> Vec<Check> {
-    WALLS
+    let walls = WALLS
         .iter()
-        .map(|wall| judge(wall, in_child(wall.attempt), accept_missing))
-        .chain([judge_counting(in_child(counting))])
-        .collect()
+        .map(|wall| judge(wall, in_child(wall.attempt), accept_missing));
+    let extras = EXTRAS
+        .iter()
+        .map(|extra| judge_extra(extra, in_child(extra.attempt)));
+    walls.chain(extras).collect()
 }
 
-fn judge_counting(found: Result<(), WallError>) -> Check {
+fn judge_extra(extra: &Extra, found: Result<(), WallError>) -> Check {
     let (ok, detail, remedy) = match found {
-        Ok(()) => (true, "the kernel tells of each".to_owned(), None),
-        Err(error) => (
-            false,
-            error.to_string(),
-            Some(
-                "they are refused all the same; to see them counted, run the hypervisor where no \
-                 other seccomp filter listens (that of a container engine or a tracer)"
-                    .to_owned(),
-            ),
-        ),
+        Ok(()) => (true, extra.works.to_owned(), None),
+        Err(error) => (false, error.to_string(), Some(extra.remedy.to_owned())),
     };
     Check {
-        name: COUNTING.to_owned(),
+        name: extra.name.to_owned(),
         ok,
         mandatory: false,
         accept: None,
@@ -285,6 +303,13 @@ fn counting() -> Result<(), WallError> {
                  it already"
             .into(),
         errno: None,
+    })
+}
+
+fn inotify() -> Result<(), WallError> {
+    within(0, || {
+        let limited = namespaces::limit_of_user("max_inotify_instances", 1);
+        limited.step(|| "limit user.max_inotify_instances".into())
     })
 }
 

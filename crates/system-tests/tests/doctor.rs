@@ -168,10 +168,59 @@ fn a_cgroup_of_version_2_without_controllers_says_what_it_has_and_what_to_delega
     assert!(said.contains("Delegate=memory pids cpu"), "{said}");
 }
 
+#[test]
+fn a_host_that_takes_no_limits_of_inotify_is_told_whose_hold_instead() {
+    if !caller_is_root() {
+        eprintln!("SKIPPED: making a part of /proc read-only takes root");
+        return;
+    }
+    const LIMITED: &str = "inotify has limits of a sandbox's own";
+    let (ok, _) = check(&doctor(&["--mount"], "true"), LIMITED);
+    assert!(ok);
+    let read_only = "mount --bind /proc/sys/user /proc/sys/user \
+                     && mount -o remount,bind,ro /proc/sys/user";
+    let (ok, said) = check(&doctor(&["--mount"], read_only), LIMITED);
+    assert!(!ok && said.contains("for all sandboxes together"), "{said}");
+}
+
 /// A filter around the hypervisor that listens, so that none of ours can.
 fn behind_a_listener(program: &str) -> String {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/seccomp-listener.py");
     format!("exec python3 {script} {program}")
+}
+
+/// A kernel whose Landlock came before its scopes, which are ABI 6 (Linux 6.12).
+fn before_scopes(program: &str) -> String {
+    behind_a_listener(&format!("--landlock 5 {program}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_the_scopes_of_landlock_is_refused_unless_the_configuration_says_so() {
+    if !caller_is_root() {
+        eprintln!("SKIPPED: what runs before a hypervisor here takes root");
+        return;
+    }
+    let program = "\"$0\" --data-dir \"$1\" --port 0 doctor --json";
+    let found = doctor(&["--mount"], &before_scopes(program));
+    let (ok, said) = check(&found, "Landlock scopes");
+    assert!(!ok && said.contains("landlock_scopes"), "{said}");
+    assert!(check(&found, "Landlock files").0);
+    assert_eq!(found["ok"], false);
+
+    let setup = || Setup::default().take_away(&before_scopes("\"$0\" \"$@\""));
+    let said = refused_start(setup()).await;
+    assert!(said.contains("Landlock ruleset"), "{said}");
+    assert!(said.contains("landlock_scopes"), "{said}");
+
+    let accept = "[sandbox]\naccept_missing = [\"landlock_scopes\"]";
+    let installation = setup().config(accept).start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    // And is not silent about it.
+    let target = "/me/sandboxes/live/explain";
+    let said = alice.control("GET", target, None).await.expect(200).text();
+    assert!(said.contains("Landlock's scopes"), "{said}");
+    assert!(said.contains("missing on this host"), "{said}");
 }
 
 /// Nothing listed is no proof that nothing was tried.

@@ -68,6 +68,19 @@ fn every_dialect_is_read_however_it_is_cut() {
 }
 
 #[test]
+fn a_frame_that_is_too_long_is_not_read_in_parts() {
+    let (begin, end) = (r#"{"usage":{"inputTokens":1"#, "9}}");
+    let middle = " ".repeat(70_000) + r#","outputTokens":"#;
+    let stream = frames(&[&format!("{begin}{middle}{end}")]);
+    let mut meter = UsageMeter::new(false);
+    let middle = stream.len() - 4 - end.len() - middle.len()..stream.len() - 4 - end.len();
+    meter.feed(&stream[..middle.start]);
+    meter.feed(&stream[middle.clone()]);
+    meter.feed(&stream[middle.end..]);
+    assert_eq!((meter.reported(), meter.events()), (None, 1));
+}
+
+#[test]
 fn frames_of_bedrock_are_read_however_they_are_cut() {
     let converse = frames(&[
         r#"{"p":"abc","role":"assistant"}"#,
@@ -279,23 +292,28 @@ fn streams() -> impl Strategy<Value = String> {
     })
 }
 
+/// What is read of a text in pieces of these lengths, over and over.
+fn in_pieces(text: &str, event_stream: bool, cuts: &[usize]) -> (Option<Usage>, u64) {
+    let mut meter = UsageMeter::new(event_stream);
+    let mut rest = text.as_bytes();
+    for cut in cuts.iter().cycle() {
+        let (piece, tail) = rest.split_at((*cut).min(rest.len()));
+        meter.feed(piece);
+        rest = tail;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    (meter.reported(), meter.events())
+}
+
 proptest! {
     #[test]
     fn a_stream_in_pieces_is_read_like_the_whole(
         text in streams(),
         cuts in proptest::collection::vec(1_usize..80, 1..20),
     ) {
-        let mut meter = UsageMeter::new(true);
-        let mut rest = text.as_bytes();
-        for cut in cuts.iter().cycle() {
-            let (piece, tail) = rest.split_at((*cut).min(rest.len()));
-            meter.feed(piece);
-            rest = tail;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        prop_assert_eq!((meter.reported(), meter.events()), reference(&text));
+        prop_assert_eq!(in_pieces(&text, true, &cuts), reference(&text));
         prop_assert_eq!(read(&text, true, text.len().max(1)), reference(&text));
     }
 
@@ -310,17 +328,7 @@ proptest! {
     fn cuts_change_nothing(cuts in proptest::collection::vec(1_usize..50, 1..20)) {
         for (text, stream) in [(RESPONSES_STREAM, true), (MESSAGES_STREAM, true), (CHAT, false)] {
             let whole = read(text, stream, text.len());
-            let mut meter = UsageMeter::new(stream);
-            let mut rest = text.as_bytes();
-            for cut in cuts.iter().cycle() {
-                let (piece, tail) = rest.split_at((*cut).min(rest.len()));
-                meter.feed(piece);
-                rest = tail;
-                if rest.is_empty() {
-                    break;
-                }
-            }
-            prop_assert_eq!((meter.reported(), meter.events()), whole);
+            prop_assert_eq!(in_pieces(text, stream, &cuts), whole);
         }
     }
 }

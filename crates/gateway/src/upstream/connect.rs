@@ -160,10 +160,8 @@ impl ProviderAddress {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-    use std::time::Duration;
-
     use super::*;
+    use crate::testing::without_a_thread_left;
 
     #[tokio::test]
     async fn a_provider_is_looked_up_on_no_thread_of_the_runtime_that_calls_it() {
@@ -174,24 +172,8 @@ mod tests {
             home: Handle::current(),
             tls: None,
         };
-        let asked = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .max_blocking_threads(1)
-                .build()
-                .unwrap();
-            let (done, wait) = mpsc::channel::<()>();
-            runtime.block_on(async {
-                let taken = tokio::task::spawn_blocking(move || wait.recv());
-                let found = tokio::time::timeout(Duration::from_secs(20), address.addresses());
-                let found = found.await;
-                drop(done);
-                taken.await.unwrap().unwrap_err();
-                found
-            })
-        });
-        let found = tokio::task::spawn_blocking(|| asked.join().unwrap()).await;
-        let found = found.unwrap().expect("the only thread was waited for");
+        let found = without_a_thread_left(async move || address.addresses().await).await;
+        let found = found.expect("the only thread was waited for");
         assert!(found.unwrap().iter().all(|found| found.port() == 1));
     }
 }

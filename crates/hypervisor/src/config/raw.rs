@@ -23,7 +23,7 @@ const FOREIGN_VARIABLES: &[&str] = &[
 
 /// The whole file. Every key is optional; absent ones fit a single machine on localhost.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawConfig {
     /// Where the persistent state lives.
     pub data_dir: Option<PathBuf>,
@@ -51,7 +51,7 @@ pub struct RawConfig {
 
 /// `[listen]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawListen {
     /// Address and port of the public listener.
     pub address: Option<String>,
@@ -67,7 +67,7 @@ pub struct RawListen {
 
 /// `[listen.tls]`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct RawTls {
     /// PEM file with the certificate chain, leaf first.
     pub cert_file: PathBuf,
@@ -77,7 +77,7 @@ pub struct RawTls {
 
 /// `[origins]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawOrigins {
     /// The control plane's origin.
     pub control: Option<String>,
@@ -95,7 +95,7 @@ pub struct RawOrigins {
 
 /// `[auth]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawAuth {
     /// `closed` or `open`.
     pub registration: Option<String>,
@@ -115,7 +115,7 @@ pub struct RawAuth {
 
 /// `[sandbox]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawSandbox {
     /// First host uid given to a sandbox when the hypervisor is root.
     pub host_uid_base: Option<u32>,
@@ -141,7 +141,7 @@ pub struct RawSandbox {
 
 /// `[[sandbox.mounts]]`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct RawMount {
     /// Directory or file of the host.
     pub source: PathBuf,
@@ -151,7 +151,7 @@ pub struct RawMount {
 
 /// `[sandbox.limits]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawLimits {
     /// Wall time of a command that names none.
     pub command_wall: Option<String>,
@@ -207,7 +207,7 @@ pub struct RawLimits {
 
 /// A number, or a word that stands for one.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a whole number or \"auto\"")]
 pub enum RawPlaces {
     /// As it is.
     Number(u32),
@@ -217,7 +217,7 @@ pub enum RawPlaces {
 
 /// `[sandbox.snapshots]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawSnapshots {
     /// Snapshots kept per sandbox.
     pub max_count: Option<u32>,
@@ -231,7 +231,7 @@ pub struct RawSnapshots {
 
 /// `[sandbox.swap]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawSwap {
     /// How long the new `live` is on trial.
     pub grace: Option<String>,
@@ -241,7 +241,7 @@ pub struct RawSwap {
 
 /// `[network]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawNetwork {
     /// `none`, `allowlist` or `open`: the mode of a command that names none.
     pub default: Option<String>,
@@ -255,7 +255,7 @@ pub struct RawNetwork {
 
 /// `[[providers]]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawProvider {
     /// Its name in gateway paths.
     pub name: String,
@@ -313,7 +313,7 @@ pub struct RawProvider {
 
 /// An entry of `providers.paths`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected \"[METHOD] PATH\" or a table")]
 pub enum RawPath {
     /// `[METHOD] PATH`
     Plain(String),
@@ -323,7 +323,7 @@ pub enum RawPath {
 
 /// An entry of `providers.paths` with everything that can be said about it.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct RawPathTable {
     /// `[METHOD] PATH`
     pub path: String,
@@ -333,7 +333,7 @@ pub struct RawPathTable {
 
 /// `[[providers.upstreams]]`
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct RawUpstream {
     /// Where its API lives.
     pub base_url: String,
@@ -345,7 +345,7 @@ pub struct RawUpstream {
 
 /// `[providers.prices]`: US dollars for a million tokens.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct RawPrice {
     /// Tokens read.
     pub input: f64,
@@ -360,7 +360,7 @@ pub struct RawPrice {
 
 /// `[gateway]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawGateway {
     /// Largest request body.
     pub max_request_bytes: Option<u64>,
@@ -380,7 +380,7 @@ pub struct RawGateway {
 
 /// Bounds of one sandbox, user or provider.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawRates {
     /// Calls in a minute.
     pub requests_per_minute: Option<u32>,
@@ -396,7 +396,7 @@ pub struct RawRates {
 
 /// `[log]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawLog {
     /// `json` or `text`.
     pub format: Option<String>,
@@ -406,7 +406,7 @@ pub struct RawLog {
 
 /// `[telemetry]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawTelemetry {
     /// OpenTelemetry's protocol; nothing is sent without it.
     pub otlp: Option<RawOtlp>,
@@ -414,7 +414,7 @@ pub struct RawTelemetry {
 
 /// `[telemetry.otlp]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct RawOtlp {
     /// The collector's base URL, without `/v1/metrics`.
     pub endpoint: String,

@@ -55,6 +55,28 @@ fn a_refusal_names_key_value_and_what_would_be_valid() {
 }
 
 #[test]
+fn a_value_of_another_type_is_refused_in_the_words_of_the_file() {
+    for (toml, words) in [
+        ("listen = 3", "expected a table in `listen`"),
+        (
+            "sandbox.swap = \"on\"",
+            "expected a table in `sandbox.swap`",
+        ),
+        (
+            "sandbox.limits.running_per_host = true",
+            "a whole number or \"auto\"",
+        ),
+        (
+            "[[providers]]\nname = \"x\"\npaths = [1]",
+            "\"[METHOD] PATH\" or a table",
+        ),
+    ] {
+        let text = refusal(toml);
+        assert!(text.contains(words) && !text.contains("Raw"), "{text}");
+    }
+}
+
+#[test]
 fn variables_override_the_file() {
     let variables = [
         ("CHOIR_LISTEN__ADDRESS", "127.0.0.1:8080"),

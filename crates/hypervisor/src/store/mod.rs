@@ -81,8 +81,10 @@ const REFUSED: [u32; 3] = [18, 19, 20];
 impl StoreError {
     /// Whether what was to be written is at fault, and would be refused again.
     pub(crate) fn is_refusal(&self) -> bool {
-        let Self::Database(sqlx::Error::Database(error)) = self else {
-            return matches!(self, Self::Duplicate { .. });
+        let error = match self {
+            Self::Database(sqlx::Error::Database(error)) => error,
+            Self::Database(sqlx::Error::Encode(_)) => return true,
+            _ => return false,
         };
         // The extended code has the primary one in its lowest byte.
         let code = error.code().and_then(|code| code.parse::<u32>().ok());

@@ -151,9 +151,13 @@ fn headers(path: Option<&Path>) -> Result<HeaderMap, OtlpError> {
     };
     let mut text = String::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_HEADERS_FILE).read_to_string(&mut text))
+        .and_then(|file| file.take(MAX_HEADERS_FILE + 1).read_to_string(&mut text))
         .map_err(|error| unusable(error.to_string()))?;
     let text = crypto::SecretText::new(text);
+    if text.expose().len() as u64 > MAX_HEADERS_FILE {
+        let most = MAX_HEADERS_FILE >> 10;
+        return Err(unusable(format!("it is longer than {most} KiB")));
+    }
     for (number, line) in text.expose().lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {

@@ -540,8 +540,11 @@ impl Supervisor {
             connection.close();
         }
         let until = Instant::now() + FLUSH_WITHIN;
-        loop {
+        while Instant::now() < until {
             self.feed_followers();
+            // Nothing is to come for one that has nothing to write.
+            self.connections
+                .retain(|_, connection| !connection.is_idle());
             let left = Timespec::try_from(until.saturating_duration_since(Instant::now()));
             let mut fds: Vec<_> = self
                 .connections

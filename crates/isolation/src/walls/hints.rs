@@ -174,19 +174,20 @@ fn landlock_on(facts: &Facts) -> String {
         ),
         (_, Some(kernel)) if kernel < (6, 12) => format!(
             "this kernel ({}.{}) has Landlock without its scopes, which come with 6.12: boot a \
-             newer one, or accept it by name: sandbox.accept_missing = [\"landlock_scopes\"]",
+             newer one",
             kernel.0, kernel.1
         ),
         _ => "Landlock is missing or too old".to_owned(),
     };
-    if facts.container.is_some() {
-        return format!(
-            "{why}; in a container its seccomp profile may forbid Landlock's calls as well"
-        );
-    }
-    format!(
-        "{why}. It needs Linux 5.13 (6.12 for its scopes) built with CONFIG_SECURITY_LANDLOCK and \
+    let needs = if facts.container.is_some() {
+        "In a container its seccomp profile may forbid Landlock's calls as well"
+    } else {
+        "It needs Linux 5.13 (6.12 for its scopes) built with CONFIG_SECURITY_LANDLOCK and \
          `landlock` in the list of the kernel parameter lsm="
+    };
+    format!(
+        "{why}. {needs}. Where its scopes alone are missing, sandbox.accept_missing = \
+         [\"landlock_scopes\"] goes without them"
     )
 }
 

@@ -16,9 +16,10 @@ use tokio_tungstenite::tungstenite::Message;
 use types::Role;
 
 use model::{Random, Step};
-use world::World;
+use world::{Kind, World};
 
-const SEQUENCES: u64 = 2;
+/// One with each of the three kinds of world.
+const SEQUENCES: u64 = 3;
 const STEPS: u64 = 22;
 
 fn asked(name: &str, default: u64) -> u64 {
@@ -38,11 +39,12 @@ async fn nothing_is_orphaned_doubled_or_lost_whenever_the_hypervisor_is_killed()
     );
     for sequence in 0..asked("CHOIR_SURVIVAL_SEQUENCES", SEQUENCES) {
         let seed = seed.wrapping_add(sequence);
-        eprintln!("CHOIR_SURVIVAL_SEED={seed}");
         let mut random = Random::new(seed);
-        let mut world = World::new(sequence % 2 == 1).await;
+        let kind = Kind::of(seed);
+        eprintln!("CHOIR_SURVIVAL_SEED={seed}  # {kind:?}");
+        let mut world = World::new(kind).await;
         for number in 0..asked("CHOIR_SURVIVAL_STEPS", STEPS) {
-            let step = Step::random(&mut random);
+            let step = Step::random(&mut random, kind == Kind::Idle);
             eprintln!("{number:>3} {step:?}");
             world.take(number, &step).await;
             world.check().await;

@@ -12,6 +12,13 @@ const CUT_WITHIN: u64 = 140;
 /// The same where something is copied, or a sandbox is stopped that takes its time.
 const CUT_WITHIN_SLOW: u64 = 900;
 
+/// The same where sandboxes are stopped when nothing happens in them for a second: kills and
+/// orders meet such a stop before, in and after it.
+const CUT_WITHIN_IDLE: u64 = 1600;
+
+/// How the labels of terminals begin.
+const TERMINAL: &str = "terminal";
+
 /// Numbers from a seed (SplitMix64, "Fast splittable pseudorandom number generators", 2014).
 pub(crate) struct Random(u64);
 
@@ -56,6 +63,8 @@ pub(crate) enum Operation {
     /// Puts the latest snapshot back, if there is one.
     Restore(Role),
     Clone,
+    /// A page that is gone to; it wakes what is stopped.
+    Visit(Role),
     /// A restart, to a guest that does not end when it is told to, or to one that does again;
     /// with our own guest a restart and no more.
     Deafen(Role),
@@ -66,9 +75,9 @@ pub(crate) enum Operation {
 pub(crate) enum Step {
     /// One order, seen through.
     Whole(Operation),
-    /// Orders at the same time, and a kill.
+    /// Orders, each after a time of its own, and a kill.
     Cut {
-        operations: Vec<Operation>,
+        operations: Vec<(Operation, Duration)>,
         after: Duration,
     },
 }
@@ -76,7 +85,7 @@ pub(crate) enum Step {
 impl Operation {
     fn random(random: &mut Random) -> Self {
         let role = random.role();
-        match random.below(20) {
+        match random.below(22) {
             0..=4 => Self::Start(role),
             5 => Self::Stop(role),
             6 => Self::Restart(role),
@@ -88,7 +97,16 @@ impl Operation {
             14 | 15 => Self::Snapshot(role),
             16 => Self::Restore(role),
             17 => Self::Clone,
+            18 | 19 => Self::Visit(role),
             _ => Self::Deafen(role),
+        }
+    }
+
+    /// What its command is called, if it has one.
+    pub(crate) fn label(self, number: &str) -> String {
+        match self {
+            Self::Terminal(_) => format!("{TERMINAL}{number}"),
+            _ => format!("step{number}"),
         }
     }
 
@@ -99,7 +117,8 @@ impl Operation {
 }
 
 impl Step {
-    pub(crate) fn random(random: &mut Random) -> Self {
+    /// `idles`: where sandboxes are stopped in which nothing happens.
+    pub(crate) fn random(random: &mut Random, idles: bool) -> Self {
         if random.below(5) < 3 {
             let operation = Operation::random(random);
             if operation.ends() {
@@ -118,7 +137,10 @@ impl Step {
             operations.retain(|operation| {
                 !matches!(
                     operation,
-                    Operation::Start(_) | Operation::Stop(_) | Operation::Restart(_)
+                    Operation::Start(_)
+                        | Operation::Stop(_)
+                        | Operation::Restart(_)
+                        | Operation::Visit(_)
                 )
             });
         }
@@ -131,13 +153,19 @@ impl Step {
                     | Operation::Stop(_)
             )
         });
+        let within = match (idles, slow) {
+            (true, _) => CUT_WITHIN_IDLE,
+            (false, true) => CUT_WITHIN_SLOW,
+            (false, false) => CUT_WITHIN,
+        };
+        let after = random.below(within);
+        let begin = |operation| {
+            let begin = if idles { random.below(after + 1) } else { 0 };
+            (operation, Duration::from_millis(begin))
+        };
         Self::Cut {
-            operations,
-            after: Duration::from_millis(random.below(if slow {
-                CUT_WITHIN_SLOW
-            } else {
-                CUT_WITHIN
-            })),
+            operations: operations.into_iter().map(begin).collect(),
+            after: Duration::from_millis(after),
         }
     }
 }
@@ -152,6 +180,23 @@ pub(crate) struct Sandbox {
     pub(crate) start: Option<String>,
     /// Services of the present start, by label; true: it must be listed and run.
     pub(crate) services: BTreeMap<String, bool>,
+}
+
+impl Sandbox {
+    /// Nothing may have happened in it for long enough to be stopped. A shell that waits for
+    /// somebody does not keep it awake.
+    pub(crate) fn may_idle(&mut self) {
+        let is_awake = self
+            .services
+            .iter()
+            .any(|(label, required)| *required && !label.starts_with(TERMINAL));
+        if !is_awake {
+            self.may_be_stopped = true;
+            for required in self.services.values_mut() {
+                *required = false;
+            }
+        }
+    }
 }
 
 /// What may be true of a user's pair.
@@ -191,6 +236,7 @@ impl Pair {
             Operation::Snapshot(_) | Operation::Deafen(_) => return,
             Operation::Clone => Role::Dev,
             Operation::Start(role)
+            | Operation::Visit(role)
             | Operation::Stop(role)
             | Operation::Restart(role)
             | Operation::Service(role)
@@ -204,7 +250,7 @@ impl Pair {
         for id in both {
             let sandbox = self.sandboxes.get_mut(&id).expect("one of the pair");
             match operation {
-                Operation::Start(_) => {
+                Operation::Start(_) | Operation::Visit(_) => {
                     // What runs goes on; what did not may.
                     sandbox.may_run = true;
                     if sandbox.may_be_stopped {

@@ -14,7 +14,29 @@ use types::Role;
 
 use super::model::{Operation, Pair, Sandbox, Step};
 
+/// What is different from the configuration that everybody has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    /// With guests that can be made to ignore SIGTERM.
+    Hostile,
+    /// Sandboxes are stopped in which nothing happens for a second.
+    Idle,
+}
+
+impl Kind {
+    /// The same for the same seed; as many seeds in a row as there are have each.
+    pub(crate) fn of(seed: u64) -> Self {
+        match seed % 3 {
+            0 => Self::Plain,
+            1 => Self::Hostile,
+            _ => Self::Idle,
+        }
+    }
+}
+
 pub(crate) struct World {
+    kind: Kind,
     installation: Installation,
     alice: Account,
     pair: Pair,
@@ -27,16 +49,22 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// With our own guest, or with the hostile one, which can be made deaf.
-    pub(crate) async fn new(hostile: bool) -> Self {
-        let mut setup = Setup::default()
+    pub(crate) async fn new(kind: Kind) -> Self {
+        let setup = Setup::default()
             .config("sandbox.snapshots.max_count = 100")
             .leave_running();
-        if hostile {
-            setup = setup.hostile_guest();
-        }
+        let setup = match kind {
+            Kind::Plain => setup,
+            Kind::Hostile => setup.hostile_guest(),
+            Kind::Idle => setup.config("sandbox.idle_stop = \"1s\""),
+        };
         let installation = setup.start().await;
         let alice = Account::admin(&installation, "alice").await;
+        for role in Role::ALL {
+            // The page that says that it is woken.
+            alice.enter_host_at(&alice.host(role), 503).await;
+            alice.stop(role).await;
+        }
         let views = views(&alice).await;
         let id = |role: Role| of_role(&views, role)["id"].as_str().unwrap().to_owned();
         let stopped = Sandbox {
@@ -54,6 +82,7 @@ impl World {
                 .collect(),
         };
         Self {
+            kind,
             installation,
             alice,
             pair,
@@ -65,8 +94,9 @@ impl World {
 
     pub(crate) async fn take(&mut self, number: u64, step: &Step) {
         match step {
+            Step::Whole(Operation::Visit(role)) => self.visit(*role).await,
             Step::Whole(operation) => {
-                let label = format!("step{number}");
+                let label = operation.label(&number.to_string());
                 let operation = match *operation {
                     Operation::Deafen(role) => {
                         self.deafen(role);
@@ -80,29 +110,61 @@ impl World {
             }
             Step::Cut { operations, after } => {
                 // Labels first: a service may be there although nobody was told.
+                let label =
+                    |at: usize, operation: Operation| operation.label(&format!("{number}-{at}"));
                 let mut orders = Vec::new();
-                for (at, operation) in operations.iter().enumerate() {
-                    let label = format!("step{number}-{at}");
-                    orders.push(self.ask(*operation, &label));
+                for (at, (operation, begin)) in operations.iter().enumerate() {
+                    let label = label(at, *operation);
+                    orders.push((self.ask(*operation, &label), *begin));
                     self.pair.may_have(*operation, &label);
                 }
                 // A second time, since each may have met what the others did.
-                for (at, operation) in operations.iter().enumerate() {
+                for (at, (operation, _)) in operations.iter().enumerate() {
                     if *operation != Operation::Swap {
-                        self.pair
-                            .may_have(*operation, &format!("step{number}-{at}"));
+                        self.pair.may_have(*operation, &label(at, *operation));
                     }
                 }
                 let client = &self.alice.client;
-                let mut orders = std::pin::pin!(futures_util::future::join_all(
-                    orders.into_iter().map(|order| client.try_send(order)),
-                ));
+                let orders = orders.into_iter().map(async |(order, begin)| {
+                    tokio::time::sleep(begin).await;
+                    client.try_send(order).await
+                });
+                let orders = futures_util::future::join_all(orders);
                 // Killed after that time, whatever was reached, with the callers still there.
+                let mut orders = std::pin::pin!(orders);
                 let _ = tokio::time::timeout(*after, &mut orders).await;
                 self.installation.end(Signal::KILL);
                 self.installation.spawn().await;
             }
         }
+    }
+
+    /// Somebody goes to a sandbox's page, and sees it whether it ran or not.
+    async fn visit(&mut self, role: Role) {
+        let id = match role {
+            Role::Live => self.pair.live.clone(),
+            Role::Dev => self.pair.dev.clone(),
+        };
+        let runs = self.pair.sandboxes[&id].may_run;
+        let page = async || {
+            let order = self.ask(Operation::Visit(role), "");
+            self.alice.client.try_send(order).await.expect("a page")
+        };
+        let expected = if runs { 200 } else { 503 };
+        let first = page().await;
+        assert_eq!(first.status, expected, "{}", first.text());
+        until("the woken sandbox", async || {
+            (page().await.status == 200).then_some(())
+        })
+        .await;
+        let start = text(&self.alice.sandbox(role).await["start_id"]);
+        let sandbox = self.pair.sandboxes.get_mut(&id).unwrap();
+        if !runs {
+            sandbox.services.clear();
+            sandbox.start = Some(start);
+        }
+        sandbox.may_run = true;
+        sandbox.may_be_stopped = false;
     }
 
     /// Has the guests of a role's sandbox ignore SIGTERM from the next one on, or not any more.
@@ -158,6 +220,7 @@ impl World {
                 lifecycle(role, &format!("snapshots/{snapshot}/restore")).json(&json!({}))
             }
             Operation::Clone => post("/me/sandboxes/clone".to_owned()).json(&json!({})),
+            Operation::Visit(role) => Ask::new("GET", &self.alice.host(role), "/").navigation(),
             Operation::Deafen(_) => unreachable!("it is ordered as a restart"),
         }
     }
@@ -203,7 +266,9 @@ impl World {
                 };
                 pair.sandboxes.insert(id, stopped);
             }
-            Operation::Long(_) | Operation::Deafen(_) => unreachable!("it has no answer"),
+            Operation::Long(_) | Operation::Deafen(_) | Operation::Visit(_) => {
+                unreachable!("it is not told by its answer")
+            }
             Operation::Snapshot(role) => {
                 let last = last(answer);
                 assert_eq!(last["event"], "done", "{}", said());
@@ -258,6 +323,15 @@ impl World {
 
     /// Everything that has to hold once nothing is under way.
     pub(crate) async fn check(&mut self) {
+        if self.kind == Kind::Idle {
+            for sandbox in self.pair.sandboxes.values_mut() {
+                sandbox.may_idle();
+            }
+            until("the stop of what nothing happens in", async || {
+                self.is_at_rest().await.then_some(())
+            })
+            .await;
+        }
         let views = until("a state that lasts", async || {
             let views = views(&self.alice).await;
             // What a restore had stopped is started again.
@@ -284,6 +358,28 @@ impl World {
         }
         self.check_processes(&views).await;
         assert!(!self.installation.log().contains("panicked"));
+    }
+
+    /// Whether each sandbox is stopped, or kept awake by a service.
+    async fn is_at_rest(&self) -> bool {
+        for view in views(&self.alice).await {
+            let target = format!("/me/sandboxes/{}/commands", text(&view["role"]));
+            let is_awake = async || {
+                // It may have been stopped meanwhile.
+                let listing = self.alice.control("GET", &target, None).await.json();
+                let mut commands = listing["commands"].as_array().into_iter().flatten();
+                commands.any(|command| command["argv"][1] == "600" && command["state"] == "running")
+            };
+            let rests = match view["state"].as_str() {
+                Some("stopped") => true,
+                Some("running") => is_awake().await,
+                _ => false,
+            };
+            if !rests {
+                return false;
+            }
+        }
+        true
     }
 
     /// What is listed is on the disk and nothing else is, and the state itself is whole.

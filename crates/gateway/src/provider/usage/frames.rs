@@ -27,6 +27,8 @@ pub(super) struct Frames {
     payload: usize,
     tail: usize,
     text: Vec<u8>,
+    /// Whether this payload is longer than is looked into.
+    is_long: bool,
     is_none: bool,
 }
 
@@ -37,7 +39,8 @@ struct Chunk {
 }
 
 impl Frames {
-    /// Takes the next bytes, and gives the JSON text of each whole payload to `found`.
+    /// Takes the next bytes, and gives the JSON text of each whole payload to `found`; nothing
+    /// of one that is too long.
     pub(super) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8])) {
         let mut rest = bytes;
         while !rest.is_empty() && !self.is_none {
@@ -52,7 +55,7 @@ impl Frames {
             } else if self.payload > 0 {
                 let piece = take(&mut rest, self.payload);
                 self.payload -= piece.len();
-                if self.text.len() + piece.len() <= MAX_PAYLOAD {
+                if !self.is_long {
                     self.text.extend_from_slice(piece);
                 }
                 if self.payload == 0 {
@@ -90,6 +93,7 @@ impl Frames {
         self.headers = usize::try_from(headers).unwrap_or(usize::MAX);
         self.payload = usize::try_from(payload).unwrap_or(usize::MAX);
         self.tail = TAIL;
+        self.is_long = self.payload > MAX_PAYLOAD;
     }
 }
 

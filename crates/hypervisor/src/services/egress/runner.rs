@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::error::Error as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use gateway::egress::{Access, Caller, Denial, End, Ended, NameError, OpenError, Permit, Target};
 use policy::Action;
@@ -41,7 +41,7 @@ pub(crate) struct RunnerNetwork {
     connections: Arc<Semaphore>,
     /// What the ledger knows of already: the first connection to each target, and the first
     /// refusal. At most [`MAX_RECORDED`].
-    recorded: Mutex<HashSet<(String, &'static str)>>,
+    recorded: tokio::sync::Mutex<HashSet<(String, &'static str)>>,
 }
 
 impl Drop for RunnerNetwork {
@@ -82,7 +82,7 @@ impl RunnerNetwork {
             access,
             of_sandbox,
             connections: Arc::new(Semaphore::new(CONNECTIONS_PER_RUNNER)),
-            recorded: Mutex::default(),
+            recorded: tokio::sync::Mutex::default(),
         }
     }
 
@@ -118,7 +118,13 @@ impl RunnerNetwork {
             Ok(permit) => permit,
             Err(denial) => return Err(self.refuse(plane, actor, &denial).await),
         };
-        self.record(plane, actor, sandbox, &permit).await?;
+        let target = permit.target().to_string();
+        let mut entry = Entry::allowed("network.connect", target.clone());
+        if let Some(rule) = permit.rule() {
+            entry = entry.with("rule", rule.to_string());
+        }
+        self.tell(plane, actor, sandbox, (&target, ALLOWED), entry)
+            .await?;
         match plane.networks.egress().open(&mut permit).await {
             Ok(stream) => {
                 plane.metrics.egress("connected");
@@ -159,64 +165,38 @@ impl RunnerNetwork {
         })
     }
 
-    /// How the ledger has to be told of this; `None` when it knows. A target is remembered
-    /// with its record, and never without one.
-    fn news(
-        &self,
-        plane: &Plane,
-        sandbox: SandboxId,
-        target: &str,
-        outcome: &'static str,
-    ) -> Option<Told> {
-        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
-        let one = (target.to_owned(), outcome);
-        if recorded.contains(&one) {
-            return None;
-        }
-        let own = recorded.len() < MAX_RECORDED;
-        let (now, allowed) = (plane.clock.now_ms(), outcome == ALLOWED);
-        let told = plane.networks.ration(sandbox, now, own, allowed);
-        if told == Told::Itself {
-            recorded.insert(one);
-        }
-        Some(told)
-    }
-
-    fn forget(&self, target: &str, outcome: &'static str) {
-        self.recorded
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&(target.to_owned(), outcome));
-    }
-
-    /// The first connection to each target has its record before it is made; the next ones of
-    /// the same command use the same leave. Beyond [`MAX_RECORDED`] there is a record that
-    /// further ones follow before the first of them is made, and their number in the next.
-    async fn record(
+    /// Has the ledger told, unless it knows. The first connection to each target has its record
+    /// before it is made; the next ones of the same command use the same leave, and wait for it
+    /// if need be. Beyond [`MAX_RECORDED`] there is a record that further ones follow before the
+    /// first of them is made, and their number in the next.
+    async fn tell(
         &self,
         plane: &Plane,
         actor: &Actor,
         sandbox: SandboxId,
-        permit: &Permit,
+        (target, outcome): (&str, &'static str),
+        entry: Entry,
     ) -> Result<(), Error> {
-        let target = permit.target().to_string();
-        match self.news(plane, sandbox, &target, ALLOWED) {
-            None | Some(Told::Counted) => Ok(()),
-            Some(Told::Together(further)) => self.sum_up(plane, actor, sandbox, further).await,
-            Some(Told::Itself) => {
-                let mut entry = Entry::allowed("network.connect", target.clone())
+        let one = (target.to_owned(), outcome);
+        // Held until the record is on the disk, so that nobody relies on one that is not.
+        let mut recorded = self.recorded.lock().await;
+        if recorded.contains(&one) {
+            return Ok(());
+        }
+        let own = recorded.len() < MAX_RECORDED;
+        let (now, allowed) = (plane.clock.now_ms(), outcome == ALLOWED);
+        match plane.networks.ration(sandbox, now, own, allowed) {
+            Told::Counted => {}
+            Told::Together(further) => self.sum_up(plane, actor, sandbox, further).await?,
+            Told::Itself => {
+                let entry = entry
                     .with("command", self.command.to_string())
                     .with("network", self.mode.as_str());
-                if let Some(rule) = permit.rule() {
-                    entry = entry.with("rule", rule.to_string());
-                }
-                let recorded = plane.audit.record(actor, entry).await;
-                if recorded.is_err() {
-                    self.forget(&target, ALLOWED);
-                }
-                recorded
+                plane.audit.record(actor, entry).await?;
+                recorded.insert(one);
             }
         }
+        Ok(())
     }
 
     /// One record about many connections of the sandbox.
@@ -256,20 +236,9 @@ impl RunnerNetwork {
                 &message,
                 Some(&hint),
             );
-            let recorded = match self.news(plane, sandbox, &target, denial.code()) {
-                None | Some(Told::Counted) => Ok(()),
-                Some(Told::Together(further)) => self.sum_up(plane, actor, sandbox, further).await,
-                Some(Told::Itself) => {
-                    let entry = Entry::denied("network.connect", target.clone(), denial.code())
-                        .with("command", self.command.to_string())
-                        .with("network", self.mode.as_str());
-                    let recorded = plane.audit.record(actor, entry).await;
-                    if recorded.is_err() {
-                        self.forget(&target, denial.code());
-                    }
-                    recorded
-                }
-            };
+            let entry = Entry::denied("network.connect", target.clone(), denial.code());
+            let outcome = (target.as_str(), denial.code());
+            let recorded = self.tell(plane, actor, sandbox, outcome, entry).await;
             // Refused either way; a full ledger must not turn a refusal into anything else.
             if let Err(error) = recorded {
                 tracing::error!(command = %self.command, %error, "a refused connection could not be recorded");
@@ -324,4 +293,54 @@ pub(crate) fn over(plane: &Plane, actor: &Actor, target: &str, ended: &Ended) {
         received = ended.received,
         "egress connection ended"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Role;
+
+    use super::*;
+    use crate::services::sandboxes::testing::Installation;
+
+    #[tokio::test]
+    async fn nobody_relies_on_a_record_that_fails() {
+        let installation = Installation::new("").await;
+        let sandbox = installation.sandbox(Role::Live).await;
+        let plane = installation.app.sandboxes.plane();
+        let command = CommandId::generate();
+        let networks = &plane.networks;
+        let network = networks.admit(sandbox, command, NetworkMode::Open).unwrap();
+        let actor = Actor {
+            via: Via::Channel {
+                sandbox,
+                start: types::StartId::generate(),
+                role: Role::Live,
+                command: Some(command),
+                grant: crate::actor::Grant {
+                    provider: false,
+                    network: NetworkMode::Open,
+                },
+            },
+            ..installation.actor()
+        };
+        let ledger = installation.app.config.data_dir.join("audit");
+        std::fs::remove_file(ledger.join("segment-00000001.log")).unwrap();
+
+        let ended = CancellationToken::new();
+        let open = || {
+            let target = Target::parse("name.invalid:443", None);
+            network.open(plane, &actor, installation.user.id, target, &ended)
+        };
+        let (first, second) = tokio::join!(open(), open());
+        for opened in [first, second] {
+            let error = opened.unwrap_err();
+            assert!(matches!(error, Error::AuditUnavailable(_)), "{error}");
+        }
+        // An address is refused in every mode.
+        let target = Target::parse("127.0.0.1:443", None);
+        let refused = network.open(plane, &actor, installation.user.id, target, &ended);
+        let refused = refused.await.unwrap_err();
+        assert!(matches!(refused, Error::NetworkDenied { .. }), "{refused}");
+        assert!(network.recorded.lock().await.is_empty());
+    }
 }

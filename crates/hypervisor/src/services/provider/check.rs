@@ -343,9 +343,10 @@ fn refusal(status: u16, is_api: bool, text: &str) -> (&'static str, &'static str
         400..=404 | 451
             if says(&[
                 "unsupported_country",
-                "country",
+                "country not supported",
                 "location is not supported",
-                "region",
+                "this region",
+                "your region",
                 "on-demand throughput",
             ]) =>
         {

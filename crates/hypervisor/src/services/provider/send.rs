@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::CallError;
 use super::bill::Bill;
 use super::catalogue::Choice;
-use super::limits::{Amount, Limited, Scope};
+use super::limits::{Admission, Amount, Limited, Scope};
 use super::place::Place;
 use super::{Call, paths};
 use crate::clock::Clock;
@@ -110,6 +110,8 @@ impl Attempt {
 struct Last<'a> {
     attempt: Attempt,
     choice: &'a Choice<'a>,
+    /// What was reserved of that provider's account, while another one is asked.
+    admission: Option<Admission>,
 }
 
 #[expect(
@@ -149,10 +151,17 @@ pub(super) async fn send(
         }
         let (target, body) = rename(choice, call, rest, &body);
         *request.body_mut() = body;
-        if attempts(choice, &request, &target, &mut last, clock, cancel).await {
+        let answered = attempts(choice, &request, &target, &mut last, clock, cancel).await;
+        if let Some(last) = &mut last
+            && std::ptr::eq(last.choice, choice)
+        {
+            last.admission = bill.admissions.pop();
+        }
+        if answered {
             break;
         }
     }
+    bill.admissions.truncate(ours);
     match (last, limited) {
         (Some(last), _) => finish(last, bill),
         (None, Some(limited)) => Err(CallError::Limited(limited)),
@@ -249,7 +258,11 @@ async fn attempts<'a>(
         free = !attempt.was_work();
         // That one of several keys is dead is no answer while there is any other.
         if last.is_none() || !attempt.refuses_key() {
-            *last = Some(Last { attempt, choice });
+            *last = Some(Last {
+                attempt,
+                choice,
+                admission: None,
+            });
         }
         match next {
             Next::Nothing => return true,
@@ -272,6 +285,7 @@ async fn wait(pause: &mut Duration, asked: Option<Duration>, cancel: &Cancellati
 
 fn finish(last: Last<'_>, mut bill: Bill) -> Result<Response, CallError> {
     charge(&mut bill, last.choice);
+    bill.admissions.extend(last.admission);
     let source = match last.attempt {
         Attempt::Reply(reply) => {
             bill.status = reply.status().as_u16();

@@ -140,7 +140,8 @@ async fn write(
     let mut messages = Vec::new();
     let mut calls: Vec<CallRow> = Vec::new();
     let mut flushes = Vec::new();
-    let mut forget = tokio::time::interval(FORGET_EVERY);
+    let first = tokio::time::Instant::now() + FORGET_EVERY;
+    let mut forget = tokio::time::interval_at(first, FORGET_EVERY);
     loop {
         let received = tokio::select! {
             biased;

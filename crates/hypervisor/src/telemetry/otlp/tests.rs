@@ -393,4 +393,7 @@ fn a_file_of_headers_is_refused_by_its_line_and_not_by_what_is_in_it() {
         "{text}"
     );
     assert!(!text.contains("secret"), "{text}");
+    fs::write(&file, "api-key: one\n".repeat(2000)).unwrap();
+    let text = headers(Some(&file)).unwrap_err().to_string();
+    assert!(text.contains("longer than 16 KiB"), "{text}");
 }

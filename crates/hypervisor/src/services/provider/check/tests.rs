@@ -78,6 +78,12 @@ fn each_dialects_refusals_are_said_in_plain_words() {
             "it does not serve this region",
         ),
         (
+            Bedrock,
+            403,
+            r#"{"message":"not authorized to perform InvokeModel on arn:aws:bedrock:eu region"}"#,
+            "the key may not do this",
+        ),
+        (
             Gemini,
             400,
             r#"{"error":{"message":"User location is not supported for the API use."}}"#,

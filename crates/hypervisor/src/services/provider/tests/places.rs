@@ -122,6 +122,21 @@ async fn a_provider_whose_places_all_rest_is_passed_over_for_its_fallback() {
 }
 
 #[tokio::test]
+async fn what_an_answer_cost_is_taken_from_the_account_of_whoever_gave_it() {
+    const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\nContent-Length: 57\r\n\r\n\
+        {\"usage\":{\"prompt_tokens\":1000,\"completion_tokens\":1000}}";
+    const DEAD: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nkey";
+    let (dear, dead) = (upstream(&[FAILED]).await, upstream(&[DEAD]).await);
+    let bounds = "retries = 0\nfallback = [\"dead\"]\nlimits = { tokens_per_minute = 2000 }";
+    let toml = provider("dear", &dear.base, bounds) + &provider("dead", &dead.base, "");
+    let bed = Bed::new(&toml).await;
+    bed.answered(500).await;
+    assert_eq!((calls(&dear), calls(&dead)), (1, 1));
+    bed.answered(401).await;
+    assert_eq!((calls(&dear), calls(&dead)), (1, 2), "its tokens are spent");
+}
+
+#[tokio::test]
 async fn a_silent_place_is_not_waited_for_a_second_time() {
     let silent = upstream(&[""]).await;
     let good = upstream(&[OK]).await;
