@@ -1,5 +1,7 @@
 //! A person with an account, without a browser.
 
+use std::path::PathBuf;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -174,6 +176,27 @@ impl Account {
             .find(|one| one["role"] == role.as_str())
             .expect("both roles are listed")
             .clone()
+    }
+
+    /// The directory of a running sandbox's start.
+    ///
+    /// # Panics
+    /// It does not run.
+    pub async fn start_dir(&self, installation: &Installation, role: Role) -> PathBuf {
+        let sandbox = self.sandbox(role).await;
+        let start = sandbox["start_id"].as_str().expect("it runs");
+        installation.data_dir().join("run").join(start)
+    }
+
+    /// The gateway token of a hostile guest, which tells it to whoever has entered.
+    ///
+    /// # Panics
+    /// It has none.
+    pub async fn hostile_token(&self, role: Role) -> String {
+        let listing = "/hostile/listing?environment";
+        let environment = self.runtime(role, "GET", listing, None).await.expect(200);
+        let token = environment.json()["CHOIR_PROVIDER_GATEWAY_TOKEN"].clone();
+        token.as_str().expect("a token").to_owned()
     }
 
     /// Follows the hand-over to a runtime origin until its cookie is in the jar.

@@ -18,35 +18,18 @@ const IN_ENVIRONMENT: &str = "sk-canary-environment-7f3a9b1c5d2e";
 /// In the provider's key file.
 const IN_FILE: &str = "sk-canary-keyfile-4c8e2d6f0a1b";
 
-/// A provider that refuses everybody, and tells what it was sent.
-async fn provider() -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let tell = tell.clone();
-            tokio::spawn(async move {
-                let mut seen = vec![0; 64 * 1024];
-                let read = stream.read(&mut seen).await.unwrap_or(0);
-                let text = String::from_utf8_lossy(&seen[..read]).into_owned();
-                let _ = tell.send(text);
-                let body = json!({ "error": { "message": format!("no such key: {IN_FILE}") } })
-                    .to_string();
-                let answer = format!(
-                    "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                    body.len()
-                );
-                let _ = stream.write_all(answer.as_bytes()).await;
-            });
-        }
-    });
-    (port, told)
+/// A provider that refuses everybody, and says the key that it was shown.
+fn refusal(_: &str) -> String {
+    let body = json!({ "error": { "message": format!("no such key: {IN_FILE}") } }).to_string();
+    format!(
+        "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_platform_key_is_nowhere_but_in_its_request() {
-    let (port, mut told) = provider().await;
+    let (port, mut told) = double(refusal).await;
     let keys = tempfile::tempdir().unwrap();
     let key_file = keys.path().join("provider.key");
     fs::write(&key_file, format!("{IN_FILE}\n")).unwrap();
@@ -199,12 +182,7 @@ async fn what_proves_somebody_is_written_down_nowhere() {
     let mut alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
     alice.enter(Role::Live).await;
-    let guest = Ask::new(
-        "GET",
-        &alice.host(Role::Live),
-        "/hostile/listing?environment",
-    );
-    let environment = alice.client.send(guest).await.expect(200).json();
+    let token = alice.hostile_token(Role::Live).await;
     let api = alice
         .control(
             "POST",
@@ -215,10 +193,7 @@ async fn what_proves_somebody_is_written_down_nowhere() {
         .expect(201)
         .json();
     let text = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
-    let mut secrets = vec![
-        text(&environment["CHOIR_PROVIDER_GATEWAY_TOKEN"]),
-        text(&api["token"]),
-    ];
+    let mut secrets = vec![token, text(&api["token"])];
     for host in ["localhost".to_owned(), alice.host(Role::Live)] {
         for cookie in alice.client.cookies(&host).split("; ") {
             secrets.push(cookie.split_once('=').expect("a cookie").1.to_owned());
@@ -293,16 +268,9 @@ async fn tokens_open_their_own_channel_and_leave_no_trace_on_any() {
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
     alice.enter(Role::Live).await;
-    let listing = "/hostile/listing?environment";
-    let guest = Ask::new("GET", &alice.host(Role::Live), listing);
-    let environment = alice.client.send(guest).await.expect(200).json();
-    let token = environment["CHOIR_PROVIDER_GATEWAY_TOKEN"].as_str();
-    let start = alice.sandbox(Role::Live).await["start_id"].clone();
-    let dir = installation
-        .data_dir()
-        .join("run")
-        .join(start.as_str().unwrap());
-    let mut parties = vec![(dir.join("channel"), token.expect("a token").to_owned())];
+    let token = alice.hostile_token(Role::Live).await;
+    let dir = alice.start_dir(&installation, Role::Live).await;
+    let mut parties = vec![(dir.join("channel"), token)];
     for _ in 0..2 {
         let commands = "/me/sandboxes/live/commands";
         let service = json!({
@@ -481,22 +449,9 @@ async fn what_is_said_to_a_model_and_by_it_is_written_down_nowhere() {
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
     alice.enter(Role::Live).await;
-    let sandbox = alice.sandbox(Role::Live).await;
-    let start = sandbox["start_id"].as_str().unwrap();
-    let channel = installation
-        .data_dir()
-        .join("run")
-        .join(start)
-        .join("channel/channel.sock");
-    let guest = Ask::new(
-        "GET",
-        &alice.host(Role::Live),
-        "/hostile/listing?environment",
-    );
-    let environment = alice.client.send(guest).await.expect(200).json();
-    let token = environment["CHOIR_PROVIDER_GATEWAY_TOKEN"]
-        .as_str()
-        .unwrap();
+    let dir = alice.start_dir(&installation, Role::Live).await;
+    let channel = dir.join("channel/channel.sock");
+    let token = alice.hostile_token(Role::Live).await;
 
     let calls = [
         ("", false, 200),

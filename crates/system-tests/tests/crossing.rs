@@ -1,7 +1,6 @@
 //! Attacks on the crossing between the trust zones: sockets, paths and starts.
 
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use system_tests::http::Ask;
@@ -25,22 +24,14 @@ async fn ask(account: &Account, target: &str) -> system_tests::Response {
     account.client.send(Ask::new("GET", LIVE, target)).await
 }
 
-/// The directory of the only start of a sandbox.
-async fn start_dir(installation: &Installation, account: &Account, role: Role) -> PathBuf {
-    let view = account.sandbox(role).await;
-    installation
-        .data_dir()
-        .join("run")
-        .join(view["start_id"].as_str().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_app_socket_leads_nowhere() {
     let installation = Setup::default().hostile_guest().start().await;
     let alice = entered(&installation).await;
     let bob = Account::invited(&installation, &alice, "bob").await;
     bob.start(Role::Live).await;
-    let victim = start_dir(&installation, &bob, Role::Live)
+    let victim = bob
+        .start_dir(&installation, Role::Live)
         .await
         .join("app/app.sock");
     assert!(victim.symlink_metadata().unwrap().file_type().is_socket());
@@ -48,7 +39,8 @@ async fn a_replaced_app_socket_leads_nowhere() {
     let bait = installation.scratch().join("engine.sock");
     let engine = tokio::net::UnixListener::bind(&bait).unwrap();
 
-    let own = start_dir(&installation, &alice, Role::Live)
+    let own = alice
+        .start_dir(&installation, Role::Live)
         .await
         .join("app/app.sock");
     let alice_id = alice.sandbox(Role::Live).await["id"]
@@ -175,11 +167,8 @@ async fn answers_of_a_hostile_guest_do_no_harm() {
 async fn nothing_of_an_old_start_reaches_the_new_one() {
     let installation = Setup::default().hostile_guest().start().await;
     let alice = entered(&installation).await;
-    let old = start_dir(&installation, &alice, Role::Live).await;
-    let token = environment(&alice).await["CHOIR_PROVIDER_GATEWAY_TOKEN"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let old = alice.start_dir(&installation, Role::Live).await;
+    let token = alice.hostile_token(Role::Live).await;
     // An open WebSocket and a keep-alive connection of the old start.
     let own = installation.runtime("alice");
     let mut socket = alice
@@ -215,10 +204,7 @@ async fn nothing_of_an_old_start_reaches_the_new_one() {
         ask(&alice, "/echo").await.expect(200).json()["role"],
         "live"
     );
-    let second = environment(&alice).await["CHOIR_PROVIDER_GATEWAY_TOKEN"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let second = alice.hostile_token(Role::Live).await;
     assert_ne!(token, second, "a token belongs to one start");
     // The old token on the new start's channel.
     let channel = new.join("channel/channel.sock");
@@ -236,13 +222,6 @@ async fn nothing_of_an_old_start_reaches_the_new_one() {
     );
 }
 
-async fn environment(account: &Account) -> Value {
-    ask(account, "/hostile/listing?environment")
-        .await
-        .expect(200)
-        .json()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_serves_its_own_routes_to_its_own_start_only() {
     let installation = Setup::default().hostile_guest().start().await;
@@ -250,14 +229,13 @@ async fn a_channel_serves_its_own_routes_to_its_own_start_only() {
     let bob = Account::invited(&installation, &alice, "bob").await;
     bob.start(Role::Live).await;
     bob.enter(Role::Live).await;
-    let token = environment(&alice).await["CHOIR_PROVIDER_GATEWAY_TOKEN"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    let of_alice = start_dir(&installation, &alice, Role::Live)
+    let token = alice.hostile_token(Role::Live).await;
+    let of_alice = alice
+        .start_dir(&installation, Role::Live)
         .await
         .join("channel/channel.sock");
-    let of_bob = start_dir(&installation, &bob, Role::Live)
+    let of_bob = bob
+        .start_dir(&installation, Role::Live)
         .await
         .join("channel/channel.sock");
     assert_eq!(

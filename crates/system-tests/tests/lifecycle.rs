@@ -236,16 +236,8 @@ async fn a_token_that_lapsed_stays_dead_under_the_next_hypervisor() {
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
     alice.enter(Role::Live).await;
-    let listing = "/hostile/listing?environment";
-    let token = async || {
-        let answer = alice.runtime(Role::Live, "GET", listing, None).await;
-        let token = answer.expect(200).json()["CHOIR_PROVIDER_GATEWAY_TOKEN"].clone();
-        token.as_str().expect("a token").to_owned()
-    };
-    let first = token().await;
-    let start = alice.sandbox(Role::Live).await["start_id"].clone();
-    let dir = installation.data_dir().join("run");
-    let dir = dir.join(start.as_str().unwrap());
+    let first = alice.hostile_token(Role::Live).await;
+    let dir = alice.start_dir(&installation, Role::Live).await;
     let socket = dir.join("channel/channel.sock");
     let asked = async || {
         let answer = system_tests::channel::get(&socket, "/provider/v1", Some(&first)).await;
@@ -272,10 +264,11 @@ async fn a_token_that_lapsed_stays_dead_under_the_next_hypervisor() {
     installation.guests()[0].signal(Signal::KILL);
     until("a new start", async || {
         let sandbox = alice.sandbox(Role::Live).await;
-        (sandbox["state"] == "running" && sandbox["start_id"] != start).then_some(())
+        let start = sandbox["start_id"].as_str()?;
+        (sandbox["state"] == "running" && !dir.ends_with(start)).then_some(())
     })
     .await;
-    assert_ne!(token().await, first);
+    assert_ne!(alice.hostile_token(Role::Live).await, first);
 }
 
 /// A guest that dies before its first health is tried again, with a pause that doubles, and then

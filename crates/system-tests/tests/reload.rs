@@ -2,7 +2,6 @@
 
 use rustix::process::Signal;
 use serde_json::json;
-use system_tests::http::Ask;
 use system_tests::wait::{until, within};
 use system_tests::{Account, Setup};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -41,19 +40,9 @@ async fn a_reload_takes_bounds_of_calls_cuts_none_and_names_what_waits() {
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
     alice.enter(Role::Live).await;
-    let sandbox = alice.sandbox(Role::Live).await;
-    let start = sandbox["start_id"].as_str().unwrap();
-    let run = installation.data_dir().join("run").join(start);
+    let run = alice.start_dir(&installation, Role::Live).await;
     let channel = run.join("channel/channel.sock");
-    let guest = Ask::new(
-        "GET",
-        &alice.host(Role::Live),
-        "/hostile/listing?environment",
-    );
-    let environment = alice.client.send(guest).await.expect(200).json();
-    let token = environment["CHOIR_PROVIDER_GATEWAY_TOKEN"]
-        .as_str()
-        .unwrap();
+    let token = alice.hostile_token(Role::Live).await;
 
     let body = json!({ "model": "m", "stream": true, "messages": [] });
     let text = body.to_string();
@@ -85,7 +74,7 @@ async fn a_reload_takes_bounds_of_calls_cuts_none_and_names_what_waits() {
 
     let target = "/v1/chat/completions";
     let refused =
-        system_tests::channel::send(&channel, "POST", target, Some(token), Some(&body)).await;
+        system_tests::channel::send(&channel, "POST", target, Some(&token), Some(&body)).await;
     assert_eq!(refused.status, 429);
     assert_eq!(refused.headers["x-choir-limit"], "concurrent");
     upstream

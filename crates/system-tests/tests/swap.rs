@@ -105,14 +105,9 @@ async fn a_target_that_does_not_answer_is_not_swapped_in() {
     let alice = Account::admin(&installation, "alice").await;
     alice.start(Role::Live).await;
     alice.start(Role::Dev).await;
-    let view = alice.sandbox(Role::Dev).await;
     let before = alice.sandbox(Role::Live).await["id"].clone();
-    let socket = installation
-        .data_dir()
-        .join("run")
-        .join(view["start_id"].as_str().unwrap())
-        .join("app/app.sock");
-    std::fs::remove_file(&socket).unwrap();
+    let dir = alice.start_dir(&installation, Role::Dev).await;
+    std::fs::remove_file(dir.join("app/app.sock")).unwrap();
     let refused = alice.control("POST", "/me/sandboxes/swap", None).await;
     assert!(
         matches!(refused.status, 409 | 503),

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+use aho_corasick::packed::Searcher;
 use crypto::TokenKind;
-use memchr::memmem::Finder;
 
 /// Beginnings of keys that are not ours; `crypto` knows our own tokens.
 const FOREIGN: &[&str] = &[
@@ -51,18 +51,17 @@ fn mask(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// What a secret begins with: our own tokens, and [`FOREIGN`].
-static BEGINNINGS: LazyLock<Vec<Finder<'static>>> = LazyLock::new(|| {
+/// What a secret begins with: our own tokens, and [`FOREIGN`]. All are looked for at once.
+static BEGINNINGS: LazyLock<Option<Searcher>> = LazyLock::new(|| {
     let own = TokenKind::ALL.iter().map(|kind| kind.prefix());
-    own.chain(FOREIGN.iter().copied())
-        .map(Finder::new)
-        .collect()
+    Searcher::new(own.chain(FOREIGN.iter().copied()))
 });
 
 /// Whether it is worth going over the words of a text: nearly all that is logged holds
 /// nothing of a secret's shape, and searching for the few beginnings is a tenth of the work.
 fn may_hold_secrets(text: &[u8]) -> bool {
-    BEGINNINGS.iter().any(|one| one.find(text).is_some()) || may_hold_code(text)
+    let begins = |all: &Searcher| all.find(text).is_some();
+    BEGINNINGS.as_ref().is_none_or(begins) || may_hold_code(text)
 }
 
 /// Whether there is a `-` that stands as the first one of a recovery code does.

@@ -8,6 +8,9 @@ use memchr::memmem::Finder;
 /// Longest usage object, in bytes; real ones have a few hundred.
 pub(super) const MAX_USAGE: usize = 8 << 10;
 
+/// Bytes that room is made for at once; most are no longer.
+const USUAL: usize = 256;
+
 /// Longest key that is compared, in bytes.
 const MAX_KEY: usize = 40;
 
@@ -139,6 +142,8 @@ impl Json {
 
     fn read_key(&mut self, text: &[u8]) {
         if self.reads_key {
+            self.key
+                .reserve_exact(MAX_KEY.saturating_sub(self.key.len()));
             let room = MAX_KEY.saturating_sub(self.key.len());
             self.key.extend(text.iter().take(room));
         }
@@ -156,6 +161,7 @@ impl Json {
         };
         if object && wanted && self.capturing.is_none() {
             self.captured.clear();
+            self.captured.reserve(USUAL);
             self.captured.push(b'{');
             self.capturing = Some(self.depth);
         }
