@@ -31,6 +31,12 @@ const BUILD: &[Prerequisite] = &[
         nix: "gcc",
     },
     Prerequisite {
+        what: "make (for jemalloc)",
+        programs: &["make"],
+        debian: &["make"],
+        nix: "gnumake",
+    },
+    Prerequisite {
         what: "Node.js",
         programs: &["node"],
         debian: &["nodejs"],

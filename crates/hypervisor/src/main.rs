@@ -20,6 +20,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use types::SandboxId;
 
+/// A model call allocates sixty times, some of it to be freed by another thread (ADR 0019).
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The ChoirOS control plane.
 #[derive(Debug, Parser)]
 #[command(
