@@ -156,6 +156,44 @@ async fn a_terminal_echoes_resizes_and_comes_back_with_its_scroll_back() {
     assert!(ended, "nothing said that the terminal ended");
 }
 
+/// What they type meets a socket that is closed for the end that it is about to tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_terminal_is_told_also_to_somebody_who_types_on() {
+    let installation = Setup::default().start().await;
+    let alice = Account::admin(&installation, "alice").await;
+    alice.start(Role::Live).await;
+    alice.enter(Role::Live).await;
+    for round in 0..20 {
+        let size = json!({ "cols": 80, "rows": 24 });
+        let made = alice.runtime(Role::Live, "POST", "/api/terminals", Some(size));
+        let made = made.await.expect(201).json();
+        let socket = open(&alice, made["id"].as_str().unwrap()).await;
+        let (mut keys, mut seen) = socket.split();
+        let typing = async {
+            let _ = keys.send(Message::binary(b"exit\n".to_vec())).await;
+            while keys.send(Message::binary(b"x".to_vec())).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let ended = async {
+            while let Some(Ok(message)) = seen.next().await {
+                if message.to_text().is_ok_and(|text| text.contains("exited")) {
+                    return true;
+                }
+            }
+            false
+        };
+        let ended = within("the end of the terminal", async {
+            tokio::select! {
+                ended = ended => ended,
+                () = typing => false,
+            }
+        });
+        assert!(ended.await, "nothing said that it ended, in round {round}");
+    }
+}
+
 type Socket = WebSocketStream<TcpStream>;
 
 async fn open(account: &Account, id: &str) -> Socket {

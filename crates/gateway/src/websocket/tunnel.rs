@@ -46,6 +46,8 @@ struct Shared {
     base: Instant,
     /// Milliseconds after `base` at which a byte last moved.
     last: AtomicU64,
+    /// The client has been sent all that the app said.
+    said: CancellationToken,
 }
 
 /// Which way a pump pumps.
@@ -57,7 +59,7 @@ enum Towards {
 
 impl Tunnel {
     /// Copies until both directions are closed, the close order has been carried out, or
-    /// the start ends.
+    /// the start ends. What an app says last reaches the client also when it takes no more.
     pub(crate) async fn run<C, A>(self, ends: TunnelEnds<C, A>)
     where
         C: AsyncRead + AsyncWrite + Unpin,
@@ -75,6 +77,7 @@ impl Tunnel {
             counts,
             base: Instant::now(),
             last: AtomicU64::new(0),
+            said: CancellationToken::new(),
         };
         shared.upstream.activity().websocket_opened();
         let _open = Open(&shared.upstream);
@@ -91,6 +94,11 @@ impl Tunnel {
             announced.clone(),
         );
         let up = pump(client_read, app_write, Towards::App, &shared, announced);
+        let down = async {
+            let ended = down.await;
+            shared.said.cancel();
+            ended
+        };
         let both = async {
             // An error in one direction is the end of both.
             tokio::try_join!(down, up)
@@ -167,6 +175,18 @@ impl Shared {
         }
     }
 
+    /// Lets a client end by itself once it was sent all that an app said which is gone.
+    async fn hear_out(&self, drained: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+        let grace = async {
+            self.said.cancelled().await;
+            tokio::time::sleep(CLOSE_GRACE).await;
+        };
+        tokio::select! {
+            ended = drained => ended,
+            () = grace => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
     /// Ends when no byte has moved for `bound`.
     async fn silent_for(&self, bound: Duration) {
         loop {
@@ -214,18 +234,34 @@ where
                 closing.clone_from(&announced.borrow_and_update());
                 continue;
             }
-            count = reader.read(&mut buffer) => count?,
+            count = reader.read(&mut buffer) => match count {
+                // Whatever way an app goes, it has said its last.
+                Err(_) if towards == Towards::Client => 0,
+                count => count?,
+            },
         };
         if count == 0 {
-            return writer.shutdown().await;
+            return match writer.shutdown().await {
+                Err(_) if towards == Towards::App => Ok(()),
+                ended => ended,
+            };
         }
         let bytes = buffer.get(..count).unwrap_or_default();
         let tracked = tracker.feed(bytes, closing.is_some());
         shared.moved(tracked.data);
-        writer
-            .write_all(bytes.get(..tracked.consumed).unwrap_or_default())
-            .await?;
-        writer.flush().await?;
+        let bytes = bytes.get(..tracked.consumed).unwrap_or_default();
+        let written = match writer.write_all(bytes).await {
+            Ok(()) => writer.flush().await,
+            broken => broken,
+        };
+        match written {
+            Ok(()) => {}
+            // The app is gone. What it said last, its Close for one, still goes down.
+            Err(_) if towards == Towards::App => {
+                return shared.hear_out(drain(reader, &mut buffer)).await;
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -281,6 +281,30 @@ async fn half_closes_pass_through() {
 }
 
 #[tokio::test]
+async fn what_an_app_says_last_arrives_although_it_takes_no_more() {
+    for _ in 0..50 {
+        let bed = Bed::new(limits(), |mut stream, _| async move {
+            read_head(&mut stream).await;
+            say(&mut stream, SWITCH).await;
+            stream.read_exact(&mut [0; 1024]).await.unwrap();
+            // Closed with unread bytes, and while more come.
+            stream.write_all(b"last words").await.unwrap();
+        });
+        let mut client = bed.connect().await;
+        say(&mut client, UPGRADE).await;
+        read_head(&mut client).await;
+        let (mut read, mut write) = client.into_split();
+        let typing =
+            tokio::spawn(async move { while write.write_all(&[0; 1024]).await.is_ok() {} });
+        let mut heard = Vec::new();
+        within(read.read_to_end(&mut heard)).await.unwrap();
+        assert_eq!(heard, b"last words");
+        drop(read);
+        typing.abort();
+    }
+}
+
+#[tokio::test]
 async fn bytes_behind_the_101_are_not_lost() {
     let bed = Bed::new(limits(), |mut stream, _| async move {
         read_head(&mut stream).await;

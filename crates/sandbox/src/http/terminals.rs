@@ -269,9 +269,11 @@ async fn bridge(app: &App, terminal: CommandId, client: Socket, upstream: Termin
                 continue;
             }
             let closes = message.is_close();
-            let sent = timeout(SEND_TIMEOUT, to_upstream.send(message)).await;
-            if closes || !matches!(sent, Ok(Ok(()))) {
-                break;
+            match timeout(SEND_TIMEOUT, to_upstream.send(message)).await {
+                Ok(Ok(())) if !closes => {}
+                // The terminal is gone; the other direction says how it ended.
+                Ok(Err(_)) if !closes => return std::future::pending().await,
+                _ => break,
             }
         }
         false
