@@ -25,6 +25,7 @@ pub mod egress;
 mod error;
 mod forward;
 mod headers;
+mod last_words;
 mod limits;
 pub mod provider;
 mod relay;

@@ -437,6 +437,34 @@ async fn nothing_of_a_tunnel_with_other_first_bytes_goes_either_way() {
     }
 }
 
+/// An upload that is refused in the middle, say: the refusal is there to be read.
+#[tokio::test]
+async fn what_a_server_says_last_arrives_although_it_takes_no_more() {
+    for _ in 0..50 {
+        let (bed, listener) = Bed::new().await;
+        bed.name("a.example.net", &[&["11.22.33.44"]]);
+        let egress = Arc::new(egress(&bed, &[]));
+        let (client, ended, _) = tunnel(&egress, Access::Open, "a.example.net:443").await;
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; 1024]).await.unwrap();
+            // Closed with unread bytes, and while more come.
+            stream.write_all(b"last words").await.unwrap();
+        };
+        let (mut read, mut write) = tokio::io::split(client);
+        let typing =
+            tokio::spawn(async move { while write.write_all(&[0; 1024]).await.is_ok() {} });
+        let mut heard = Vec::new();
+        let (_, read_all) = tokio::join!(server, read.read_to_end(&mut heard));
+        read_all.unwrap();
+        assert_eq!(heard, b"last words");
+        typing.abort();
+        let _ = typing.await;
+        drop(read);
+        assert_eq!(ended.await.unwrap().end, End::Closed);
+    }
+}
+
 #[tokio::test]
 async fn a_slow_hello_and_a_silent_tunnel_are_closed() {
     let (bed, listener) = Bed::new().await;

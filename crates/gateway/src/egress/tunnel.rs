@@ -9,9 +9,7 @@ use super::hello::{self, Hello, HelloError, MAX_HELLO};
 use super::name::Host;
 use super::traffic::{Counted, End, Ended};
 use super::{Access, Egress, Permit};
-
-/// Bytes held per direction.
-const BUFFER: usize = 32 * 1024;
+use crate::last_words::copy_both;
 
 /// A fatal `access_denied` alert (RFC 8446 §6.2), so that a TLS client says more than that
 /// the connection broke.
@@ -53,15 +51,9 @@ impl Egress {
                     return End::Denied(denial);
                 }
             }
-            let copied = tokio::io::copy_bidirectional_with_sizes(
-                &mut client,
-                &mut upstream,
-                BUFFER,
-                BUFFER,
-            );
             tokio::select! {
                 // A side that breaks off is no fault of ours.
-                _ = copied => End::Closed,
+                _ = copy_both(client, upstream) => End::Closed,
                 () = traffic.silence(self.limits.idle) => End::Idle,
             }
         };

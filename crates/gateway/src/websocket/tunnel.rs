@@ -14,6 +14,7 @@ use super::CloseNotice;
 use super::frame::FrameTracker;
 use super::registry::Registration;
 use crate::Upstream;
+use crate::last_words::LastWords;
 
 /// Bytes held per direction.
 const BUFFER: usize = 16 << 10;
@@ -46,8 +47,7 @@ struct Shared {
     base: Instant,
     /// Milliseconds after `base` at which a byte last moved.
     last: AtomicU64,
-    /// The client has been sent all that the app said.
-    said: CancellationToken,
+    last_words: LastWords,
 }
 
 /// Which way a pump pumps.
@@ -77,7 +77,7 @@ impl Tunnel {
             counts,
             base: Instant::now(),
             last: AtomicU64::new(0),
-            said: CancellationToken::new(),
+            last_words: LastWords::default(),
         };
         shared.upstream.activity().websocket_opened();
         let _open = Open(&shared.upstream);
@@ -96,7 +96,7 @@ impl Tunnel {
         let up = pump(client_read, app_write, Towards::App, &shared, announced);
         let down = async {
             let ended = down.await;
-            shared.said.cancel();
+            shared.last_words.said();
             ended
         };
         let both = async {
@@ -175,18 +175,6 @@ impl Shared {
         }
     }
 
-    /// Lets a client end by itself once it was sent all that an app said which is gone.
-    async fn hear_out(&self, drained: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-        let grace = async {
-            self.said.cancelled().await;
-            tokio::time::sleep(CLOSE_GRACE).await;
-        };
-        tokio::select! {
-            ended = drained => ended,
-            () = grace => Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
-
     /// Ends when no byte has moved for `bound`.
     async fn silent_for(&self, bound: Duration) {
         loop {
@@ -258,7 +246,7 @@ where
             Ok(()) => {}
             // The app is gone. What it said last, its Close for one, still goes down.
             Err(_) if towards == Towards::App => {
-                return shared.hear_out(drain(reader, &mut buffer)).await;
+                return shared.last_words.hear_out(reader, &mut buffer).await;
             }
             Err(error) => return Err(error),
         }
