@@ -71,6 +71,7 @@ where
             }
             let bytes = buffer.get(..count).unwrap_or_default();
             client_write.write_all(bytes).await?;
+            client_write.flush().await?;
         }
         last_words.said();
         client_write.shutdown().await
@@ -85,10 +86,41 @@ where
                 return Ok(());
             }
             let bytes = buffer.get(..count).unwrap_or_default();
-            if side_write.write_all(bytes).await.is_err() {
+            let written = match side_write.write_all(bytes).await {
+                Ok(()) => side_write.flush().await,
+                broken => broken,
+            };
+            if written.is_err() {
                 return last_words.hear_out(client_read, &mut buffer).await;
             }
         }
     };
     tokio::try_join!(down, up).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::duplex;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_sends_on_to_a_side_that_is_gone_is_cut_after_a_while() {
+        let (mut client, near) = duplex(64);
+        let (far, mut side) = duplex(64);
+        side.write_all(b"last words").await.unwrap();
+        drop(side);
+        let began = Instant::now();
+        let carried = tokio::spawn(copy_both(near, far));
+        let mut heard = [0; 10];
+        client.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"last words");
+        while client.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert!(began.elapsed() < 2 * GRACE, "it sends for ever");
+        }
+        assert!(began.elapsed() >= GRACE);
+        let ended = carried.await.unwrap().unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+    }
 }
