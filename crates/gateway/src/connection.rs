@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustix::net::RecvFlags;
 use tokio::runtime::{self, Handle};
-use tokio::time::sleep;
+use tokio::time::{Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Upload, UploadState, UpstreamBody};
@@ -36,6 +36,8 @@ pub(crate) struct Connection {
     finished: bool,
     relay: Relay,
     budget: Arc<HeadBudget>,
+    /// Kept from one exchange to the next: moving it on costs less than registering another.
+    timer: Option<Pin<Box<Sleep>>>,
     /// A second descriptor of a TCP connection, to look for bytes that nobody asked for.
     probe: Option<OwnedFd>,
     /// Since when it rests.
@@ -78,6 +80,7 @@ impl Connection {
             finished: false,
             relay: Relay::new(),
             budget,
+            timer: None,
             probe,
             idle_since: now,
             home: Handle::current().id(),
@@ -154,13 +157,9 @@ impl Connection {
         self.budget.arm(allowance);
         let mut answer = pin!(self.sender.try_send_request(request));
         let mut cancelled = pin!(cancel.cancelled());
-        let mut wait = if upload.is_some() {
-            limits.upload_idle
-        } else {
-            limits.first_byte
-        };
-        let mut timer = pin!(sleep(wait));
-        let mut seen = upload.map(Upload::progress);
+        let mut timer = self.timer.take();
+        let mut seen = None;
+        let mut wait = limits.first_byte;
 
         let outcome = std::future::poll_fn(|cx| {
             if let Poll::Ready(answer) = self.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
@@ -169,20 +168,27 @@ impl Connection {
             if cancelled.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            if let Some(upload) = upload {
-                let progress = upload.progress();
-                if seen != Some(progress) {
-                    seen = Some(progress);
-                    wait = match upload.state() {
-                        UploadState::Done => limits.first_byte,
-                        _ => limits.upload_idle,
-                    };
-                    timer.as_mut().reset(tokio::time::Instant::now() + wait);
+            // Looked at after the first piece of work: most requests are up by then.
+            let progress = Some(upload.map(Upload::progress));
+            if seen != progress {
+                seen = progress;
+                wait = match upload.map(Upload::state) {
+                    None | Some(UploadState::Done) => limits.first_byte,
+                    Some(_) => limits.upload_idle,
+                };
+                let until = tokio::time::Instant::now() + wait;
+                match &mut timer {
+                    Some(timer) => timer.as_mut().reset(until),
+                    None => timer = Some(Box::pin(sleep_until(until))),
                 }
             }
-            timer.as_mut().poll(cx).map(|()| None)
+            match &mut timer {
+                Some(timer) => timer.as_mut().poll(cx).map(|()| None),
+                None => Poll::Pending,
+            }
         })
         .await;
+        self.timer = timer;
 
         let untouched = self.budget.lift() == allowance;
         match outcome {

@@ -42,4 +42,5 @@ pub use error::{ConnectError, ForwardError, PortError, Refusal};
 pub use forward::Forwarder;
 pub use headers::{HeaderRules, Scheme, ServiceWorkers};
 pub use limits::Limits;
+pub use transport::Gathered;
 pub use upstream::{PortConnector, Upstream, Upstreams};

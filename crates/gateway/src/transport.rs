@@ -10,6 +10,43 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+/// Pieces that come to no more bytes than these are written as one: copying them costs less than
+/// telling the kernel of each.
+const GATHERED: usize = 2048;
+
+/// Small pieces of what is to be written, one behind the other.
+pub struct Gathered {
+    bytes: [u8; GATHERED],
+    length: usize,
+}
+
+impl Gathered {
+    /// Copies the pieces. `None`: they are too many bytes, or one piece alone.
+    #[must_use]
+    pub fn of(pieces: &[io::IoSlice<'_>]) -> Option<Self> {
+        if pieces.len() < 2 {
+            return None;
+        }
+        let mut gathered = Self {
+            bytes: [0; GATHERED],
+            length: 0,
+        };
+        for piece in pieces {
+            let end = gathered.length + piece.len();
+            let place = gathered.bytes.get_mut(gathered.length..end)?;
+            place.copy_from_slice(piece);
+            gathered.length = end;
+        }
+        Some(gathered)
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
 /// A connection to an upstream.
 pub(crate) enum Transport {
     Unix(UnixStream),
@@ -110,6 +147,9 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(gathered) = Gathered::of(bufs) {
+            return self.poll_write(cx, gathered.as_slice());
+        }
         match &mut self.transport {
             Transport::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
@@ -145,6 +185,19 @@ impl AsyncWrite for Metered {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_pieces_are_gathered_and_large_ones_are_not_copied() {
+        let pieces = |pieces: &[&'static [u8]]| {
+            let pieces: Vec<_> = pieces.iter().map(|piece| io::IoSlice::new(piece)).collect();
+            Gathered::of(&pieces).map(|gathered| gathered.as_slice().to_vec())
+        };
+        assert_eq!(pieces(&[b"a", b"", b"bc"]).unwrap(), b"abc");
+        assert_eq!(pieces(&[&[7; 2000], &[8; 48]]).unwrap().len(), 2048);
+        assert_eq!(pieces(&[&[7; 2000], &[8; 49]]), None);
+        assert_eq!(pieces(&[b"alone"]), None);
+        assert_eq!(pieces(&[]), None);
+    }
 
     #[test]
     fn a_budget_counts_only_while_it_is_armed() {

@@ -11,30 +11,34 @@ use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use gateway::Gathered;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use rustix::net::Shutdown;
 use tokio::io::{AsyncWrite, Interest, Join};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// Longest wait for a client to take what came before an answer broke off.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Longest time without a request whose head is complete.
+const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection's socket, and an eye on its other end.
 pub(super) fn watch(stream: UnixStream) -> (Join<OwnedReadHalf, Writer>, Presence) {
     let (reader, writer) = stream.into_split();
     let presence = Presence {
         socket: Arc::new(writer),
-        exchange: Arc::default(),
+        exchange: Arc::new(Exchange::new()),
     };
     let writer = Writer {
         socket: Arc::clone(&presence.socket),
@@ -51,8 +55,12 @@ pub(super) struct Presence {
 }
 
 /// The request that a connection is at. There is one at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Exchange {
+    /// When the connection began.
+    began: Instant,
+    /// When the last answer ended, in milliseconds since then.
+    answered_at: AtomicU64,
     /// All of the request is there.
     received: AtomicBool,
     /// It is not answered in full.
@@ -69,10 +77,14 @@ impl Presence {
     }
 
     /// Drives a connection until it ends. `None`: its client went away while it waited for an
-    /// answer.
+    /// answer, or asked for nothing for too long.
+    ///
+    /// hyper's own timer for this is a new one for each request; here it is one that is moved on
+    /// when it has run out.
     pub(super) async fn during<F: Future>(self, connection: F) -> Option<F::Output> {
         let mut connection = pin!(connection);
         let mut left = pin!(left(&self.socket));
+        let mut silent = pin!(sleep_until(self.exchange.silent_until()));
         let mut has_left = false;
         poll_fn(|cx| {
             // First: what was sent before the end is still read.
@@ -82,6 +94,13 @@ impl Presence {
             has_left = has_left || left.as_mut().poll(cx).is_ready();
             if has_left && self.exchange.is_waited_for() {
                 return Poll::Ready(None);
+            }
+            while silent.as_mut().poll(cx).is_ready() {
+                let until = self.exchange.silent_until();
+                if until <= Instant::now() {
+                    return Poll::Ready(None);
+                }
+                silent.as_mut().reset(until);
             }
             Poll::Pending
         })
@@ -102,6 +121,27 @@ async fn left(socket: &OwnedWriteHalf) {
 }
 
 impl Exchange {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            answered_at: AtomicU64::new(0),
+            received: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
+            flushed: AtomicBool::new(false),
+            waiting: AtomicWaker::new(),
+        }
+    }
+
+    /// Until when the next request has to be there, when none is being answered.
+    fn silent_until(&self) -> Instant {
+        let since = if self.unanswered.load(Ordering::Relaxed) {
+            Instant::now()
+        } else {
+            self.began + Duration::from_millis(self.answered_at.load(Ordering::Relaxed))
+        };
+        since + REQUEST_WITHIN
+    }
+
     /// A request begins.
     pub(super) fn request(self: &Arc<Self>, body: Incoming) -> Body {
         let received = body.is_end_stream();
@@ -221,6 +261,8 @@ impl HttpBody for Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
+        let at = u64::try_from(self.exchange.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.exchange.answered_at.store(at, Ordering::Relaxed);
         self.exchange.unanswered.store(false, Ordering::Relaxed);
     }
 }
@@ -263,6 +305,9 @@ impl AsyncWrite for Writer {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let Some(gathered) = Gathered::of(pieces) {
+            return self.poll_write(cx, gathered.as_slice());
+        }
         self.poll(cx, |socket| socket.try_write_vectored(pieces))
     }
 
@@ -281,5 +326,59 @@ impl AsyncWrite for Writer {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let socket: &UnixStream = self.socket.as_ref().as_ref();
         Poll::Ready(rustix::net::shutdown(socket, Shutdown::Write).map_err(io::Error::from))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::response::Response;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Answers each request after a while; resolves when the connection is let go.
+    async fn served(stream: UnixStream, after: Duration) {
+        let (stream, presence) = watch(stream);
+        let exchange = presence.exchange();
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let exchange = Arc::clone(&exchange);
+            async move {
+                drop(request.map(|body| exchange.request(body)));
+                sleep(after).await;
+                let answer = Response::new(Body::from("well"));
+                Ok::<_, Infallible>(answer.map(|body| exchange.reply(body)))
+            }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service);
+        assert!(presence.during(connection).await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_waited_for_between_its_requests_and_not_for_ever() {
+        let answer = REQUEST_WITHIN * 3;
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let began = Instant::now();
+        let served = tokio::spawn(served(stream, answer));
+        let mut bytes = vec![0; 1024];
+        for _ in 0..2 {
+            sleep(REQUEST_WITHIN / 2).await;
+            let request = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
+            client.write_all(request).await.unwrap();
+            let read = client.read(&mut bytes).await.unwrap();
+            assert!(bytes[..read].ends_with(b"well"));
+        }
+        // A head that does not become whole is no request.
+        client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        served.await.unwrap();
+        let expected = REQUEST_WITHIN / 2 * 2 + answer * 2 + REQUEST_WITHIN;
+        let late = began.elapsed() - expected;
+        assert!(late < Duration::from_millis(100), "{late:?}");
+        assert_eq!(client.read(&mut bytes).await.unwrap(), 0);
     }
 }

@@ -207,7 +207,7 @@ impl Providers {
             by_call: false,
             max_output: MAX_OUTPUT,
             admissions,
-            slot: Some(self.usage.slot()?),
+            slot: Some(self.usage.slot().await?),
             free: false,
             sent: true,
             status: 0,

@@ -338,17 +338,22 @@ async fn take(
     if more == 0 {
         return true;
     }
-    let permits = Arc::clone(free).acquire_many_owned(more);
-    match tokio::time::timeout(ROOM_WITHIN, permits).await {
-        Ok(Ok(permits)) => {
-            match taken {
-                Some(taken) => taken.merge(permits),
-                none => *none = Some(permits),
-            }
-            true
+    // Mostly there is room, and no time is taken.
+    let permits = match Arc::clone(free).try_acquire_many_owned(more) {
+        Ok(permits) => permits,
+        Err(_) => {
+            let permits = Arc::clone(free).acquire_many_owned(more);
+            let Ok(Ok(permits)) = tokio::time::timeout(ROOM_WITHIN, permits).await else {
+                return false;
+            };
+            permits
         }
-        Ok(Err(_)) | Err(_) => false,
+    };
+    match taken {
+        Some(taken) => taken.merge(permits),
+        none => *none = Some(permits),
     }
+    true
 }
 
 #[cfg(test)]

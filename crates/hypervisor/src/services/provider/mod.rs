@@ -444,6 +444,11 @@ impl Providers {
         };
         choices.first().map_or(Ok(()), admitted)?;
         choices.retain(|choice| admitted(choice).is_ok());
+        let slot = tokio::select! {
+            biased;
+            slot = self.usage.slot() => slot?,
+            () = cancel.cancelled() => return Err(Error::SandboxNotRunning.into()),
+        };
         let mut bill = Bill {
             who: Who {
                 sandbox: caller.sandbox,
@@ -466,7 +471,7 @@ impl Providers {
             by_call: call.form.is_some(),
             max_output: call.max_output,
             admissions: Vec::new(),
-            slot: Some(self.usage.slot()?),
+            slot: Some(slot),
             free: paths::is_free(kind, &parts.method, rest),
             sent: false,
             status: 0,

@@ -133,10 +133,11 @@ pub(super) async fn send(
     let mut last: Option<Last<'_>> = None;
     let mut limited: Option<Limited> = None;
     let ours = bill.admissions.len();
-    for choice in in_order(choices, clock.now_ms()) {
+    let mut now_ms = clock.now_ms();
+    for choice in in_order(choices, now_ms) {
         // A provider that is at its own bounds is passed over.
         bill.admissions.truncate(ours);
-        match choice.entry.account.admit(amount, clock.now_ms()) {
+        match choice.entry.account.admit(amount, now_ms) {
             Ok(admission) => bill.admissions.push(admission),
             Err(reached) => {
                 let sooner = |other: &Limited| other.retry_after <= reached.retry_after;
@@ -160,6 +161,7 @@ pub(super) async fn send(
         if answered {
             break;
         }
+        now_ms = clock.now_ms();
     }
     bill.admissions.truncate(ours);
     match (last, limited) {
@@ -208,10 +210,11 @@ async fn attempts<'a>(
 ) -> bool {
     let entry = choice.entry;
     entry.retries.earn();
-    let mut places = entry.places_in_turn(clock.now_ms());
+    let now_ms = clock.now_ms();
+    let mut places = entry.places_in_turn(now_ms);
     let up = places
         .iter()
-        .take_while(|place| place.is_up(clock.now_ms()))
+        .take_while(|place| place.is_up(now_ms))
         .count();
     // One that rests is left alone while another one is there.
     if up > 0 {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::{Clock, millis};
@@ -25,11 +26,14 @@ const WAIT: Duration = Duration::from_millis(200);
 /// Pause after the database failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a call waits for room: a disk that stands still for a moment is no reason to refuse it.
+const ROOM_WITHIN: Duration = Duration::from_secs(3);
+
 /// How often single calls that are too old are forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(3600);
 
 enum Message {
-    Call(Box<CallRow>),
+    Call(CallRow),
     Flush(oneshot::Sender<()>),
 }
 
@@ -45,7 +49,7 @@ impl std::fmt::Debug for Slot {
 impl Slot {
     /// Hands a record over; it is written within a second.
     pub(super) fn record(self, call: CallRow) {
-        self.0.send(Message::Call(Box::new(call)));
+        self.0.send(Message::Call(call));
     }
 }
 
@@ -93,11 +97,11 @@ impl UsageLog {
         self.writer.forget.notify_one();
     }
 
-    /// Room for one more record.
+    /// Room for one more record, when there is some or will be shortly.
     ///
     /// # Errors
     /// The database fails or does not keep up, so that a call could not be accounted for.
-    pub(super) fn slot(&self) -> Result<Slot, Error> {
+    pub(super) async fn slot(&self) -> Result<Slot, Error> {
         let refused = || {
             Error::Unavailable(
                 "the usage table does not keep up, and calls are not made unaccounted".to_owned(),
@@ -106,8 +110,14 @@ impl UsageLog {
         if self.writer.fails.load(Ordering::Relaxed) {
             return Err(refused());
         }
-        let room = self.sender.clone().try_reserve_owned();
-        room.map(Slot).map_err(|_| refused())
+        let sender = match self.sender.clone().try_reserve_owned() {
+            Ok(room) => return Ok(Slot(room)),
+            Err(TrySendError::Full(sender) | TrySendError::Closed(sender)) => sender,
+        };
+        match tokio::time::timeout(ROOM_WITHIN, sender.reserve_owned()).await {
+            Ok(Ok(room)) => Ok(Slot(room)),
+            Ok(Err(_)) | Err(_) => Err(refused()),
+        }
     }
 
     /// Waits until every call that has a slot has ended, and is in the database.
@@ -173,7 +183,7 @@ async fn write(
         }
         for message in messages.drain(..) {
             match message {
-                Message::Call(call) => calls.push(*call),
+                Message::Call(call) => calls.push(call),
                 Message::Flush(done) => flushes.push(done),
             }
         }
@@ -216,4 +226,42 @@ async fn record(calls: &[CallRow], writer: &Writer, store: &Store) -> Result<(),
     };
     writer.fails.store(false, Ordering::Relaxed);
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_waits_for_room_for_its_record_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("hypervisor.db"))
+            .await
+            .unwrap();
+        tokio::time::pause();
+        let log = UsageLog::begin(store, Clock::fixed(0), PAUSE, || {});
+        let mut taken = Vec::new();
+        for _ in 0..BACKLOG {
+            taken.push(log.slot().await.unwrap());
+        }
+        {
+            let mut next = pin!(log.slot());
+            let waits = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx).is_pending())).await;
+            assert!(waits);
+            taken.pop();
+            taken.push(next.await.unwrap());
+        }
+        let began = tokio::time::Instant::now();
+        let refused = log.slot().await.unwrap_err();
+        assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+        let waited = began.elapsed();
+        assert!(
+            ROOM_WITHIN <= waited && waited < ROOM_WITHIN * 2,
+            "{waited:?}"
+        );
+    }
 }
