@@ -206,6 +206,14 @@ fn count(value: &[u8]) -> Option<u64> {
 }
 
 fn decode<'a>(text: &'a [u8]) -> Result<Cow<'a, str>, ShapeError> {
+    // Nearly all are plain ASCII between quotation marks, and mean what stands there.
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    if let [b'"', plain @ .., b'"'] = text
+        && plain.iter().all(is_plain)
+        && let Ok(plain) = std::str::from_utf8(plain)
+    {
+        return Ok(Cow::Borrowed(plain));
+    }
     // `Cow` alone would always be made an owned one.
     if let Ok(plain) = serde_json::from_slice::<&'a str>(text) {
         return Ok(Cow::Borrowed(plain));

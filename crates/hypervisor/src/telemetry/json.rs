@@ -191,16 +191,25 @@ fn plain_length(text: &[u8]) -> usize {
     // The top bit of some byte is set where a byte of `word` is zero; false alarms are possible
     // behind such a byte, and are looked at one by one.
     let zero = |word: u64| word.wrapping_sub(ONES) & !word & TOPS;
-    let mut at = 0;
-    while let Some(eight) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+    let may_need = |eight: &[u8; 8]| {
         let word = u64::from_ne_bytes(*eight);
         let below_space = word.wrapping_sub(ONES * 0x20) & !word & TOPS;
         let quote = zero(word ^ (ONES * u64::from(b'"')));
         let backslash = zero(word ^ (ONES * u64::from(b'\\')));
-        if below_space | quote | backslash != 0 {
-            break;
-        }
+        below_space | quote | backslash != 0
+    };
+    let mut at = 0;
+    while let Some(eight) = text.get(at..).and_then(<[u8]>::first_chunk::<8>)
+        && !may_need(eight)
+    {
         at += 8;
+    }
+    // The last eight of what is longer, some of them for the second time.
+    if text.len() - at < 8
+        && let Some(eight) = text.last_chunk::<8>()
+        && !may_need(eight)
+    {
+        return text.len();
     }
     let rest = text.get(at..).unwrap_or_default();
     let plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\';

@@ -194,8 +194,12 @@ fn in_order<'a>(choices: &'a [Choice<'a>], now_ms: i64) -> Vec<&'a Choice<'a>> {
 }
 
 fn charge(bill: &mut Bill, choice: &Choice<'_>) {
-    bill.provider.clone_from(&choice.entry.config.name);
-    choice.model.unwrap_or("-").clone_into(&mut bill.model);
+    let (provider, model) = (&choice.entry.config.name, choice.model.unwrap_or("-"));
+    // Whoever is asked first mostly answers.
+    if bill.provider != *provider || bill.model != model {
+        bill.provider.clone_from(provider);
+        model.clone_into(&mut bill.model);
+    }
     bill.price = choice.price();
 }
 
@@ -253,8 +257,10 @@ async fn attempts<'a>(
         };
         let now_ms = clock.now_ms();
         let asked = match &attempt {
-            Attempt::Reply(reply) => retry_after(reply.headers(), now_ms),
-            Attempt::Failed(_) => None,
+            Attempt::Reply(reply) if !reply.status().is_success() => {
+                retry_after(reply.headers(), now_ms)
+            }
+            Attempt::Reply(_) | Attempt::Failed(_) => None,
         };
         attempt.tell(place, asked, now_ms);
         let next = attempt.next(asked);
