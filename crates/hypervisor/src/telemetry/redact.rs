@@ -64,18 +64,27 @@ fn may_hold_secrets(text: &[u8]) -> bool {
     BEGINNINGS.as_ref().is_none_or(begins) || may_hold_code(text)
 }
 
-/// Whether there is a `-` that stands as the first one of a recovery code does.
+/// Whether there is a `-` that stands as the first one of a recovery code does, at the beginning
+/// of a word: in the middle of one are those of ids, of which every line has some.
 fn may_hold_code(text: &[u8]) -> bool {
     memchr::memchr_iter(b'-', text).any(|at| {
         let Some(start) = at.checked_sub(CODE_GROUP) else {
             return false;
         };
+        let before = text.get(start.saturating_sub(LONGEST_ESCAPE)..start);
+        let before = before.unwrap_or_default();
+        if before.last().is_some_and(|byte| is_word(*byte)) && !before.contains(&b'\\') {
+            return false;
+        }
         let mut groups = text.get(start..).unwrap_or_default().chunks(CODE_GROUP + 1);
         groups.by_ref().take(CODE_GROUPS - 1).all(
             |group| matches!(group, [code @ .., b'-'] if code.iter().all(|byte| is_code(*byte))),
         )
     })
 }
+
+/// An escape of JSON, `\u0000`, in bytes.
+const LONGEST_ESCAPE: usize = 6;
 
 /// The first characters of all of [`FOREIGN`].
 const FIRST: &[u8] = b"sxgAhpn";
@@ -173,7 +182,7 @@ const fn is_code(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{mask, redact};
+    use super::{mask, may_hold_secrets, redact};
     use crypto::{OsRandom, RecoveryCode, Token, TokenKind};
     use proptest::prelude::*;
 
@@ -242,6 +251,17 @@ mod tests {
             "risk-assessment-of-everything",
         ] {
             assert_eq!(redact(line), line);
+        }
+    }
+
+    #[test]
+    fn the_digits_of_an_id_are_no_reason_to_look_at_every_word() {
+        let id = "01912345-1234-7123-8123-012345678901";
+        for line in [format!("{{\"request_id\":\"{id}\"}}"), id.to_owned()] {
+            assert!(!may_hold_secrets(line.as_bytes()), "{line}");
+        }
+        for line in ["1234-1234-7123-8123", "\\u001b1234-1234-7123-8123"] {
+            assert!(may_hold_secrets(line.as_bytes()), "{line}");
         }
     }
 
