@@ -4,8 +4,13 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use http::HeaderValue;
 use memchr::memmem::Finder;
+
+/// Fewer characters of base64 say too little to be taken for a key.
+const MIN_BASE64: usize = 8;
 
 /// A provider's key. It has no `Display` and no revealing `Debug`. Cheap to clone.
 #[derive(Clone)]
@@ -14,6 +19,15 @@ pub struct ProviderKey(Arc<Inner>);
 struct Inner {
     bare: HeaderValue,
     bearer: HeaderValue,
+    plain: Pattern,
+    /// What of the key's base64 is the same whatever stands around it: one for each place in a
+    /// group of three bytes at which it may begin.
+    in_base64: Vec<Pattern>,
+}
+
+/// What is looked for.
+struct Pattern {
+    bytes: Vec<u8>,
     /// Made once, because every piece of every reply is searched.
     finder: Finder<'static>,
 }
@@ -41,7 +55,12 @@ impl ProviderKey {
         Ok(Self(Arc::new(Inner {
             bare: sensitive(key)?,
             bearer: sensitive(&format!("Bearer {key}"))?,
-            finder: Finder::new(key).into_owned(),
+            plain: Pattern::new(key.as_bytes().to_vec()),
+            in_base64: (0..3)
+                .map(|before| in_base64(key.as_bytes(), before))
+                .filter(|text| text.len() >= MIN_BASE64)
+                .map(Pattern::new)
+                .collect(),
         })))
     }
 
@@ -61,13 +80,42 @@ impl ProviderKey {
     }
 
     /// The first place of `text` where the key stands, or where its beginning stands at the
-    /// end of it. A key of base64 has characters that JSON and URLs spell in several ways:
-    /// `/` is `\/`, `\u002f` and `%2F` as well. Each character may be spelled in each way.
+    /// end of it.
     pub(super) fn find(&self, text: &[u8]) -> Option<Found> {
-        let key = self.0.bare.as_bytes();
+        self.0.plain.find(text)
+    }
+
+    /// The same, where the key may stand within base64 as well.
+    pub(super) fn find_in_base64_too(&self, text: &[u8]) -> Option<Found> {
+        let all = std::iter::once(&self.0.plain).chain(&self.0.in_base64);
+        all.filter_map(|pattern| pattern.find(text))
+            .min_by_key(Found::start)
+    }
+}
+
+/// The characters that stand for bits of the key alone, when so many bytes of a group of three
+/// stand before it.
+fn in_base64(key: &[u8], before: usize) -> Vec<u8> {
+    let mut bytes = vec![0; before];
+    bytes.extend_from_slice(key);
+    let text = STANDARD_NO_PAD.encode(&bytes);
+    let (first, end) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
+    text.as_bytes().get(first..end).unwrap_or_default().to_vec()
+}
+
+impl Pattern {
+    fn new(bytes: Vec<u8>) -> Self {
+        let finder = Finder::new(&bytes).into_owned();
+        Self { bytes, finder }
+    }
+
+    /// A key of base64 has characters that JSON and URLs spell in several ways: `/` is `\/`,
+    /// `\u002f` and `%2F` as well. Each character may be spelled in each way.
+    fn find(&self, text: &[u8]) -> Option<Found> {
+        let key = self.bytes.as_slice();
         let first = *key.first()?;
         if memchr::memchr2(b'\\', b'%', text).is_none() {
-            return match self.0.finder.find(text) {
+            return match self.finder.find(text) {
                 Some(at) => Some(Found::Whole(at..at + key.len())),
                 None => beginning(text, key).map(Found::Beginning),
             };
@@ -89,6 +137,15 @@ pub(super) enum Found {
     Whole(Range<usize>),
     /// What may be the beginning of it, from here to the end.
     Beginning(usize),
+}
+
+impl Found {
+    const fn start(&self) -> usize {
+        match self {
+            Self::Whole(at) => at.start,
+            Self::Beginning(at) => *at,
+        }
+    }
 }
 
 /// Where at the end of a text the beginning of the key stands as it is.
@@ -170,6 +227,30 @@ mod tests {
         for bad in ["", " \n", "a b", "a\nb", "é"] {
             assert!(ProviderKey::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_key_is_found_in_base64_wherever_it_begins() {
+        let key = ProviderKey::new("sk-canary-1").unwrap();
+        for before in 0..7 {
+            for after in 0..4 {
+                let text = format!("{}sk-canary-1{}", "b".repeat(before), "e".repeat(after));
+                let text = STANDARD_NO_PAD.encode(text);
+                let framed = format!("{{\"bytes\":\"{text}\"}}");
+                let found = key.find_in_base64_too(framed.as_bytes());
+                let Some(Found::Whole(at)) = found else {
+                    panic!("{framed}: {found:?}");
+                };
+                assert!(at.len() * 6 > "sk-canary".len() * 8, "{framed}: {at:?}");
+                assert_eq!(key.find(framed.as_bytes()), None);
+            }
+        }
+        // The first of several, whichever spelling it has.
+        let both = format!("sk-canary-1 {}", STANDARD_NO_PAD.encode("sk-canary-1"));
+        let found = key.find_in_base64_too(both.as_bytes());
+        assert_eq!(found, Some(Found::Whole(0..11)));
+        let short = ProviderKey::new("none").unwrap();
+        assert_eq!(short.find_in_base64_too(b"bm9uZQ"), None);
     }
 
     #[test]

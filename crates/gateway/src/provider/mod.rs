@@ -33,6 +33,7 @@ pub use form::{Form, FormError};
 pub use headers::PassedHeaders;
 pub use key::{ProviderKey, ProviderKeyError};
 pub use reply::{Outcome, ReplyBody, ReplyEnd};
+use scrub::Scrubber;
 pub use shape::{MAX_MODEL, Shape, ShapeError};
 pub use usage::{Usage, UsageMeter};
 
@@ -262,7 +263,9 @@ impl Provider {
             .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let body = lease.into_body(&parts.headers, incoming).await;
         let idle = inner.upstream.limits().response_idle;
-        let body = ReplyBody::new(body, event_stream, key, idle, inner.whole_reply);
+        // A model's own events come as base64 there.
+        let scrubber = Scrubber::new(key, inner.kind == ProviderKind::Bedrock);
+        let body = ReplyBody::new(body, event_stream, scrubber, idle, inner.whole_reply);
         Ok(Response::from_parts(parts, body))
     }
 

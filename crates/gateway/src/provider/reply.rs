@@ -16,7 +16,6 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 use tokio::time::{Sleep, sleep, sleep_until};
 
-use super::ProviderKey;
 use super::scrub::Scrubber;
 use super::usage::{Usage, UsageMeter};
 use crate::{BodyError, ResponseBody};
@@ -107,7 +106,7 @@ impl ReplyBody {
     pub(super) fn new(
         inner: ResponseBody,
         event_stream: bool,
-        key: Option<ProviderKey>,
+        scrubber: Scrubber,
         idle: Duration,
         whole: Option<Duration>,
     ) -> Self {
@@ -115,7 +114,7 @@ impl ReplyBody {
         Self {
             reply: Arc::new(Mutex::new(Reply {
                 inner,
-                scrubber: Scrubber::new(key),
+                scrubber,
                 meter: UsageMeter::new(event_stream),
                 bytes: 0,
                 first_byte: None,

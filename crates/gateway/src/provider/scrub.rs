@@ -14,14 +14,17 @@ const MASK: u8 = b'*';
 #[derive(Debug)]
 pub(crate) struct Scrubber {
     key: Option<ProviderKey>,
+    /// Whether the body may hold it within base64.
+    has_base64: bool,
     held: BytesMut,
 }
 
 impl Scrubber {
     /// For a body of a provider with this key.
-    pub(crate) fn new(key: Option<ProviderKey>) -> Self {
+    pub(crate) fn new(key: Option<ProviderKey>, has_base64: bool) -> Self {
         Self {
             key,
+            has_base64,
             held: BytesMut::new(),
         }
     }
@@ -31,13 +34,18 @@ impl Scrubber {
         let Some(key) = &self.key else {
             return bytes;
         };
-        if self.held.is_empty() && key.find(&bytes).is_none() {
+        let find = if self.has_base64 {
+            ProviderKey::find_in_base64_too
+        } else {
+            ProviderKey::find
+        };
+        if self.held.is_empty() && find(key, &bytes).is_none() {
             return bytes;
         }
         self.held.extend_from_slice(&bytes);
         let mut ready = 0;
         while let Some(rest) = self.held.get_mut(ready..) {
-            match key.find(rest) {
+            match find(key, rest) {
                 Some(Found::Whole(at)) => {
                     ready += at.end;
                     if let Some(found) = rest.get_mut(at) {
@@ -74,7 +82,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn scrub(text: &[u8], chunk: usize) -> Vec<u8> {
-        let mut scrubber = Scrubber::new(Some(ProviderKey::new("sk-sk-canary").unwrap()));
+        let mut scrubber = Scrubber::new(Some(ProviderKey::new("sk-sk-canary").unwrap()), true);
         let mut out = Vec::new();
         for piece in text.chunks(chunk) {
             out.extend_from_slice(&scrubber.feed(Bytes::copy_from_slice(piece)));
@@ -103,8 +111,21 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_masked_within_base64_however_it_is_cut() {
+        // `"bad key sk-sk-canary, sk-sk-canary!"`; what stands around the key stays readable.
+        let text = b"ImJhZCBrZXkgc2stc2stY2FuYXJ5LCBzay1zay1jYW5hcnkhIg";
+        let expected = b"ImJhZCBrZXkg****************LCB***************khIg";
+        for chunk in 1..text.len() + 1 {
+            let out = scrub(text, chunk);
+            assert_eq!(out, expected, "{chunk}: {}", String::from_utf8_lossy(&out));
+        }
+        let mut plain = Scrubber::new(Some(ProviderKey::new("sk-sk-canary").unwrap()), false);
+        assert_eq!(plain.feed(Bytes::from_static(text)), &text[..]);
+    }
+
+    #[test]
     fn an_ordinary_piece_is_not_copied() {
-        let mut scrubber = Scrubber::new(Some(ProviderKey::new("sk-canary").unwrap()));
+        let mut scrubber = Scrubber::new(Some(ProviderKey::new("sk-canary").unwrap()), true);
         let piece = Bytes::from_static(b"data: {\"a\":\"s\\n%\"}\n\n");
         assert_eq!(scrubber.feed(piece.clone()).as_ptr(), piece.as_ptr());
     }

@@ -424,6 +424,23 @@ async fn a_key_in_a_body_never_comes_down_whatever_the_status() {
 }
 
 #[tokio::test]
+async fn a_key_within_the_base64_of_bedrock_never_comes_down() {
+    // `bad key sk-canary, sorry`
+    let answer = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.amazon.eventstream\r\n\
+                  Content-Length: 44\r\n\r\n{\"bytes\":\"YmFkIGtleSBzay1jYW5hcnksIHNvcnJ5\"}";
+    let remote = answering(answer);
+    let mut config = config(&remote.base);
+    config.kind = ProviderKind::Bedrock;
+    let provider = Provider::new(config).unwrap();
+    let mut text = Bytes::new();
+    end_of(&provider, async |body| {
+        text = body.collect().await.unwrap().to_bytes();
+    })
+    .await;
+    assert_eq!(text, r#"{"bytes":"YmFkIGtleSB***********ksIHNvcnJ5"}"#);
+}
+
+#[tokio::test]
 async fn a_reply_tells_its_usage_and_how_it_ended() {
     let whole = answering(
         "HTTP/1.1 200 OK\r\nContent-Length: 51\r\n\r\n{\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}",
