@@ -63,6 +63,40 @@ async fn run(account: &Account, role: Role, prompt: &str) -> (Value, Vec<Value>)
     )
 }
 
+/// A provider that the agent cannot talk to, and one that it can.
+const TWO_FORMATS: &str = r#"
+    [[providers]]
+    name = "gem"
+    kind = "gemini"
+    base_url = "http://127.0.0.1:9/v1beta"
+    models = ["gemini-pro"]
+    [[providers]]
+    name = "demo"
+    kind = "demo"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_of_a_format_that_the_agent_does_not_speak_leaves_it_the_others() {
+    let installation = Setup::default().config(TWO_FORMATS).start().await;
+    let alice = entered(&installation, Role::Live).await;
+    let (run, _) = run(&alice, Role::Live, "run: echo it-works").await;
+    assert_eq!(run["status"], "done", "{run:#}");
+    assert_eq!(run["model"], "demo/choir-demo");
+    let info = alice.runtime(Role::Live, "GET", "/api/info", None).await;
+    let models = &info.expect(200).json()["models"];
+    assert_eq!(models["default"]["provider"], "demo", "{models:#}");
+    assert_eq!(models["providers"].as_array().unwrap().len(), 1);
+    // Whoever asks for the other one is told why.
+    let asked = json!({"prompt": "run: true", "model": "gem/gemini-pro"});
+    let refused = alice
+        .runtime(Role::Live, "POST", "/conductor/execute", Some(asked))
+        .await
+        .expect(400)
+        .text();
+    assert!(refused.contains("does not speak"), "{refused}");
+    assert!(refused.contains("demo/choir-demo"), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_makes_a_failing_test_pass() {
     let installation = Setup::default().start().await;

@@ -616,11 +616,11 @@ export interface components {
          * @enum {string}
          */
         ProviderKind: "openai" | "anthropic";
-        /** @description What the gateway offers. */
+        /** @description What the gateway offers to the agent. */
         Providers: {
             default?: components["schemas"]["ModelName"] | null;
-            /** @description The providers. */
-            providers?: components["schemas"]["Provider"][];
+            /** @description The providers whose wire format the agent speaks. */
+            providers: components["schemas"]["Provider"][];
         };
         /** @description One run of the agent. */
         Run: {

@@ -38,6 +38,16 @@ pub enum ConductorError {
         /// What there is.
         known: String,
     },
+    /// The gateway offers it, in a wire format that the agent does not speak.
+    #[error(
+        "the agent does not speak the wire format of {others}; models that it can use: {known}"
+    )]
+    Format {
+        /// Which providers.
+        others: String,
+        /// What there is beside them.
+        known: String,
+    },
     /// The gateway offers nothing.
     #[error("no model provider is configured")]
     NoModel,

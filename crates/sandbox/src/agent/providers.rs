@@ -40,15 +40,60 @@ pub struct ModelName {
     pub model: String,
 }
 
-/// What the gateway offers.
+/// What the gateway offers to the agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(from = "Listing")]
 pub struct Providers {
-    /// The providers.
-    #[serde(default)]
+    /// The providers whose wire format the agent speaks.
     pub providers: Vec<Provider>,
     /// What is used when nothing is asked for.
-    #[serde(default)]
     pub default: Option<ModelName>,
+    /// The names of the others, which programs in the sandbox can use all the same.
+    #[serde(skip)]
+    others: Vec<String>,
+}
+
+/// All that the gateway offers.
+#[derive(Deserialize)]
+struct Listing {
+    #[serde(default)]
+    providers: Vec<Listed>,
+    #[serde(default)]
+    default: Option<ModelName>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Listed {
+    Spoken(Provider),
+    Other { name: String },
+}
+
+impl From<Listing> for Providers {
+    fn from(listing: Listing) -> Self {
+        let mut offered = Self::default();
+        for listed in listing.providers {
+            match listed {
+                Listed::Spoken(provider) => offered.providers.push(provider),
+                Listed::Other { name } => offered.others.push(name),
+            }
+        }
+        let is_spoken = |model: &ModelName| !offered.others.contains(&model.provider);
+        offered.default = listing
+            .default
+            .filter(is_spoken)
+            .or_else(|| offered.providers.iter().find_map(Provider::first));
+        offered
+    }
+}
+
+impl Provider {
+    fn first(&self) -> Option<ModelName> {
+        Some(ModelName {
+            provider: self.name.clone(),
+            model: self.models.first()?.clone(),
+        })
+    }
 }
 
 /// A model that was chosen.
@@ -66,7 +111,7 @@ impl Choice {
 }
 
 impl Providers {
-    /// Chooses what is asked for as `provider/model`, or the default, or the first there is.
+    /// Chooses what is asked for as `provider/model`, or the default.
     pub(crate) fn choose(&self, asked: Option<&str>) -> Result<Choice, ConductorError> {
         let (provider, model) = match (asked, &self.default) {
             (Some(asked), _) => asked
@@ -74,14 +119,22 @@ impl Providers {
                 .filter(|(provider, model)| !provider.is_empty() && !model.is_empty())
                 .ok_or_else(|| self.unknown(asked))?,
             (None, Some(default)) => (default.provider.as_str(), default.model.as_str()),
-            (None, None) => self
-                .providers
-                .iter()
-                .find_map(|one| Some((one.name.as_str(), one.models.first()?.as_str())))
-                .ok_or(ConductorError::NoModel)?,
+            (None, None) if !self.others.is_empty() => {
+                return Err(ConductorError::Format {
+                    others: self.others.join(", "),
+                    known: self.known(),
+                });
+            }
+            (None, None) => return Err(ConductorError::NoModel),
         };
         let found = self.providers.iter().find(|one| one.name == provider);
         let found = found.ok_or_else(|| match asked {
+            Some(_) if self.others.iter().any(|other| other == provider) => {
+                ConductorError::Format {
+                    others: provider.to_owned(),
+                    known: self.known(),
+                }
+            }
             Some(asked) => self.unknown(asked),
             None => ConductorError::NoModel,
         })?;
@@ -97,7 +150,15 @@ impl Providers {
     }
 
     fn unknown(&self, asked: &str) -> ConductorError {
-        let known = self
+        ConductorError::Model {
+            asked: asked.chars().take(200).collect(),
+            known: self.known(),
+        }
+    }
+
+    /// The models that can be asked for.
+    fn known(&self) -> String {
+        let known: Vec<_> = self
             .providers
             .iter()
             .flat_map(|one| {
@@ -105,11 +166,11 @@ impl Providers {
                     .iter()
                     .map(|model| format!("{}/{model}", one.name))
             })
-            .collect::<Vec<_>>();
-        ConductorError::Model {
-            asked: asked.chars().take(200).collect(),
-            known: known.join(", "),
+            .collect();
+        if known.is_empty() {
+            return "none".to_owned();
         }
+        known.join(", ")
     }
 }
 
@@ -133,7 +194,35 @@ mod tests {
                 provider: "real".into(),
                 model: "big".into(),
             }),
+            others: vec!["gem".into()],
         }
+    }
+
+    #[test]
+    fn providers_of_another_format_are_left_to_others() {
+        let listing = r#"{"providers": [
+            {"name": "gem", "kind": "gemini", "models": ["pro"], "aliases": [], "demo": false},
+            {"name": "real", "kind": "anthropic", "models": ["big"], "aliases": [], "demo": false},
+            {"name": "aws", "kind": "of tomorrow", "models": ["x"]}
+        ], "default": {"provider": "gem", "model": "pro"}}"#;
+        let offered: Providers = serde_json::from_str(listing).unwrap();
+        assert_eq!(offered.choose(None).unwrap().name(), "real/big");
+        assert_eq!(offered.others, ["gem", "aws"]);
+        let error = offered.choose(Some("gem/pro")).unwrap_err().to_string();
+        assert!(
+            error.contains("does not speak") && error.contains("real/big"),
+            "{error}"
+        );
+        let none = Providers {
+            providers: Vec::new(),
+            default: None,
+            ..offered
+        };
+        let error = none.choose(None).unwrap_err().to_string();
+        assert!(
+            error.contains("gem, aws") && error.contains("none"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -56,6 +56,9 @@ impl From<ConductorError> for ApiError {
             ConductorError::Task(_) | ConductorError::Model { .. } => {
                 Self::bad_request(error.to_string())
             }
+            ConductorError::Format { .. } => Self::bad_request(error.to_string()).with_hint(
+                "the operator can offer Gemini and Bedrock by their OpenAI-compatible addresses, with kind = \"openai\"",
+            ),
             ConductorError::NoModel => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 ErrorCode::Unavailable,
