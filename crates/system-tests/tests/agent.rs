@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use system_tests::wait::until;
-use system_tests::{Account, Installation, Setup};
+use system_tests::{Account, Binaries, Installation, Provider, Setup};
 use types::Role;
 
 /// A repository whose test fails because of one wrong operator.
@@ -37,13 +37,13 @@ async fn put(account: &Account, path: &str, content: &str) {
 
 /// Runs a prompt to its end; returns the run and its events.
 async fn run(account: &Account, role: Role, prompt: &str) -> (Value, Vec<Value>) {
+    run_task(account, role, json!({ "prompt": prompt })).await
+}
+
+/// Runs a task to its end; returns the run and its events.
+async fn run_task(account: &Account, role: Role, task: Value) -> (Value, Vec<Value>) {
     let begun = account
-        .runtime(
-            role,
-            "POST",
-            "/conductor/execute",
-            Some(json!({ "prompt": prompt })),
-        )
+        .runtime(role, "POST", "/conductor/execute", Some(task))
         .await
         .expect(202)
         .json();
@@ -61,6 +61,61 @@ async fn run(account: &Account, role: Role, prompt: &str) -> (Value, Vec<Value>)
         whole["run"].clone(),
         whole["events"].as_array().unwrap().clone(),
     )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_works_with_models_of_either_format_through_the_gateway() {
+    let provider = Provider::start(&Binaries::find());
+    let installation = Setup::default().config(&provider.config()).start().await;
+    let alice = entered(&installation, Role::Live).await;
+    for model in [
+        "openai/gpt-double",
+        "openai/fast",
+        "anthropic/claude-double",
+    ] {
+        let task = json!({"model": model, "prompt": "run: echo agent-$((40+2))"});
+        let (done, events) = run_task(&alice, Role::Live, task).await;
+        assert_eq!(done["status"], "done", "{model}: {done:#}");
+        let answer = done["answer"].as_str().unwrap();
+        assert!(
+            answer.contains("the tool said") && answer.contains("agent-42"),
+            "{answer}"
+        );
+        let used = events.iter().find(|event| event["kind"] == "run.usage");
+        let used = &used.unwrap()["data"];
+        assert_eq!(used["estimated"], false, "{model}: {used:#}");
+        // What the gateway tries again, and what the agent has to.
+        for (task, said) in [
+            ("fail 503 x1", "after 1 failures"),
+            ("fail 529 x3", "after 3 failures"),
+        ] {
+            let prompt = format!("{task} {model}");
+            let (done, _) = run_task(
+                &alice,
+                Role::Live,
+                json!({"model": model, "prompt": prompt}),
+            )
+            .await;
+            assert_eq!(done["answer"], said, "{model}: {done:#}");
+        }
+        let refused = json!({"model": model, "prompt": "fail 400"});
+        let (refused, _) = run_task(&alice, Role::Live, refused).await;
+        assert_eq!(refused["status"], "failed", "{model}: {refused:#}");
+        assert!(
+            refused["error"].as_str().unwrap().contains("400"),
+            "{refused:#}"
+        );
+    }
+    let used = alice.control("GET", "/me/usage?by=model", None).await;
+    let used = used.expect(200).json();
+    let models: Vec<_> = used["usage"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["model"])
+        .collect();
+    assert!(models.contains(&&json!("gpt-double")), "{used:#}");
+    assert!(models.contains(&&json!("claude-double")), "{used:#}");
 }
 
 /// A provider that the agent cannot talk to, and one that it can.

@@ -20,8 +20,8 @@ const CLIENTS: &str = "/opt/clients";
 /// Bytes of a prompt that comes through standard input.
 const LARGE_PROMPT: usize = 500_000;
 
-/// A client that hangs up is noticed above within this; what is asked for is a tenth of it
-/// (issue 4), and the rest is for a machine that does other things too.
+/// A client that hangs up is noticed above within this; what is aimed at is 100 ms, and the rest
+/// is for a machine that does other things too.
 const NOTICED_WITHIN_MS: u64 = 1500;
 
 /// What `cargo xtask test` installs.

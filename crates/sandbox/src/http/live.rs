@@ -1,5 +1,5 @@
 //! `/ws`: the live relay of the event store. It resumes from the client's cursor and
-//! neither skips nor invents (issue 2, "EventStore").
+//! neither skips nor invents.
 
 use std::time::Duration;
 

@@ -60,7 +60,7 @@ pub(crate) type Failures = Mutex<HashMap<String, u32>>;
 fn run(tool: &str, command: &str) -> Option<Value> {
     Some(match tool {
         "exec_command" => json!({ "cmd": command }),
-        "shell_command" => json!({ "command": command }),
+        "shell_command" | "run_command" => json!({ "command": command }),
         "shell" => json!({ "command": ["bash", "-lc", command] }),
         "Bash" => json!({ "command": command, "description": "as it was told" }),
         _ => return None,
