@@ -76,6 +76,7 @@ proptest! {
                 id: format!("call_{at}"),
                 name,
                 arguments: format!("{arguments}\"{}\\", hard.repeat(times)),
+                extra_content: (at == 0).then(|| json!({"google": {"thought_signature": hard}})),
             }).collect(),
             ..Reply::default()
         };
@@ -100,6 +101,7 @@ fn a_call_without_a_result_is_known_as_begun() {
                 id: id.into(),
                 name: "write_file".into(),
                 arguments: "{}".into(),
+                extra_content: None,
             })
             .into(),
         ..Reply::default()

@@ -197,6 +197,7 @@ impl Decoder {
                             id,
                             name,
                             arguments: String::new(),
+                            extra_content: None,
                         },
                     );
                 }

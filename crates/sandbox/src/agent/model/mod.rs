@@ -55,6 +55,10 @@ pub(crate) struct ToolCall {
     pub(crate) name: String,
     /// JSON as the model wrote it, which need not be valid.
     pub(crate) arguments: String,
+    /// What its provider wants to be told again with it. Gemini refuses a conversation whose calls
+    /// come back without the signatures of its thoughts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) extra_content: Option<Value>,
 }
 
 /// What a tool answered.

@@ -52,8 +52,12 @@ fn assistant(reply: &Reply) -> Value {
             .calls
             .iter()
             .map(|call| {
-                json!({"id": call.id, "type": "function",
-                       "function": {"name": call.name, "arguments": call.arguments}})
+                let mut told = json!({"id": call.id, "type": "function",
+                       "function": {"name": call.name, "arguments": call.arguments}});
+                if let (Some(extra), Some(fields)) = (&call.extra_content, told.as_object_mut()) {
+                    fields.insert("extra_content".to_owned(), extra.clone());
+                }
+                told
             })
             .collect();
         fields.insert("tool_calls".to_owned(), calls.into());
@@ -92,6 +96,7 @@ struct Delta {
 struct CallDelta {
     index: Option<usize>,
     id: Option<String>,
+    extra_content: Option<Value>,
     #[serde(default)]
     function: FunctionDelta,
 }
@@ -187,6 +192,7 @@ impl Decoder {
         if let Some(id) = delta.id.filter(|id| !id.is_empty()) {
             call.id = id;
         }
+        call.extra_content = delta.extra_content.or(call.extra_content.take());
         if let Some(name) = delta.function.name {
             // Sent whole with the first piece; some send it again with each.
             if call.name.is_empty() {

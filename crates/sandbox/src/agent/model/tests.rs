@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Progress, Stop, StreamFault, Usage, anthropic, openai};
+use super::{Message, Progress, Reply, Stop, StreamFault, Usage, anthropic, openai};
 
 fn openai_chunk(delta: Value, finish: Option<&str>) -> String {
     json!({"choices": [{"delta": delta, "finish_reason": finish}]}).to_string()
@@ -44,6 +44,41 @@ fn openai_calls_come_together_from_interleaved_pieces() {
             estimated: false
         })
     );
+}
+
+#[test]
+fn what_a_provider_wants_back_with_a_call_is_told_again() {
+    let signed = json!({"google": {"thought_signature": "c2lnbmVk"}});
+    let call = |extra: &Value, arguments: &str| {
+        let function = json!({"name": "one", "arguments": arguments});
+        let call = json!({"index": 0, "id": "a", "function": function, "extra_content": extra});
+        openai_chunk(json!({"tool_calls": [call]}), None)
+    };
+    let mut decoder = openai::Decoder::default();
+    for data in [
+        call(&signed, "{"),
+        call(&Value::Null, "}"),
+        openai_chunk(json!({}), Some("tool_calls")),
+    ] {
+        assert_eq!(decoder.push(&data), Ok(Progress::Nothing));
+    }
+    let (reply, _) = decoder.finish().unwrap();
+    let told = |reply| openai::encode("m", "", &[Message::Assistant(reply)], &[]);
+    let call = |request: &Value| request["messages"][1]["tool_calls"][0].clone();
+    let again = call(&told(reply.clone()));
+    assert_eq!(again["extra_content"], signed, "{again:#}");
+    assert_eq!(again["function"]["arguments"], "{}");
+    // Through the event store, too; other servers are told nothing that they did not say.
+    let mut kept: Reply = serde_json::from_value(json!(reply)).unwrap();
+    assert_eq!(
+        kept,
+        Reply {
+            usage: kept.usage,
+            ..reply
+        }
+    );
+    kept.calls[0].extra_content = None;
+    assert_eq!(call(&told(kept)).get("extra_content"), None);
 }
 
 #[test]
