@@ -13,7 +13,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustix::net::RecvFlags;
 use tokio::runtime::{self, Handle};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Upload, UploadState, UpstreamBody};
@@ -157,9 +157,9 @@ impl Connection {
         self.budget.arm(allowance);
         let mut answer = pin!(self.sender.try_send_request(request));
         let mut cancelled = pin!(cancel.cancelled());
-        let mut timer = self.timer.take();
-        let mut seen = None;
         let mut wait = limits.first_byte;
+        let mut timer = self.timer.take().unwrap_or_else(|| Box::pin(sleep(wait)));
+        let mut seen = None;
 
         let outcome = std::future::poll_fn(|cx| {
             if let Poll::Ready(answer) = self.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
@@ -176,19 +176,12 @@ impl Connection {
                     None | Some(UploadState::Done) => limits.first_byte,
                     Some(_) => limits.upload_idle,
                 };
-                let until = tokio::time::Instant::now() + wait;
-                match &mut timer {
-                    Some(timer) => timer.as_mut().reset(until),
-                    None => timer = Some(Box::pin(sleep_until(until))),
-                }
+                timer.as_mut().reset(tokio::time::Instant::now() + wait);
             }
-            match &mut timer {
-                Some(timer) => timer.as_mut().poll(cx).map(|()| None),
-                None => Poll::Pending,
-            }
+            timer.as_mut().poll(cx).map(|()| None)
         })
         .await;
-        self.timer = timer;
+        self.timer = Some(timer);
 
         let untouched = self.budget.lift() == allowance;
         match outcome {

@@ -1,6 +1,7 @@
 //! Ordinary exchanges, streams, bounds and timeouts.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -223,7 +224,7 @@ async fn a_slow_reader_holds_the_app_back() {
             say(&mut stream, "HTTP/1.1 200 OK\r\n\r\n").await;
             let chunk = vec![0_u8; 64 << 10];
             while stream.write_all(&chunk).await.is_ok() {
-                counter.fetch_add(chunk.len(), std::sync::atomic::Ordering::SeqCst);
+                counter.fetch_add(chunk.len(), Ordering::SeqCst);
             }
         }
     });
@@ -235,7 +236,7 @@ async fn a_slow_reader_holds_the_app_back() {
     let mut last = usize::MAX;
     loop {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = written.load(std::sync::atomic::Ordering::SeqCst);
+        let now = written.load(Ordering::SeqCst);
         if now == last {
             break;
         }
@@ -389,6 +390,38 @@ async fn silence_has_bounds() {
         .await;
     assert!(reply.starts_with("HTTP/1.1 400"), "{reply}");
     assert!(reply.contains("stalled"), "{reply}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_exchange_of_a_connection_has_the_whole_time_for_its_first_byte() {
+    let first_byte = Duration::from_secs(10);
+    let nearly = first_byte - Duration::from_secs(1);
+    let bed = Bed::new(
+        Limits {
+            first_byte,
+            ..limits()
+        },
+        move |mut stream, _| async move {
+            for _ in 0..3 {
+                read_head(&mut stream).await;
+                tokio::time::sleep(nearly).await;
+                say(&mut stream, OK).await;
+            }
+            let _ = stream.read(&mut [0; 1]).await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        },
+    );
+    for rest in [Duration::ZERO, nearly, Duration::ZERO] {
+        let reply = bed.get("/").await;
+        assert!(reply.ends_with("ok"), "{reply}");
+        // The time of the exchange before runs out in the middle of the second one's rest.
+        tokio::time::sleep(rest).await;
+    }
+    let began = tokio::time::Instant::now();
+    assert!(bed.get("/").await.starts_with("HTTP/1.1 504"));
+    let late = began.elapsed() - first_byte;
+    assert!(late < Duration::from_secs(1), "{late:?}");
+    assert_eq!(bed.accepted.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
