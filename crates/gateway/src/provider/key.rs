@@ -25,12 +25,8 @@ struct Inner {
     in_base64: Vec<Pattern>,
 }
 
-/// What is looked for.
-struct Pattern {
-    bytes: Vec<u8>,
-    /// Made once, because every piece of every reply is searched.
-    finder: Finder<'static>,
-}
+/// What is looked for; made once, because every piece of every reply is searched.
+struct Pattern(Finder<'static>);
 
 /// A key that cannot stand in a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,11 +51,11 @@ impl ProviderKey {
         Ok(Self(Arc::new(Inner {
             bare: sensitive(key)?,
             bearer: sensitive(&format!("Bearer {key}"))?,
-            plain: Pattern::new(key.as_bytes().to_vec()),
+            plain: Pattern::new(key.as_bytes()),
             in_base64: (0..3)
                 .map(|before| in_base64(key.as_bytes(), before))
                 .filter(|text| text.len() >= MIN_BASE64)
-                .map(Pattern::new)
+                .map(|text| Pattern::new(&text))
                 .collect(),
         })))
     }
@@ -104,18 +100,17 @@ fn in_base64(key: &[u8], before: usize) -> Vec<u8> {
 }
 
 impl Pattern {
-    fn new(bytes: Vec<u8>) -> Self {
-        let finder = Finder::new(&bytes).into_owned();
-        Self { bytes, finder }
+    fn new(bytes: &[u8]) -> Self {
+        Self(Finder::new(bytes).into_owned())
     }
 
     /// A key of base64 has characters that JSON and URLs spell in several ways: `/` is `\/`,
     /// `\u002f` and `%2F` as well. Each character may be spelled in each way.
     fn find(&self, text: &[u8]) -> Option<Found> {
-        let key = self.bytes.as_slice();
+        let key = self.0.needle();
         let first = *key.first()?;
         if memchr::memchr2(b'\\', b'%', text).is_none() {
-            return match self.finder.find(text) {
+            return match self.0.find(text) {
                 Some(at) => Some(Found::Whole(at..at + key.len())),
                 None => beginning(text, key).map(Found::Beginning),
             };
