@@ -119,21 +119,13 @@ impl Providers {
                 .filter(|(provider, model)| !provider.is_empty() && !model.is_empty())
                 .ok_or_else(|| self.unknown(asked))?,
             (None, Some(default)) => (default.provider.as_str(), default.model.as_str()),
-            (None, None) if !self.others.is_empty() => {
-                return Err(ConductorError::Format {
-                    others: self.others.join(", "),
-                    known: self.known(),
-                });
-            }
-            (None, None) => return Err(ConductorError::NoModel),
+            (None, None) if self.others.is_empty() => return Err(ConductorError::NoModel),
+            (None, None) => return Err(self.unspoken(&self.others)),
         };
         let found = self.providers.iter().find(|one| one.name == provider);
         let found = found.ok_or_else(|| match asked {
             Some(_) if self.others.iter().any(|other| other == provider) => {
-                ConductorError::Format {
-                    others: provider.to_owned(),
-                    known: self.known(),
-                }
+                self.unspoken(&[provider.to_owned()])
             }
             Some(asked) => self.unknown(asked),
             None => ConductorError::NoModel,
@@ -152,6 +144,13 @@ impl Providers {
     fn unknown(&self, asked: &str) -> ConductorError {
         ConductorError::Model {
             asked: asked.chars().take(200).collect(),
+            known: self.known(),
+        }
+    }
+
+    fn unspoken(&self, others: &[String]) -> ConductorError {
+        ConductorError::Format {
+            others: others.join(", "),
             known: self.known(),
         }
     }

@@ -194,12 +194,8 @@ fn in_order<'a>(choices: &'a [Choice<'a>], now_ms: i64) -> Vec<&'a Choice<'a>> {
 }
 
 fn charge(bill: &mut Bill, choice: &Choice<'_>) {
-    let (provider, model) = (&choice.entry.config.name, choice.model.unwrap_or("-"));
-    // Whoever is asked first mostly answers.
-    if bill.provider != *provider || bill.model != model {
-        bill.provider.clone_from(provider);
-        model.clone_into(&mut bill.model);
-    }
+    bill.provider.clone_from(&choice.entry.config.name);
+    choice.model.unwrap_or("-").clone_into(&mut bill.model);
     bill.price = choice.price();
 }
 
