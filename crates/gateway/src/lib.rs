@@ -27,6 +27,7 @@ mod forward;
 mod headers;
 mod last_words;
 mod limits;
+mod local_socket;
 pub mod provider;
 mod relay;
 #[cfg(test)]
@@ -42,5 +43,5 @@ pub use error::{ConnectError, ForwardError, PortError, Refusal};
 pub use forward::Forwarder;
 pub use headers::{HeaderRules, Scheme, ServiceWorkers};
 pub use limits::Limits;
-pub use transport::Gathered;
+pub use local_socket::{LocalSocket, OtherEnd};
 pub use upstream::{PortConnector, Upstream, Upstreams};

@@ -7,23 +7,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+use crate::LocalSocket;
 
 /// Pieces that come to no more bytes than these are written as one: copying them costs less than
 /// telling the kernel of each.
 const GATHERED: usize = 2048;
 
 /// Small pieces of what is to be written, one behind the other.
-pub struct Gathered {
+pub(crate) struct Gathered {
     bytes: [u8; GATHERED],
     length: usize,
 }
 
 impl Gathered {
     /// Copies the pieces. `None`: they are too many bytes, or one piece alone.
-    #[must_use]
-    pub fn of(pieces: &[io::IoSlice<'_>]) -> Option<Self> {
+    pub(crate) fn of(pieces: &[io::IoSlice<'_>]) -> Option<Self> {
         if pieces.len() < 2 {
             return None;
         }
@@ -41,15 +42,14 @@ impl Gathered {
     }
 
     /// All of them.
-    #[must_use]
-    pub fn as_slice(&self) -> &[u8] {
+    pub(crate) fn as_slice(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 
 /// A connection to an upstream.
 pub(crate) enum Transport {
-    Unix(UnixStream),
+    Unix(LocalSocket),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }

@@ -17,7 +17,7 @@ use types::StartId;
 use crate::connection::Connection;
 use crate::egress::not_public;
 use crate::transport::Transport;
-use crate::{AppSocket, AppSocketError, ConnectError, Limits, PortError};
+use crate::{AppSocket, AppSocketError, ConnectError, Limits, LocalSocket, PortError};
 
 /// Makes connections to one port of a workbench, which lies in a network of its own: whoever
 /// is inside connects and hands the socket out.
@@ -66,7 +66,10 @@ impl Target {
     pub(super) async fn connect(&self, limits: &Limits) -> Result<Connection, ConnectError> {
         let (transport, probe) = match self {
             Self::App { socket, .. } => match socket.connect(limits.connect).await {
-                Ok(stream) => (Transport::Unix(stream), None),
+                Ok(stream) => {
+                    let socket = stream.into_std().and_then(LocalSocket::new);
+                    (Transport::Unix(socket.map_err(AppSocketError::Io)?), None)
+                }
                 Err(AppSocketError::Timeout(after)) => return Err(ConnectError::Timeout(after)),
                 Err(error) => return Err(error.into()),
             },

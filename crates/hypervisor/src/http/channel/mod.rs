@@ -20,13 +20,14 @@ use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use axum::response::Response;
+use gateway::LocalSocket;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use runtime::Instance;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, ID_LENGTH, RequestId};
@@ -159,7 +160,7 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
                 // Its events are to reach the thread that works on it.
                 let stream = stream.into_std();
                 connections.add(async move {
-                    match stream.and_then(UnixStream::from_std) {
+                    match stream.and_then(LocalSocket::new) {
                         Ok(stream) => serve_connection(channel, stream).await,
                         Err(error) => tracing::warn!(%error, "cannot serve a connection"),
                     }
@@ -172,7 +173,7 @@ async fn accept(channel: &Arc<Channel>, listener: &UnixListener) {
     }
 }
 
-async fn serve_connection(channel: Arc<Channel>, stream: UnixStream) {
+async fn serve_connection(channel: Arc<Channel>, stream: LocalSocket) {
     let (stream, presence) = presence::watch(stream);
     let exchange = presence.exchange();
     let service = service_fn(move |request: Request<Incoming>| {

@@ -18,13 +18,10 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
-use gateway::Gathered;
+use gateway::{LocalSocket, OtherEnd};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use rustix::net::Shutdown;
-use tokio::io::{AsyncWrite, Interest, Join};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// Longest wait for a client to take what came before an answer broke off.
@@ -34,23 +31,19 @@ const FLUSHED_WITHIN: Duration = Duration::from_secs(10);
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
 
 /// A connection's socket, and an eye on its other end.
-pub(super) fn watch(stream: UnixStream) -> (Join<OwnedReadHalf, Writer>, Presence) {
-    let (reader, writer) = stream.into_split();
+pub(super) fn watch(socket: LocalSocket) -> (Watched, Presence) {
+    let exchange = Arc::new(Exchange::new());
     let presence = Presence {
-        socket: Arc::new(writer),
-        exchange: Arc::new(Exchange::new()),
+        other_end: socket.other_end(),
+        exchange: Arc::clone(&exchange),
     };
-    let writer = Writer {
-        socket: Arc::clone(&presence.socket),
-        exchange: Arc::clone(&presence.exchange),
-    };
-    (tokio::io::join(reader, writer), presence)
+    (Watched { socket, exchange }, presence)
 }
 
 /// What is known about the client of one connection.
 #[derive(Debug)]
 pub(super) struct Presence {
-    socket: Arc<OwnedWriteHalf>,
+    other_end: OtherEnd,
     exchange: Arc<Exchange>,
 }
 
@@ -83,7 +76,7 @@ impl Presence {
     /// when it has run out.
     pub(super) async fn during<F: Future>(self, connection: F) -> Option<F::Output> {
         let mut connection = pin!(connection);
-        let mut left = pin!(left(&self.socket));
+        let mut left = pin!(self.other_end.left());
         let mut silent = pin!(sleep_until(self.exchange.silent_until()));
         let mut has_left = false;
         poll_fn(|cx| {
@@ -105,18 +98,6 @@ impl Presence {
             Poll::Pending
         })
         .await
-    }
-}
-
-/// Resolves once the other end sends nothing any more.
-async fn left(socket: &OwnedWriteHalf) {
-    // Of a Unix socket this is its end, or a byte out of band, which nobody has a use for.
-    while let Ok(ready) = socket.ready(Interest::PRIORITY).await {
-        if ready.is_read_closed() {
-            return;
-        }
-        let ignore = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-        let _ = socket.as_ref().try_io(Interest::PRIORITY, ignore);
     }
 }
 
@@ -267,52 +248,42 @@ impl Drop for Reply {
     }
 }
 
-/// The writing half, with which the whole socket stays in sight.
+/// A connection's socket, which tells when all that hyper had was written.
 #[derive(Debug)]
-pub(super) struct Writer {
-    socket: Arc<OwnedWriteHalf>,
+pub(super) struct Watched {
+    socket: LocalSocket,
     exchange: Arc<Exchange>,
 }
 
-impl Writer {
-    /// Writes as soon as that is possible.
-    fn poll(
-        &self,
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        write: impl Fn(&OwnedWriteHalf) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.socket.as_ref().as_ref().poll_write_ready(cx))?;
-            match write(&self.socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Writer {
+impl AsyncWrite for Watched {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll(cx, |socket| socket.try_write(bytes))
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(gathered) = Gathered::of(pieces) {
-            return self.poll_write(cx, gathered.as_slice());
-        }
-        self.poll(cx, |socket| socket.try_write_vectored(pieces))
+        Pin::new(&mut self.socket).poll_write_vectored(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        self.socket.is_write_vectored()
     }
 
     /// hyper asks for it once it has written everything that it has.
@@ -323,9 +294,8 @@ impl AsyncWrite for Writer {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let socket: &UnixStream = self.socket.as_ref().as_ref();
-        Poll::Ready(rustix::net::shutdown(socket, Shutdown::Write).map_err(io::Error::from))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
@@ -337,12 +307,14 @@ mod tests {
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
 
     use super::*;
 
     /// Answers each request after a while; resolves when the connection is let go.
     async fn served(stream: UnixStream, after: Duration) {
-        let (stream, presence) = watch(stream);
+        let socket = LocalSocket::new(stream.into_std().unwrap()).unwrap();
+        let (stream, presence) = watch(socket);
         let exchange = presence.exchange();
         let service = service_fn(move |request: http::Request<Incoming>| {
             let exchange = Arc::clone(&exchange);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use gateway::LocalSocket;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use system_tests::processes::Process;
@@ -41,7 +42,10 @@ pub(super) enum Address {
 impl Address {
     pub(super) async fn connect(&self) -> Box<dyn Stream> {
         match self {
-            Self::Unix(path) => Box::new(channel::connect(path).await),
+            Self::Unix(path) => {
+                let stream = channel::connect(path).await.into_std();
+                Box::new(stream.and_then(LocalSocket::new).expect("a socket"))
+            }
             Self::Tcp(port) => {
                 let stream = TcpStream::connect(("127.0.0.1", *port))
                     .await
