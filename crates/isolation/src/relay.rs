@@ -21,6 +21,9 @@ const BACKLOG: i32 = 64;
 /// Bytes held per connection and direction.
 const BUFFER: usize = 16 << 10;
 
+/// Most bytes of a client that are thrown away once the channel takes and says no more.
+const UNHEARD: usize = 16 << 20;
+
 /// A listener and the connections it relays.
 #[derive(Debug)]
 pub(crate) struct Relay {
@@ -35,6 +38,8 @@ struct Connection {
     unix: OwnedFd,
     up: Pipe,
     down: Pipe,
+    /// Bytes that were thrown away after the channel had said its last.
+    unheard: usize,
 }
 
 /// One direction of a connection.
@@ -43,6 +48,8 @@ struct Pipe {
     held: Vec<u8>,
     sent: usize,
     ended: bool,
+    /// Where it leads to takes no more.
+    deaf: bool,
     shut: bool,
 }
 
@@ -133,6 +140,7 @@ impl Connection {
             unix,
             up: Pipe::default(),
             down: Pipe::default(),
+            unheard: 0,
         })
     }
 
@@ -145,10 +153,22 @@ impl Connection {
     }
 
     /// Moves bytes both ways. `false` once both ways have ended.
+    ///
+    /// A channel that takes no more may have said why, to a client that goes on sending: what
+    /// it sends is taken off the line, so that it is not reset before it has read everything.
     fn pump(&mut self) -> io::Result<bool> {
-        self.up.pump(&self.tcp, &self.unix)?;
-        self.down.pump(&self.unix, &self.tcp)?;
-        Ok(!(self.up.shut && self.down.shut))
+        let unheard = self.up.fill(&self.tcp)?;
+        if self.up.empty(&self.unix).is_err() {
+            self.up.deafen();
+        }
+        if self.down.fill(&self.unix).is_err() {
+            self.down.ended = true;
+        }
+        self.down.empty(&self.tcp)?;
+        if self.down.shut {
+            self.unheard += unheard;
+        }
+        Ok(!(self.up.shut && self.down.shut) && self.unheard <= UNHEARD)
     }
 }
 
@@ -169,17 +189,26 @@ impl Pipe {
         }
     }
 
-    fn pump(&mut self, from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-        if !self.ended && self.held.is_empty() {
-            let mut buffer = [0; BUFFER];
-            match unless_blocked(rustix::io::read(from, &mut buffer))? {
-                Some(0) => self.ended = true,
-                Some(length) => self
-                    .held
-                    .extend_from_slice(buffer.get(..length).unwrap_or_default()),
-                None => {}
-            }
+    /// Takes what there is. Returns how many bytes of it are thrown away.
+    fn fill(&mut self, from: &OwnedFd) -> io::Result<usize> {
+        if self.ended || !self.held.is_empty() {
+            return Ok(0);
         }
+        let mut buffer = [0; BUFFER];
+        let Some(read) = unless_blocked(rustix::io::read(from, &mut buffer))? else {
+            return Ok(0);
+        };
+        self.ended = read == 0;
+        if self.deaf {
+            return Ok(read);
+        }
+        self.held
+            .extend_from_slice(buffer.get(..read).unwrap_or_default());
+        Ok(0)
+    }
+
+    /// Gives what is held, and the end after it.
+    fn empty(&mut self, to: &OwnedFd) -> io::Result<()> {
         if let Some(rest) = self.held.get(self.sent..).filter(|rest| !rest.is_empty()) {
             let flags = rustix::net::SendFlags::NOSIGNAL;
             self.sent += unless_blocked(rustix::net::send(to, rest, flags))?.unwrap_or(0);
@@ -190,10 +219,19 @@ impl Pipe {
         }
         if self.ended && self.held.is_empty() && !self.shut {
             // Tells the other side that no more will come; it may still answer.
-            shutdown(to, Shutdown::Write)?;
             self.shut = true;
+            if !self.deaf {
+                shutdown(to, Shutdown::Write)?;
+            }
         }
         Ok(())
+    }
+
+    fn deafen(&mut self) {
+        self.deaf = true;
+        self.held.clear();
+        self.sent = 0;
+        self.shut |= self.ended;
     }
 }
 
@@ -209,12 +247,12 @@ fn unless_blocked<T>(result: rustix::io::Result<T>) -> io::Result<Option<T>> {
 mod tests {
     use std::io::{ErrorKind, Read as _, Write as _};
     use std::net::TcpStream;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::time::{Duration, Instant};
 
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-    use super::Relay;
+    use super::{Relay, UNHEARD};
 
     /// One turn; whether anything had happened before the time was over.
     fn turn(relay: &mut Relay, within: Duration) -> bool {
@@ -231,17 +269,69 @@ mod tests {
         seen.iter().any(|flags| !flags.is_empty())
     }
 
+    /// A client, and the channel's end of its connection.
+    fn connected(relay: &mut Relay, port: u16, channel: &UnixListener) -> (TcpStream, UnixStream) {
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        while relay.connections.is_empty() {
+            turn(relay, Duration::from_secs(5));
+        }
+        let (served, _) = channel.accept().unwrap();
+        (client, served)
+    }
+
+    #[test]
+    fn what_a_channel_says_last_reaches_whoever_goes_on_sending() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("channel.sock");
+        let channel = UnixListener::bind(&path).unwrap();
+        let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
+        let (mut client, mut served) = connected(&mut relay, port, &channel);
+        client.write_all(&[7; 32 << 10]).unwrap();
+        turn(&mut relay, Duration::from_secs(5));
+        served.read_exact(&mut [0; 1024]).unwrap();
+        served.write_all(b"refused").unwrap();
+        // With what was sent unread: whoever writes or reads is told of a reset.
+        drop(served);
+        for _ in 0..20 {
+            client.write_all(&[7; 16 << 10]).unwrap();
+            turn(&mut relay, Duration::from_secs(5));
+        }
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"refused");
+        drop(client);
+        while !relay.connections.is_empty() {
+            assert!(turn(&mut relay, Duration::from_secs(5)), "it does not end");
+        }
+    }
+
+    #[test]
+    fn whoever_sends_on_to_a_channel_that_is_gone_is_cut() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("channel.sock");
+        let channel = UnixListener::bind(&path).unwrap();
+        let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
+        let (mut client, served) = connected(&mut relay, port, &channel);
+        drop(served);
+        let mut sent = 0;
+        while !relay.connections.is_empty() {
+            assert!(sent <= UNHEARD + (4 << 20), "it sends for ever");
+            match client.write(&[7; 16 << 10]) {
+                Ok(length) => sent += length,
+                Err(_) => break,
+            }
+            turn(&mut relay, Duration::from_secs(5));
+        }
+        assert!(sent >= UNHEARD);
+    }
+
     #[test]
     fn a_client_that_reads_nothing_of_a_channel_that_hung_up_is_waited_for_at_rest() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("channel.sock");
         let channel = UnixListener::bind(&path).unwrap();
         let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
-        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        while relay.connections.is_empty() {
-            turn(&mut relay, Duration::from_secs(5));
-        }
-        let (mut served, _) = channel.accept().unwrap();
+        let (mut client, mut served) = connected(&mut relay, port, &channel);
         served.set_nonblocking(true).unwrap();
         // Until neither the client's socket nor the relay takes more.
         let mut written = 0;

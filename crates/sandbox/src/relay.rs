@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,9 @@ pub const MAX_CONNECTIONS: usize = 64;
 /// How long a connection may carry nothing in either direction. Model streams can think
 /// for minutes; an abandoned connection must not hold its place for ever.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+/// How long a client has to end by itself, once the channel takes no more and the client was
+/// sent all that it said.
+const GRACE: Duration = Duration::from_secs(5);
 /// Bytes read at once, per direction.
 const BUFFER: usize = 16 * 1024;
 /// Pause after the listener could not accept, such as for want of descriptors.
@@ -93,35 +96,63 @@ impl Relay {
 async fn relay(client: TcpStream, socket: &Path) -> io::Result<()> {
     client.set_nodelay(true)?;
     let host = UnixStream::connect(socket).await?;
-    let (mut client_read, mut client_write) = client.into_split();
-    let (mut host_read, mut host_write) = host.into_split();
-    let moved = AtomicU64::new(0);
-    // A broken direction takes the other one with it; an ended one does not.
-    let both = async {
-        tokio::try_join!(
-            copy(&mut client_read, &mut host_write, &moved),
-            copy(&mut host_read, &mut client_write, &moved),
-        )
-    };
-    tokio::select! {
-        result = both => result.map(drop),
-        () = until_idle(&moved) => Err(io::ErrorKind::TimedOut.into()),
-    }
+    carry(client.into_split(), host.into_split()).await
 }
 
-async fn copy(
-    from: &mut (impl AsyncReadExt + Unpin),
-    to: &mut (impl AsyncWriteExt + Unpin),
-    moved: &AtomicU64,
+/// Copies both ways until both have ended.
+async fn carry(
+    (mut client_read, mut client_write): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    (mut host_read, mut host_write): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
 ) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let read = from.read(&mut buffer).await?;
-        if read == 0 {
-            return to.shutdown().await;
+    let moved = AtomicU64::new(0);
+    let said = CancellationToken::new();
+    let down = async {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            // However the channel goes, it has said its last.
+            let read = host_read.read(&mut buffer).await.unwrap_or(0);
+            if read == 0 {
+                break;
+            }
+            let bytes = buffer.get(..read).unwrap_or_default();
+            client_write.write_all(bytes).await?;
+            moved.fetch_add(1, Ordering::Relaxed);
         }
-        to.write_all(buffer.get(..read).unwrap_or_default()).await?;
-        moved.fetch_add(1, Ordering::Relaxed);
+        said.cancel();
+        client_write.shutdown().await
+    };
+    let up = async {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let read = client_read.read(&mut buffer).await?;
+            if read == 0 {
+                // One that is gone already has ended without it.
+                let _ = host_write.shutdown().await;
+                return Ok(());
+            }
+            let bytes = buffer.get(..read).unwrap_or_default();
+            if host_write.write_all(bytes).await.is_err() {
+                break;
+            }
+            moved.fetch_add(1, Ordering::Relaxed);
+        }
+        // Taken off the line, so that the client is not reset before it has read everything.
+        let unheard = async {
+            while client_read.read(&mut buffer).await? != 0 {}
+            Ok(())
+        };
+        let grace = async {
+            said.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            ended = unheard => ended,
+            () = grace => Err(io::ErrorKind::TimedOut.into()),
+        }
+    };
+    tokio::select! {
+        result = async { tokio::try_join!(up, down) } => result.map(drop),
+        () = until_idle(&moved) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -140,14 +171,17 @@ async fn until_idle(moved: &AtomicU64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
     use tokio::net::{TcpStream, UnixListener};
+    use tokio::time::{Instant, sleep};
     use tokio_util::sync::CancellationToken;
 
-    use super::{MAX_CONNECTIONS, Relay};
+    use super::{GRACE, MAX_CONNECTIONS, Relay, carry};
 
     /// An echo that counts how many connections it has at most at a time.
     fn echo(listener: UnixListener) -> Arc<AtomicUsize> {
@@ -208,6 +242,47 @@ mod tests {
         cancelled.cancel();
         running.await.unwrap();
         assert_eq!(waiting.read(&mut answer).await.unwrap_or(0), 0);
+    }
+
+    #[tokio::test]
+    async fn what_the_channel_says_last_reaches_whoever_goes_on_sending() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("channel.sock");
+        let channel = UnixListener::bind(&socket).unwrap();
+        let relay = Relay::bind("127.0.0.1:0".parse().unwrap(), &socket)
+            .await
+            .unwrap();
+        let address = relay.local_addr().unwrap();
+        tokio::spawn(relay.run(CancellationToken::new()));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&[7; 64 << 10]).await.unwrap();
+        let (mut served, _) = channel.accept().await.unwrap();
+        served.read_exact(&mut [0; 1024]).await.unwrap();
+        served.write_all(b"refused").await.unwrap();
+        // With what was sent unread: whoever writes or reads is told of a reset.
+        drop(served);
+        for _ in 0..100 {
+            client.write_all(&[7; 64 << 10]).await.unwrap();
+        }
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"refused");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_sends_on_to_a_channel_that_is_gone_is_cut_after_a_while() {
+        let (mut client, near) = duplex(64);
+        let (far, channel) = duplex(64);
+        drop(channel);
+        let began = Instant::now();
+        let carried = tokio::spawn(carry(split(near), split(far)));
+        while client.write_all(b"x").await.is_ok() {
+            sleep(Duration::from_millis(100)).await;
+            assert!(began.elapsed() < 2 * GRACE, "it sends for ever");
+        }
+        assert!(began.elapsed() >= GRACE);
+        let ended = carried.await.unwrap().unwrap_err();
+        assert_eq!(ended.kind(), ErrorKind::TimedOut);
     }
 
     #[tokio::test]
