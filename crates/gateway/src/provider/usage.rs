@@ -27,6 +27,10 @@ pub struct Usage {
     pub output: u64,
     /// Of `input`, those that came from a cache.
     pub cached: u64,
+    /// Of `input`, those that were put into a cache.
+    pub stored: u64,
+    /// Of `stored`, those that are kept there for an hour.
+    pub stored_long: u64,
 }
 
 /// Follows a reply.
@@ -142,6 +146,8 @@ fn take(seen: &mut Option<Usage>, object: &[u8]) -> bool {
     usage.input = usage.input.max(raw.input());
     usage.output = usage.output.max(raw.output());
     usage.cached = usage.cached.max(raw.cached());
+    usage.stored = usage.stored.max(raw.stored());
+    usage.stored_long = usage.stored_long.max(raw.stored_long());
     raw.written().is_some()
 }
 
@@ -156,6 +162,7 @@ struct Raw {
     output_tokens: Option<u64>,
     input_tokens_details: Option<Details>,
     cache_creation_input_tokens: Option<u64>,
+    cache_creation: Option<Creation>,
     cache_read_input_tokens: Option<u64>,
     #[serde(rename = "promptTokenCount")]
     prompt_token_count: Option<u64>,
@@ -185,6 +192,13 @@ struct Raw {
 #[serde(default)]
 struct Details {
     cached_tokens: Option<u64>,
+}
+
+/// By how long it is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Creation {
+    ephemeral_1h_input_tokens: Option<u64>,
 }
 
 impl Raw {
@@ -241,6 +255,19 @@ impl Raw {
             .or(self.cache_read_input_tokens)
             .or(self.bedrock_cache_read)
             .or(self.cached_content_token_count)
+            .unwrap_or(0)
+    }
+
+    fn stored(&self) -> u64 {
+        self.cache_creation_input_tokens
+            .or(self.bedrock_cache_write)
+            .unwrap_or(0)
+    }
+
+    fn stored_long(&self) -> u64 {
+        let creation = self.cache_creation.as_ref();
+        creation
+            .and_then(|creation| creation.ephemeral_1h_input_tokens)
             .unwrap_or(0)
     }
 }

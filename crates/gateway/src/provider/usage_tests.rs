@@ -104,6 +104,7 @@ fn frames_of_bedrock_are_read_however_they_are_cut() {
                 input,
                 output,
                 cached,
+                ..Usage::default()
             })
         };
         assert_eq!(read_bytes(&converse, false, size), (usage(30, 7, 0), 5));
@@ -164,6 +165,28 @@ fn what_a_cache_gave_is_part_of_what_was_read_in_every_dialect() {
     let gemini = r#"{"usageMetadata":{"promptTokenCount":8,"toolUsePromptTokenCount":3,"thoughtsTokenCount":2}}"#;
     let gemini = read(gemini, false, 9).0.unwrap();
     assert_eq!((gemini.input, gemini.output), (11, 2));
+}
+
+#[test]
+fn what_was_put_into_a_cache_is_told_apart() {
+    let usage = |object: &str| {
+        let usage = read(&format!(r#"{{"usage":{object}}}"#), false, 9)
+            .0
+            .unwrap();
+        (usage.input, usage.cached, usage.stored, usage.stored_long)
+    };
+    let messages = r#"{"input_tokens":10,"cache_creation_input_tokens":7,"cache_read_input_tokens":4,"cache_creation":{"ephemeral_5m_input_tokens":5,"ephemeral_1h_input_tokens":2},"output_tokens":1}"#;
+    assert_eq!(usage(messages), (21, 4, 7, 2));
+    let older = r#"{"input_tokens":10,"cache_creation_input_tokens":7,"cache_creation":null,"output_tokens":1}"#;
+    assert_eq!(usage(older), (17, 0, 7, 0));
+    let converse =
+        r#"{"inputTokens":10,"cacheWriteInputTokens":3,"cacheReadInputTokens":2,"outputTokens":1}"#;
+    assert_eq!(usage(converse), (15, 2, 3, 0));
+    // What it was is told at the beginning, the rest of it later.
+    let begins = format!(r#"{{"type":"message_start","message":{{"usage":{messages}}}}}"#);
+    let stream = format!("data: {begins}\n\ndata: {{\"usage\":{{\"output_tokens\":9}}}}\n\n");
+    let seen = read(&stream, true, 5).0.unwrap();
+    assert_eq!((seen.stored, seen.stored_long, seen.output), (7, 2, 9));
 }
 
 #[test]

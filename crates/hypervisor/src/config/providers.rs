@@ -166,6 +166,10 @@ pub struct Price {
     pub output: i64,
     /// Tokens read that came from a cache.
     pub cached_input: i64,
+    /// Tokens read that were put into a cache.
+    pub cache_write: i64,
+    /// Those of them that are kept there for an hour.
+    pub cache_write_1h: i64,
     /// A call with files whose reply does not tell its tokens; when absent, what as much text
     /// would cost.
     pub call: Option<i64>,
@@ -533,11 +537,19 @@ fn prices(raw: &RawProvider, models: &[String]) -> Result<BTreeMap<String, Price
                     format!("prices for: {}", models.join(", ")),
                 ));
             }
+            let dollars =
+                |value: Option<f64>| value.map(|value| nano_dollars(key, value)).transpose();
+            let input = nano_dollars(key, price.input)?;
+            // What Anthropic asks for it, and Amazon after it: a budget is not to count too little.
+            let cache_write = dollars(price.cache_write)?.unwrap_or(input + input / 4);
+            let long = dollars(price.cache_write_1h)?.unwrap_or(cache_write.max(2 * input));
             let price = Price {
-                input: nano_dollars(key, price.input)?,
+                input,
                 output: nano_dollars(key, price.output)?,
-                cached_input: nano_dollars(key, price.cached_input.unwrap_or(price.input))?,
-                call: price.call.map(|call| nano_dollars(key, call)).transpose()?,
+                cached_input: dollars(price.cached_input)?.unwrap_or(input),
+                cache_write,
+                cache_write_1h: long,
+                call: dollars(price.call)?,
             };
             Ok((model.clone(), price))
         })

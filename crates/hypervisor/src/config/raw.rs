@@ -353,6 +353,10 @@ pub struct RawPrice {
     pub output: f64,
     /// Tokens read that came from a cache; as `input` when absent.
     pub cached_input: Option<f64>,
+    /// Tokens read that were put into a cache; 1.25 times `input` when absent.
+    pub cache_write: Option<f64>,
+    /// Those that are kept there for an hour; twice `input` when absent.
+    pub cache_write_1h: Option<f64>,
     /// A call with files whose reply does not tell its tokens; when absent, what as much text
     /// would cost.
     pub call: Option<f64>,

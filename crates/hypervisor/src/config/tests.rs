@@ -225,6 +225,18 @@ fn a_slip_in_a_price_does_not_switch_a_budget_off() {
         build(&format!("{}{budget}", price("m"))).unwrap();
     }
     build(&provider("")).unwrap();
+    // What is put into a cache costs more than what is only read.
+    let price = |more: &str| {
+        let prices = format!("prices = {{ m = {{ input = 4.0, output = 20.0{more} }} }}");
+        let price = build(&provider(&prices)).unwrap().providers[0].prices["m"];
+        [price.cached_input, price.cache_write, price.cache_write_1h].map(|price| price / 1_000_000)
+    };
+    assert_eq!(price(""), [4000, 5000, 8000]);
+    assert_eq!(
+        price(", cached_input = 0.4, cache_write = 9.0"),
+        [400, 9000, 9000]
+    );
+    assert_eq!(price(", cache_write_1h = 7.0"), [4000, 5000, 7000]);
     // The demo costs nothing.
     build("[gateway.user]\ndaily_budget = 1.0").unwrap();
 }

@@ -75,7 +75,7 @@ pub(super) fn expected(
     let usage = Usage {
         input: request_bytes / BYTES_PER_TOKEN,
         output: expected_output(max_output),
-        cached: 0,
+        ..Usage::default()
     };
     Amount {
         tokens: usage.input.saturating_add(usage.output),
@@ -92,8 +92,13 @@ fn cost(usage: Usage, price: Option<Price>) -> i64 {
     let Some(price) = price else { return 0 };
     let cached = usage.cached.min(usage.input);
     let part = |tokens: u64, per_million: i64| i128::from(tokens) * i128::from(per_million);
-    let sum = part(usage.input - cached, price.input)
+    let rest = usage.input - cached;
+    let stored = usage.stored.min(rest);
+    let long = usage.stored_long.min(stored);
+    let sum = part(rest - stored, price.input)
         + part(cached, price.cached_input)
+        + part(stored - long, price.cache_write)
+        + part(long, price.cache_write_1h)
         + part(usage.output, price.output);
     i64::try_from(sum / 1_000_000).unwrap_or(i64::MAX)
 }
@@ -219,7 +224,7 @@ impl Bill {
                 let usage = Usage {
                     input: read,
                     output: written,
-                    cached: 0,
+                    ..Usage::default()
                 };
                 (usage, true)
             }
@@ -283,6 +288,8 @@ mod tests {
         input: 2_500_000_000,
         output: 10_000_000_000,
         cached_input: 1_250_000_000,
+        cache_write: 3_000_000_000,
+        cache_write_1h: 5_000_000_000,
         call: None,
     };
 
@@ -292,12 +299,22 @@ mod tests {
             input: 1000,
             output: 100,
             cached: 400,
+            ..Usage::default()
         };
         // 600 × 2.5 + 400 × 1.25 + 100 × 10 micro-dollars.
         assert_eq!(cost(usage, Some(PRICE)), 3_000_000);
+        let stored = Usage {
+            stored: 500,
+            stored_long: 200,
+            ..usage
+        };
+        // 100 × 2.5 + 400 × 1.25 + 300 × 3 + 200 × 5 + 100 × 10 micro-dollars.
+        assert_eq!(cost(stored, Some(PRICE)), 3_650_000);
         assert_eq!(cost(usage, None), 0);
         let odd = Usage {
             cached: 5000,
+            stored: 5000,
+            stored_long: 9000,
             ..usage
         };
         assert_eq!(cost(odd, Some(PRICE)), 2_250_000, "never less than nothing");

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    MAX_CALLS, Message, Progress, Reply, Stop, StreamFault, ToolCall, ToolSpecification, Usage,
-    append,
+    MAX_CALLS, Message, Progress, Reply, Stop, StreamFault, ToolCall, ToolResult,
+    ToolSpecification, Usage, append,
 };
 
 pub(super) const PATH: &str = "v1/messages";
@@ -22,23 +22,33 @@ pub(super) fn encode(
     messages: &[Message],
     tools: &[ToolSpecification],
 ) -> Value {
-    let encoded: Vec<_> = messages
+    let mut encoded: Vec<_> = messages
         .iter()
-        .map(|message| match message {
-            Message::User(text) => json!({"role": "user", "content": text}),
-            Message::Assistant(reply) => json!({"role": "assistant", "content": blocks(reply)}),
-            Message::Results(results) => {
-                let blocks: Vec<_> = results
-                    .iter()
-                    .map(|result| {
-                        json!({"type": "tool_result", "tool_use_id": result.call_id,
-                               "content": result.output, "is_error": !result.ok})
-                    })
-                    .collect();
-                json!({"role": "user", "content": blocks})
-            }
+        .map(|message| {
+            let (role, blocks) = match message {
+                Message::User(text) => ("user", vec![json!({"type": "text", "text": text})]),
+                Message::Assistant(reply) => ("assistant", blocks(reply)),
+                Message::Results(results) => ("user", results.iter().map(result_block).collect()),
+            };
+            json!({"role": role, "content": blocks})
         })
         .collect();
+    // The last is read again with the next step; where the one before ends, the provider has
+    // everything already.
+    let ours = encoded
+        .iter_mut()
+        .rev()
+        .filter(|message| message["role"] == "user");
+    for message in ours.take(2) {
+        let last = message["content"]
+            .as_array_mut()
+            .and_then(|blocks| blocks.last_mut());
+        if let Some(block) = last {
+            keep(block);
+        }
+    }
+    let mut system = json!({"type": "text", "text": system});
+    keep(&mut system);
     let tools: Vec<_> = tools
         .iter()
         .map(|tool| {
@@ -47,12 +57,23 @@ pub(super) fn encode(
         .collect();
     json!({
         "model": model,
-        "system": system,
+        "system": [system],
         "messages": encoded,
         "tools": tools,
         "max_tokens": MAX_TOKENS,
         "stream": true,
     })
+}
+
+/// Has the provider keep everything up to here: a run says it all again with each step, and what
+/// is kept costs a tenth.
+fn keep(block: &mut Value) {
+    block["cache_control"] = json!({"type": "ephemeral"});
+}
+
+fn result_block(result: &ToolResult) -> Value {
+    json!({"type": "tool_result", "tool_use_id": result.call_id,
+           "content": result.output, "is_error": !result.ok})
 }
 
 fn blocks(reply: &Reply) -> Vec<Value> {

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Message, Progress, Reply, Stop, StreamFault, Usage, anthropic, openai};
+use super::{
+    Message, Progress, Reply, Stop, StreamFault, ToolCall, ToolResult, Usage, anthropic, openai,
+};
 
 fn openai_chunk(delta: Value, finish: Option<&str>) -> String {
     json!({"choices": [{"delta": delta, "finish_reason": finish}]}).to_string()
@@ -79,6 +81,52 @@ fn what_a_provider_wants_back_with_a_call_is_told_again() {
     );
     kept.calls[0].extra_content = None;
     assert_eq!(call(&told(kept)).get("extra_content"), None);
+}
+
+/// What of a request is kept, as the text or the call that it ends with, in order.
+fn kept(request: &Value) -> Vec<String> {
+    let blocks = |of: &Value| of.as_array().cloned().unwrap_or_default();
+    let mut all = blocks(&request["system"]);
+    for message in blocks(&request["messages"]) {
+        all.extend(blocks(&message["content"]));
+    }
+    all.iter()
+        .filter(|block| block["cache_control"] == json!({"type": "ephemeral"}))
+        .map(|block| {
+            let end = block["text"].as_str().or(block["tool_use_id"].as_str());
+            end.unwrap().to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn what_anthropic_has_read_already_is_not_read_again() {
+    let step = |id: &str| {
+        let call = ToolCall {
+            id: id.to_owned(),
+            name: "one".to_owned(),
+            arguments: "{}".to_owned(),
+            extra_content: None,
+        };
+        let result = ToolResult {
+            call_id: id.to_owned(),
+            output: "done".to_owned(),
+            ok: true,
+        };
+        let reply = Reply {
+            calls: vec![call],
+            ..Reply::default()
+        };
+        [Message::Assistant(reply), Message::Results(vec![result])]
+    };
+    let mut conversation = vec![Message::User("task".to_owned())];
+    let told = |messages: &[Message]| anthropic::encode("m", "rules", messages, &[]);
+    assert_eq!(kept(&told(&conversation)), ["rules", "task"]);
+    conversation.extend(step("a"));
+    assert_eq!(kept(&told(&conversation)), ["rules", "task", "a"]);
+    conversation.extend(step("b"));
+    // Where a request ends, the next one begins; four are the most that the API takes.
+    assert_eq!(kept(&told(&conversation)), ["rules", "a", "b"]);
 }
 
 #[test]
