@@ -108,6 +108,11 @@ fn listings_and_walks_are_bounded() {
     assert!(all.unwrap());
     assert_eq!(seen, [".git", "a"]);
     let mut count = 0;
+    for (entries, everything) in [(1, false), (2, true)] {
+        let limits = WalkLimits { entries, depth: 0 };
+        let all = workspace.walk("", limits, |_| true).unwrap();
+        assert_eq!(all, everything, "of two entries {entries} may be looked at");
+    }
     let all = workspace.walk("", limits, |_| {
         count += 1;
         true

@@ -73,12 +73,16 @@ fn walk(
     visit: &mut impl FnMut(&Found<'_>) -> bool,
 ) -> Result<bool, FileError> {
     let mut names = Vec::new();
+    let mut all = true;
     for entry in Dir::read_from(directory)? {
         let Ok(entry) = entry else { break };
         // A name that is not UTF-8 cannot be asked for over JSON either.
         match entry.file_name().to_str() {
             Ok("." | "..") | Err(_) => {}
-            Ok(_) if names.len() >= *left => break,
+            Ok(_) if names.len() >= *left => {
+                all = false;
+                break;
+            }
             Ok(name) => names.push(name.to_owned()),
         }
     }
@@ -116,5 +120,5 @@ fn walk(
             }
         }
     }
-    Ok(true)
+    Ok(all)
 }
