@@ -177,9 +177,15 @@ impl Token {
     /// What is stored and looked up instead of the token.
     #[must_use]
     pub fn hash(&self) -> TokenHash {
+        Self::hash_of(&self.text)
+    }
+
+    /// The same of a text, which need not be a token: none but a token's has its hash.
+    #[must_use]
+    pub fn hash_of(text: &str) -> TokenHash {
         TokenHash(
             *Hasher::new(HASH_DOMAIN)
-                .update(self.text.as_bytes())
+                .update(text.as_bytes())
                 .finish()
                 .as_bytes(),
         )
