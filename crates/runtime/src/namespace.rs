@@ -514,7 +514,9 @@ fn has_ended(pidfd: &OwnedFd, within: Duration) -> bool {
         tv_nsec: 0,
     };
     let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
+    // A signal to this process says nothing about that one.
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&timeout)))
+        .is_ok_and(|ready| ready > 0)
 }
 
 fn stat_file(pid: u32) -> String {

@@ -182,6 +182,8 @@ struct Raw {
     bedrock_cache_read: Option<u64>,
     #[serde(rename = "cacheWriteInputTokens")]
     bedrock_cache_write: Option<u64>,
+    #[serde(rename = "cacheDetails")]
+    bedrock_cache_details: Option<Vec<CacheDetail>>,
     #[serde(rename = "inputTokenCount")]
     invocation_input: Option<u64>,
     #[serde(rename = "outputTokenCount")]
@@ -192,13 +194,23 @@ struct Raw {
 #[serde(default)]
 struct Details {
     cached_tokens: Option<u64>,
+    cache_write_tokens: Option<u64>,
 }
 
-/// By how long it is kept.
+/// By how long it is kept, as Anthropic tells it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Creation {
     ephemeral_1h_input_tokens: Option<u64>,
+}
+
+/// The same as Bedrock tells it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CacheDetail {
+    ttl: Option<String>,
+    #[serde(rename = "inputTokens")]
+    input: Option<u64>,
 }
 
 impl Raw {
@@ -245,12 +257,14 @@ impl Raw {
             .saturating_add(self.thoughts_token_count.unwrap_or(0))
     }
 
-    fn cached(&self) -> u64 {
-        let details = self
-            .prompt_tokens_details
+    fn details(&self) -> Option<&Details> {
+        self.prompt_tokens_details
             .as_ref()
-            .or(self.input_tokens_details.as_ref());
-        details
+            .or(self.input_tokens_details.as_ref())
+    }
+
+    fn cached(&self) -> u64 {
+        self.details()
             .and_then(|details| details.cached_tokens)
             .or(self.cache_read_input_tokens)
             .or(self.bedrock_cache_read)
@@ -259,16 +273,22 @@ impl Raw {
     }
 
     fn stored(&self) -> u64 {
-        self.cache_creation_input_tokens
+        self.details()
+            .and_then(|details| details.cache_write_tokens)
+            .or(self.cache_creation_input_tokens)
             .or(self.bedrock_cache_write)
             .unwrap_or(0)
     }
 
     fn stored_long(&self) -> u64 {
         let creation = self.cache_creation.as_ref();
-        creation
-            .and_then(|creation| creation.ephemeral_1h_input_tokens)
-            .unwrap_or(0)
+        let anthropic = creation.and_then(|creation| creation.ephemeral_1h_input_tokens);
+        let bedrock = self.bedrock_cache_details.iter().flatten();
+        bedrock
+            .filter(|detail| detail.ttl.as_deref() == Some("1h"))
+            .filter_map(|detail| detail.input)
+            .chain(anthropic)
+            .fold(0, u64::saturating_add)
     }
 }
 

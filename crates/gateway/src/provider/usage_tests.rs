@@ -179,9 +179,17 @@ fn what_was_put_into_a_cache_is_told_apart() {
     assert_eq!(usage(messages), (21, 4, 7, 2));
     let older = r#"{"input_tokens":10,"cache_creation_input_tokens":7,"cache_creation":null,"output_tokens":1}"#;
     assert_eq!(usage(older), (17, 0, 7, 0));
-    let converse =
-        r#"{"inputTokens":10,"cacheWriteInputTokens":3,"cacheReadInputTokens":2,"outputTokens":1}"#;
-    assert_eq!(usage(converse), (15, 2, 3, 0));
+    let converse = r#"{"inputTokens":10,"cacheWriteInputTokens":3,"cacheReadInputTokens":2,"outputTokens":1,"cacheDetails":[{"ttl":"1h","inputTokens":1},{"ttl":"5m","inputTokens":2}]}"#;
+    assert_eq!(usage(converse), (15, 2, 3, 1));
+    for (total, details) in [
+        ("prompt_tokens", "prompt_tokens_details"),
+        ("input_tokens", "input_tokens_details"),
+    ] {
+        let openai = format!(
+            r#"{{"{total}":20,"{details}":{{"cached_tokens":4,"cache_write_tokens":7}},"output_tokens":1}}"#
+        );
+        assert_eq!(usage(&openai), (20, 4, 7, 0), "part of the total");
+    }
     // What it was is told at the beginning, the rest of it later.
     let begins = format!(r#"{{"type":"message_start","message":{{"usage":{messages}}}}}"#);
     let stream = format!("data: {begins}\n\ndata: {{\"usage\":{{\"output_tokens\":9}}}}\n\n");
