@@ -165,6 +165,31 @@ async fn a_stream_that_is_cut_costs_what_was_written_not_what_was_told_at_its_be
     assert_eq!((row.input_tokens, row.output_tokens), (40, 6));
 }
 
+const CACHING: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n\
+    data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":10,\
+    \"cache_creation_input_tokens\":7,\"cache_read_input_tokens\":4,\"cache_creation\":\
+    {\"ephemeral_5m_input_tokens\":5,\"ephemeral_1h_input_tokens\":2},\"output_tokens\":1}}}\n\n\
+    data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":3}}\n\n";
+
+#[tokio::test]
+async fn what_is_put_into_a_cache_costs_more_than_what_is_only_read() {
+    for (more, cost) in [
+        // 10 and 3 at 1, 4 at 0.1, 5 at 1.25, 2 at 2 thousandths of a dollar.
+        ("", 23_650_000),
+        (", cache_write = 3.0e3, cache_write_1h = 5.0e3", 38_400_000),
+    ] {
+        let up = upstream(&[CACHING]).await;
+        let prices = format!(
+            "prices = {{ gpt-x = {{ input = 1.0e3, output = 1.0e3, cached_input = 100.0{more} }} }}"
+        );
+        let bed = Bed::new(&of_kind("anthropic", &up.base, &prices)).await;
+        text(bed.messages(r#"{"model":"gpt-x","stream":true}"#).await).await;
+        let row = bed.only_row().await;
+        let tokens = (row.input_tokens, row.cached_tokens, row.output_tokens);
+        assert_eq!((tokens, row.cost), ((21, 4, 3), cost));
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_before_the_answer_pays_for_what_was_read_and_written() {
     // It never answers.
