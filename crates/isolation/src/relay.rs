@@ -269,23 +269,23 @@ mod tests {
         seen.iter().any(|flags| !flags.is_empty())
     }
 
-    /// A client, and the channel's end of its connection.
-    fn connected(relay: &mut Relay, port: u16, channel: &UnixListener) -> (TcpStream, UnixStream) {
-        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        while relay.connections.is_empty() {
-            turn(relay, Duration::from_secs(5));
-        }
-        let (served, _) = channel.accept().unwrap();
-        (client, served)
-    }
-
-    #[test]
-    fn what_a_channel_says_last_reaches_whoever_goes_on_sending() {
+    /// A relay with one connection: its client, and the channel's end of it.
+    fn connected() -> (Relay, TcpStream, UnixStream) {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("channel.sock");
         let channel = UnixListener::bind(&path).unwrap();
         let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
-        let (mut client, mut served) = connected(&mut relay, port, &channel);
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        while relay.connections.is_empty() {
+            turn(&mut relay, Duration::from_secs(5));
+        }
+        let (served, _) = channel.accept().unwrap();
+        (relay, client, served)
+    }
+
+    #[test]
+    fn what_a_channel_says_last_reaches_whoever_goes_on_sending() {
+        let (mut relay, mut client, mut served) = connected();
         client.write_all(&[7; 32 << 10]).unwrap();
         turn(&mut relay, Duration::from_secs(5));
         served.read_exact(&mut [0; 1024]).unwrap();
@@ -307,11 +307,7 @@ mod tests {
 
     #[test]
     fn whoever_sends_on_to_a_channel_that_is_gone_is_cut() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("channel.sock");
-        let channel = UnixListener::bind(&path).unwrap();
-        let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
-        let (mut client, served) = connected(&mut relay, port, &channel);
+        let (mut relay, mut client, served) = connected();
         drop(served);
         let mut sent = 0;
         while !relay.connections.is_empty() {
@@ -327,11 +323,7 @@ mod tests {
 
     #[test]
     fn a_client_that_reads_nothing_of_a_channel_that_hung_up_is_waited_for_at_rest() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("channel.sock");
-        let channel = UnixListener::bind(&path).unwrap();
-        let (mut relay, port) = Relay::listen(path.to_str().unwrap().to_owned()).unwrap();
-        let (mut client, mut served) = connected(&mut relay, port, &channel);
+        let (mut relay, mut client, mut served) = connected();
         served.set_nonblocking(true).unwrap();
         // Until neither the client's socket nor the relay takes more.
         let mut written = 0;
