@@ -537,19 +537,21 @@ fn prices(raw: &RawProvider, models: &[String]) -> Result<BTreeMap<String, Price
                     format!("prices for: {}", models.join(", ")),
                 ));
             }
-            let dollars =
-                |value: Option<f64>| value.map(|value| nano_dollars(key, value)).transpose();
-            let input = nano_dollars(key, price.input)?;
+            let dollars = |name, value| nano_dollars(&format!("{key}.{model}.{name}"), value);
+            let or = |name, value: Option<f64>, absent| {
+                value.map_or(Ok(absent), |value| dollars(name, value))
+            };
+            let input = dollars("input", price.input)?;
             // What Anthropic asks for it, and Amazon after it: a budget is not to count too little.
-            let cache_write = dollars(price.cache_write)?.unwrap_or(input + input / 4);
-            let long = dollars(price.cache_write_1h)?.unwrap_or(cache_write.max(2 * input));
+            let cache_write = or("cache_write", price.cache_write, input + input / 4)?;
+            let long = cache_write.max(2 * input);
             let price = Price {
                 input,
-                output: nano_dollars(key, price.output)?,
-                cached_input: dollars(price.cached_input)?.unwrap_or(input),
+                output: dollars("output", price.output)?,
+                cached_input: or("cached_input", price.cached_input, input)?,
                 cache_write,
-                cache_write_1h: long,
-                call: dollars(price.call)?,
+                cache_write_1h: or("cache_write_1h", price.cache_write_1h, long)?,
+                call: price.call.map(|call| dollars("call", call)).transpose()?,
             };
             Ok((model.clone(), price))
         })

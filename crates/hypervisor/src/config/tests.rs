@@ -1,5 +1,7 @@
 //! What the configuration takes and what it refuses.
 
+use std::collections::BTreeMap;
+
 use super::{Config, ConfigError, HostMatch, ModelCheck, ProviderKind, RawConfig};
 use types::Role;
 
@@ -239,6 +241,39 @@ fn a_slip_in_a_price_does_not_switch_a_budget_off() {
     assert_eq!(price(", cache_write_1h = 7.0"), [4000, 5000, 7000]);
     // The demo costs nothing.
     build("[gateway.user]\ndaily_budget = 1.0").unwrap();
+}
+
+#[test]
+fn what_is_no_amount_of_money_is_refused_by_name() {
+    for wrong in ["-1.0", "nan", "inf", "1e10"] {
+        for price in [
+            "input",
+            "output",
+            "cached_input",
+            "cache_write",
+            "cache_write_1h",
+            "call",
+        ] {
+            let mut prices = BTreeMap::from([("input", "1.0"), ("output", "1.0")]);
+            prices.insert(price, wrong);
+            let prices: Vec<_> = prices
+                .iter()
+                .map(|(name, price)| format!("{name} = {price}"))
+                .collect();
+            let text = refusal(&provider(&format!(
+                "prices = {{ m = {{ {} }} }}",
+                prices.join(", ")
+            )));
+            assert!(
+                text.contains(&format!("providers.prices.m.{price}")),
+                "{text}"
+            );
+        }
+        for budget in ["daily_budget", "monthly_budget"] {
+            let text = refusal(&format!("[gateway.user]\n{budget} = {wrong}"));
+            assert!(text.contains(budget), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub(super) fn within<T: PartialOrd + ToString + Copy>(
     least: T,
     most: T,
 ) -> Result<T, ConfigError> {
-    if value < least || value > most {
+    // So that what is no number is out of bounds, too.
+    if !(least..=most).contains(&value) {
         let valid = format!("{} to {}", least.to_string(), most.to_string());
         return Err(ConfigError::value(key, value, "it is out of bounds", valid));
     }
