@@ -434,6 +434,24 @@ async fn the_command_line_starts_follows_reaches_and_stops_a_service() {
         .await
         .unwrap();
     assert!(answer.contains("<p>/half</p>"), "{answer}");
+    // A side that sends on to one that has answered, and takes no more, reads the answer.
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", local))
+        .await
+        .unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let mut request = b"PUT / HTTP/1.0\r\ncontent-length: 8388608\r\n\r\n".to_vec();
+    request.resize(request.len() + (8 << 20), b'x');
+    let mut answer = String::new();
+    let (sent, read) = within("an answer", async {
+        tokio::join!(
+            writing.write_all(&request),
+            reading.read_to_string(&mut answer)
+        )
+    })
+    .await;
+    sent.unwrap();
+    read.unwrap();
+    assert!(answer.contains(" 501 "), "{answer}");
     forwarding.kill().await.unwrap();
 
     let (_, text) = shell.run(&["service", "logs", "web"]).await;

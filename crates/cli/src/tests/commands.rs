@@ -312,6 +312,36 @@ async fn a_terminal_is_handed_over_until_the_command_ends() {
 }
 
 #[tokio::test]
+async fn how_a_command_ended_is_read_also_by_somebody_who_types_on() {
+    let plane = Plane::start().await;
+    // Which of the two comes first, the end or the key that nobody takes, is chance.
+    for round in 0..20 {
+        let mut person = Person::signed_in(&plane).await;
+        plane.answer(LIVE, view());
+        let socket = plane.answer_socket(&format!(
+            "GET /me/sandboxes/live/commands/{ID}/stream?from=0"
+        ));
+        let (keys, input) = mpsc::channel(4);
+        person.terminal = Some(Terminal {
+            size: TerminalSize { cols: 80, rows: 24 },
+            input,
+            resizes: mpsc::channel(1).1,
+            restore: Box::new(()),
+        });
+        let url = plane.url();
+        let run = tokio::spawn(async move { person.run_at(&url, "run -t -- bash").await });
+        let mut socket = socket.await.unwrap();
+        keys.send(b"unread".to_vec()).await.unwrap();
+        let end = r#"{"type":"exited","code":3,"signal":null}"#;
+        socket.send(Message::Text(end.into())).await.unwrap();
+        drop(socket);
+        keys.send(b"x".to_vec()).await.unwrap();
+        let ended = run.await.unwrap();
+        assert_eq!(ended.code, 3, "in round {round}: {}", ended.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_terminal_whose_connection_breaks_is_killed_and_told() {
     let plane = Plane::start().await;
     let mut person = Person::signed_in(&plane).await;

@@ -10,22 +10,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use hyper_util::rt::TokioIo;
 use runtime::protocol::Signal;
 use runtime::{Attachment, ControlError, Output};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes as WsBytes, Message};
 use tokio_util::sync::CancellationToken;
 use types::{CommandEvent, CommandExit, CommandId, CommandRequest, TerminalControl};
 
+use super::websocket::{self, Handshake, Socket};
 use crate::actor::Actor;
 use crate::error::Error;
 use crate::services::commands::{Commands, Leash};
@@ -119,35 +116,18 @@ pub(crate) async fn stream(
     commands: &Commands<'_>,
     actor: &Actor,
     id: CommandId,
-    mut request: Request<Body>,
+    request: Request<Body>,
     ended: CancellationToken,
 ) -> Result<Response, Error> {
     let ended = ended.drop_guard();
-    let key = websocket_key(request.headers())?;
+    let handshake = Handshake::of(request.headers())?;
     let from = offset(request.uri().query())?;
     let attachment = commands.attach(actor, id, from).await?;
-    let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        let upgraded = match upgrade.await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return tracing::debug!(%error, "a terminal's upgrade failed"),
-        };
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE));
-        let socket =
-            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
-                .await;
+    Ok(handshake.answer(request, MAX_MESSAGE, |socket| async move {
         let token = ended.disarm();
+        let _over = token.clone().drop_guard();
         carry(socket, attachment, &token).await;
-        token.cancel();
-    });
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
-    Ok(response)
+    }))
 }
 
 /// `GET …/commands/{id}/output?follow=`: what a command wrote as far as it is kept, and with
@@ -220,38 +200,6 @@ fn offset(query: Option<&str>) -> Result<u64, Error> {
             .parse()
             .map_err(|_| Error::bad_request("from is a number of bytes")),
     }
-}
-
-/// Checks a WebSocket handshake (RFC 6455 §4.2.1) and derives the answer to its key.
-pub(crate) fn websocket_key(headers: &HeaderMap) -> Result<HeaderValue, Error> {
-    let lists = |name: HeaderName, wanted: &str| {
-        headers
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .any(|value| {
-                value
-                    .split(',')
-                    .any(|token| token.trim().eq_ignore_ascii_case(wanted))
-            })
-    };
-    let version = headers
-        .get(header::SEC_WEBSOCKET_VERSION)
-        .is_some_and(|value| value == "13");
-    if !lists(header::CONNECTION, "upgrade") || !lists(header::UPGRADE, "websocket") || !version {
-        return Err(Error::bad_request(
-            "this is a WebSocket (RFC 6455, version 13)",
-        ));
-    }
-    let key = headers
-        .get(header::SEC_WEBSOCKET_KEY)
-        .filter(|key| {
-            BASE64
-                .decode(key.as_bytes())
-                .is_ok_and(|nonce| nonce.len() == 16)
-        })
-        .ok_or_else(|| Error::bad_request("Sec-WebSocket-Key is not sixteen bytes in base64"))?;
-    HeaderValue::from_str(&derive_accept_key(key.as_bytes())).map_err(Error::internal)
 }
 
 /// The lines of an `application/x-ndjson` answer: first `Started`, last `Exited`, which counts
@@ -328,8 +276,6 @@ fn line(event: &CommandEvent) -> Bytes {
     Bytes::from(line)
 }
 
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
-
 /// Carries a terminal's bytes both ways until either end is done. Where bytes are missing, a
 /// reader that was too slow is told again where the next one stands.
 async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken) {
@@ -397,12 +343,7 @@ async fn carry(socket: Socket, attachment: Attachment, ended: &CancellationToken
         code = downward => code,
         () = ended.cancelled() => CloseCode::Away,
     };
-    let _ = sink
-        .send(Message::Close(Some(CloseFrame {
-            code,
-            reason: "".into(),
-        })))
-        .await;
+    websocket::say_goodbye(sink, source, code).await;
 }
 
 fn text(control: &TerminalControl) -> Message {
@@ -411,36 +352,7 @@ fn text(control: &TerminalControl) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use super::{offset, websocket_key};
-    use http::HeaderMap;
-
-    #[test]
-    fn a_websocket_has_to_be_asked_for_properly() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in [
-            ("connection", "keep-alive, Upgrade"),
-            ("upgrade", "websocket"),
-            ("sec-websocket-version", "13"),
-            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ] {
-            headers.insert(name, value.parse().unwrap());
-        }
-        // The example of RFC 6455 §1.3.
-        assert_eq!(
-            websocket_key(&headers).unwrap(),
-            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-        );
-        for name in [
-            "connection",
-            "upgrade",
-            "sec-websocket-version",
-            "sec-websocket-key",
-        ] {
-            let mut without = headers.clone();
-            without.remove(name);
-            assert!(websocket_key(&without).is_err(), "{name}");
-        }
-    }
+    use super::offset;
 
     #[test]
     fn an_offset_is_a_number_or_nothing() {

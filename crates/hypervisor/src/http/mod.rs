@@ -13,6 +13,7 @@ pub mod problem;
 pub mod runtime;
 #[cfg(test)]
 mod tests;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -4,20 +4,16 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures_util::{SinkExt, StreamExt};
-use http::{HeaderValue, Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
+use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 use tokio_util::sync::CancellationToken;
 use types::PortControl;
 
-use super::commands::websocket_key;
-use crate::error::Error;
+use super::websocket::{self, Handshake, Socket};
 use crate::services::ports::Tunnel;
 
 /// Largest message of a client.
@@ -33,46 +29,19 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 /// reading does not keep its place for ever.
 const SEND_WITHIN: Duration = Duration::from_secs(60);
 
-/// Checks that a request opens a WebSocket, before a connection is made for it.
-///
-/// # Errors
-/// It does not.
-pub(crate) fn check(request: &Request<Body>) -> Result<HeaderValue, Error> {
-    websocket_key(request.headers())
-}
-
 /// Answers the upgrade and carries the bytes in a task of its own. `ended` cuts it, and is
 /// cancelled when it is over.
 pub(crate) fn tunnel(
-    mut request: Request<Body>,
-    key: HeaderValue,
+    request: Request<Body>,
+    handshake: Handshake,
     tunnel: Tunnel,
     ended: CancellationToken,
 ) -> Response {
-    let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
+    handshake.answer(request, MAX_MESSAGE, |socket| async move {
         let _over = ended.clone().drop_guard();
-        let upgraded = match upgrade.await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return tracing::debug!(%error, "a tunnel's upgrade failed"),
-        };
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(MAX_MESSAGE))
-            .max_frame_size(Some(MAX_MESSAGE));
-        let socket =
-            WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config))
-                .await;
         carry(socket, tunnel, &ended).await;
-    });
-    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_ACCEPT, key);
-    response
+    })
 }
-
-type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
 async fn carry(socket: Socket, tunnel: Tunnel, ended: &CancellationToken) {
     let Tunnel { stream, place } = tunnel;
@@ -82,9 +51,11 @@ async fn carry(socket: Socket, tunnel: Tunnel, ended: &CancellationToken) {
         while let Some(Ok(message)) = source.next().await {
             match message {
                 Message::Binary(bytes) => {
-                    let sent = tokio::time::timeout(SEND_WITHIN, to_port.write_all(&bytes)).await;
-                    if !matches!(sent, Ok(Ok(()))) {
-                        return Some(CloseCode::Away);
+                    match tokio::time::timeout(SEND_WITHIN, to_port.write_all(&bytes)).await {
+                        Ok(Ok(())) => {}
+                        // It takes no more; the other direction carries what it says last.
+                        Ok(Err(_)) => return std::future::pending().await,
+                        Err(_) => return CloseCode::Away,
                     }
                 }
                 Message::Text(text) => match serde_json::from_str(&text) {
@@ -92,13 +63,13 @@ async fn carry(socket: Socket, tunnel: Tunnel, ended: &CancellationToken) {
                         // It may be gone already; reading says so.
                         let _ = to_port.shutdown().await;
                     }
-                    Err(_) => return Some(CloseCode::Unsupported),
+                    Err(_) => return CloseCode::Unsupported,
                 },
-                Message::Close(_) => return None,
+                Message::Close(_) => return CloseCode::Normal,
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
-        None
+        CloseCode::Normal
     };
     let downward = async {
         let mut buffer = vec![0; READ_SIZE];
@@ -125,14 +96,10 @@ async fn carry(socket: Socket, tunnel: Tunnel, ended: &CancellationToken) {
     // The port's end is the end of the tunnel: who answers no more has no use for more.
     let code = tokio::select! {
         code = upward => code,
-        code = downward => Some(code),
-        () = ended.cancelled() => Some(CloseCode::Away),
+        code = downward => code,
+        () = ended.cancelled() => CloseCode::Away,
     };
-    let close = code.map(|code| CloseFrame {
-        code,
-        reason: "".into(),
-    });
-    let _ = tokio::time::timeout(SEND_WITHIN, sink.send(Message::Close(close))).await;
+    websocket::say_goodbye(sink, source, code).await;
     drop(place);
 }
 

@@ -9,13 +9,12 @@ use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use types::RunId;
 use utoipa::ToSchema;
 
 use super::problem::ApiError;
-use super::upgrade::{Socket, bounds, upgrade};
+use super::upgrade::{Socket, bounds, say_goodbye, upgrade};
 use crate::app::App;
 use crate::store::{Delivery, Event, Fragment};
 
@@ -111,12 +110,7 @@ pub async fn connect(State(app): State<App>, request: Request) -> Result<Respons
 
 async fn serve(app: App, mut socket: Socket) {
     let (code, reason) = relay(&app, &mut socket).await;
-    let frame = CloseFrame {
-        code,
-        reason: reason.into(),
-    };
-    // The client may be gone already.
-    let _closed = timeout(SEND_TIMEOUT, socket.close(Some(frame))).await;
+    say_goodbye(&mut socket, code, reason).await;
 }
 
 async fn relay(app: &App, socket: &mut Socket) -> (CloseCode, &'static str) {

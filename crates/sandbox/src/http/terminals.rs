@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use types::{
     CommandId, CommandLimits, CommandRequest, CommandState, CommandView, NetworkMode,
     TerminalControl, TerminalSize,
@@ -20,7 +21,7 @@ use types::{
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::{ApiError, JsonBody, Params, id};
-use super::upgrade::{Socket, bounds, upgrade};
+use super::upgrade::{Socket, bounds, say_goodbye, upgrade};
 use crate::app::App;
 use crate::channel::TerminalSocket;
 use crate::store::{NewEvent, StoreError};
@@ -250,16 +251,18 @@ async fn bridge(app: &App, terminal: CommandId, client: Socket, upstream: Termin
             let message = tokio::select! {
                 message = from_upstream.next() => match message {
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                    Some(Ok(Message::Close(frame))) => {
+                        return (exited, frame.map_or(CloseCode::Normal, |frame| frame.code));
+                    }
                     Some(Ok(message)) => message,
-                    Some(Err(_)) | None => Message::Close(None),
+                    Some(Err(_)) | None => return (exited, CloseCode::Away),
                 },
                 _ = pings.tick() => Message::Ping(bytes::Bytes::new()),
             };
             exited |= ends(&message);
-            let closes = message.is_close();
             let sent = timeout(SEND_TIMEOUT, to_client.send(message)).await;
-            if closes || !matches!(sent, Ok(Ok(()))) {
-                return exited;
+            if !matches!(sent, Ok(Ok(()))) {
+                return (exited, CloseCode::Away);
             }
         }
     };
@@ -276,15 +279,18 @@ async fn bridge(app: &App, terminal: CommandId, client: Socket, upstream: Termin
                 _ => break,
             }
         }
-        false
+        (false, CloseCode::Normal)
     };
-    let exited = tokio::select! {
-        () = app.cancelled.cancelled() => false,
-        exited = output => exited,
-        exited = input => exited,
+    let (exited, code) = tokio::select! {
+        () = app.cancelled.cancelled() => (false, CloseCode::Away),
+        ended = output => ended,
+        ended = input => ended,
     };
     if exited && let Err(error) = closed(app, terminal).await {
         tracing::warn!(%error, "the end of a terminal was not recorded");
+    }
+    if let Ok(mut client) = to_client.reunite(from_client) {
+        say_goodbye(&mut client, code, "").await;
     }
 }
 

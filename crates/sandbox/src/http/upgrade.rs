@@ -1,10 +1,13 @@
-//! WebSocket upgrades (RFC 6455 §4.2) over hyper, with bounds.
+//! WebSockets (RFC 6455) over hyper: taken up with bounds, and closed so that what was said last
+//! is read.
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
+use futures_util::StreamExt;
 use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
@@ -13,11 +16,16 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use types::ErrorCode;
 
 use super::problem::ApiError;
+
+/// How long a client may take to read the Close and to answer it.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// A WebSocket to a client.
 pub(crate) type Socket = WebSocketStream<TokioIo<Upgraded>>;
@@ -71,6 +79,23 @@ where
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     Ok(response)
+}
+
+/// Sends the Close, and reads until the client's own (RFC 6455 §7.1.1). A connection that is
+/// dropped with something unread is reset, and a client that writes to one that is gone is
+/// told of that before it has read what was said last.
+pub(crate) async fn say_goodbye(socket: &mut Socket, code: CloseCode, reason: &'static str) {
+    let goodbye = async {
+        let frame = CloseFrame {
+            code,
+            reason: reason.into(),
+        };
+        socket.close(Some(frame)).await?;
+        while socket.next().await.transpose()?.is_some() {}
+        Ok::<_, tungstenite::Error>(())
+    };
+    // A client that is gone, or does not answer, has nothing more to hear.
+    let _closed = tokio::time::timeout(GOODBYE, goodbye).await;
 }
 
 fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {

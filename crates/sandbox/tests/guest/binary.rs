@@ -9,7 +9,6 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
-use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::double::{Double, Script};
@@ -172,10 +171,10 @@ async fn serves_relays_renews_and_ends_when_told() {
     let mut live = client.live(0).await;
     assert_eq!(live.next().await["event"]["kind"], "runtime.started");
     assert_eq!(live.next().await["type"], "caught_up");
-    // Read while it ends: a pong to a guest that is gone would fail before the close is read.
-    let (status, last) = tokio::join!(end(&mut child), live.message());
+    // It waits for the answer: a pong to a guest that is gone would fail before this is read.
+    let (status, last) = tokio::join!(end(&mut child), live.closed());
     assert!(status.success());
-    assert!(matches!(last, Message::Close(Some(frame)) if u16::from(frame.code) == 1001));
+    assert_eq!(u16::from(last.unwrap().code), 1001);
 }
 
 #[tokio::test]

@@ -83,9 +83,7 @@ async fn a_client_that_does_not_say_hello_is_sent_away() {
     for bad in ["{}", "hello", r#"{"type":"hello"}"#] {
         let mut live = guest.client.websocket("/ws").await;
         live.send(Message::text(bad)).await;
-        assert!(
-            matches!(live.message().await, Message::Close(Some(frame)) if u16::from(frame.code) == 1008)
-        );
+        assert_eq!(u16::from(live.closed().await.unwrap().code), 1008);
     }
     // Larger than any hello.
     let mut live = guest.client.websocket("/ws").await;

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::{WebSocketStream, client_async};
 use tokio_util::sync::CancellationToken;
 
@@ -200,6 +201,15 @@ impl Live {
                 message => return message,
             }
         }
+    }
+
+    /// The Close that comes next, which is answered.
+    pub(crate) async fn closed(&mut self) -> Option<CloseFrame> {
+        let Message::Close(frame) = self.message().await else {
+            panic!("expected a Close");
+        };
+        assert!(self.socket.next().await.is_none());
+        frame
     }
 
     pub(crate) async fn next(&mut self) -> Value {

@@ -1,6 +1,7 @@
 //! One local listener, and a WebSocket for each of its connections.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -15,6 +16,9 @@ use crate::client::{Client, Socket};
 
 /// Bytes read at once, and so the largest message.
 const READ_SIZE: usize = 32 * 1024;
+
+/// How long a program may go on sending to a port that has ended.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Where connections to one port go.
 pub(super) struct Tunnels {
@@ -81,10 +85,7 @@ async fn carry(client: &Client, path: &str, stream: TcpStream) -> Result<(), Err
                 Err(_) => return,
             };
             let ends = message.is_text();
-            if sink.send(message).await.is_err() {
-                return;
-            }
-            if ends {
+            if sink.send(message).await.is_err() || ends {
                 // The answer is still to come; the other direction says when it is over.
                 std::future::pending::<()>().await;
             }
@@ -109,5 +110,11 @@ async fn carry(client: &Client, path: &str, stream: TcpStream) -> Result<(), Err
         () = upward => {}
         () = downward => {}
     }
+    drop((sink, source));
+    // A program that is answered before it has sent everything would be reset, and might not
+    // read the answer.
+    let mut nowhere = tokio::io::sink();
+    let rest = tokio::io::copy(&mut from_local, &mut nowhere);
+    let _ = tokio::time::timeout(GRACE, rest).await;
     Ok(())
 }

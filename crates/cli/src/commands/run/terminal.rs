@@ -49,6 +49,8 @@ async fn carry(
         server: client.server().clone(),
         source: Box::new(error),
     };
+    // Who takes no more may have said how it ended, which is still to be read.
+    let mut takes = true;
     loop {
         tokio::select! {
             message = socket.next() => match message.transpose().map_err(lost)? {
@@ -63,14 +65,14 @@ async fn carry(
                     return Err(Error::CutOff(client.server().clone()));
                 }
             },
-            Some(typed) = terminal.input.recv() => {
-                socket.send(Message::Binary(typed.into())).await.map_err(lost)?;
+            Some(typed) = terminal.input.recv(), if takes => {
+                takes = socket.send(Message::Binary(typed.into())).await.is_ok();
             }
-            Some(size) = terminal.resizes.recv() => {
+            Some(size) = terminal.resizes.recv(), if takes => {
                 let control = TerminalControl::Resize(size);
                 // Our own type, which always has a JSON form.
                 let text = serde_json::to_string(&control).unwrap_or_default();
-                socket.send(Message::Text(text.into())).await.map_err(lost)?;
+                takes = socket.send(Message::Text(text.into())).await.is_ok();
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::http::lasting::lasting;
 use crate::http::ports;
+use crate::http::websocket::Handshake;
 use crate::services::ports::Ports;
 
 /// The routes of this resource.
@@ -76,9 +77,9 @@ async fn connect(
         .sandboxes
         .running_own(&actor, Action::UsePort, role)
         .await?;
-    let key = ports::check(&request)?;
+    let handshake = Handshake::of(request.headers())?;
     let plane = app.sandboxes.plane();
     let tunnel = Ports::new(plane, &instance).tunnel(&actor, port).await?;
     let ended = lasting(&app, &actor, instance.ended());
-    Ok(ports::tunnel(request, key, tunnel, ended))
+    Ok(ports::tunnel(request, handshake, tunnel, ended))
 }
