@@ -1,7 +1,7 @@
-//! Measurements of whole processes, in release builds.
+//! Measurements of whole processes, as they are installed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::prerequisites::{self, Purpose};
-use crate::workspace::{Profile, Workspace};
-use crate::{build, process};
+use crate::workspace::Workspace;
+use crate::{dist, process};
 
 /// A measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -58,14 +58,14 @@ pub(crate) fn run(workspace: &Workspace, name: Option<Name>, json: bool) -> Resu
         {
             Purpose::Bench
         } else {
-            Purpose::Build
+            Purpose::Dist
         },
         "cargo xtask bench",
     )?;
-    build::with_harness(workspace, Profile::Release)?;
+    let programs = dist::with_harness(workspace)?;
     let mut results = BTreeMap::new();
     for name in names {
-        let text = measure(workspace, name, json)?;
+        let text = measure(workspace, &programs, name, json)?;
         if json {
             let value: Value = serde_json::from_str(&text)
                 .with_context(|| format!("bench {} gave no JSON", name.as_str()))?;
@@ -80,8 +80,8 @@ pub(crate) fn run(workspace: &Workspace, name: Option<Name>, json: bool) -> Resu
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(workspace: &Workspace, name: Name, json: bool) -> Result<String> {
-    let mut harness = Command::new(workspace.binaries(Profile::Release).join("harness"));
+fn measure(workspace: &Workspace, programs: &Path, name: Name, json: bool) -> Result<String> {
+    let mut harness = Command::new(programs.join("harness"));
     harness.arg(name.as_str());
     if name == Name::Proxy {
         harness.arg("--engine").arg(engine(workspace)?);

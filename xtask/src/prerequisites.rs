@@ -67,6 +67,13 @@ const CHROMIUM: Prerequisite = Prerequisite {
     nix: "chromium",
 };
 
+const OPENSSL: Prerequisite = Prerequisite {
+    what: "openssl (certificates of tests and of what the hypervisor is trained with)",
+    programs: &["openssl"],
+    debian: &["openssl"],
+    nix: "openssl",
+};
+
 const TEST: &[Prerequisite] = &[
     CHROMIUM,
     Prerequisite {
@@ -81,12 +88,7 @@ const TEST: &[Prerequisite] = &[
         debian: &["python3-pip"],
         nix: "python3Packages.pip",
     },
-    Prerequisite {
-        what: "openssl (test certificates)",
-        programs: &["openssl"],
-        debian: &["openssl"],
-        nix: "openssl",
-    },
+    OPENSSL,
     Prerequisite {
         what: "certutil (to make the browser trust them)",
         programs: &["certutil"],
@@ -126,6 +128,7 @@ const TEST: &[Prerequisite] = &[
 ];
 
 const BENCH: &[Prerequisite] = &[
+    OPENSSL,
     Prerequisite {
         what: "nginx (to compare with)",
         programs: &["nginx"],
@@ -157,6 +160,8 @@ const BENCH: &[Prerequisite] = &[
 pub(crate) enum Purpose {
     /// To build.
     Build,
+    /// To build what is installed.
+    Dist,
     /// To test.
     Test,
     /// To measure.
@@ -218,6 +223,7 @@ fn missing(purpose: Purpose) -> Vec<&'static Prerequisite> {
     }
     match purpose {
         Purpose::Build => {}
+        Purpose::Dist => all.push(&OPENSSL),
         Purpose::Test => all.extend(TEST),
         Purpose::Bench => all.extend(BENCH),
         Purpose::Screens => all.push(&CHROMIUM),

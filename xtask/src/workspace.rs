@@ -14,7 +14,7 @@ use crate::process;
 pub(crate) enum Profile {
     /// What tests use.
     Dev,
-    /// What people use, and what is measured.
+    /// What is tried out, and what is installed and measured once the hypervisor is trained.
     Release,
 }
 
@@ -46,6 +46,11 @@ impl Workspace {
     /// The sources of the desktop.
     pub(crate) fn desktop(&self) -> PathBuf {
         self.root.join("desktop")
+    }
+
+    /// Where everything that is built lies.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
     }
 
     /// Where stamps of finished steps are kept.

@@ -3,8 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, crypto};
 
 /// A certificate authority of its own and one certificate for some names.
 #[derive(Debug)]
@@ -116,4 +121,25 @@ impl Authority {
     fn path(&self, name: &str) -> PathBuf {
         Path::join(self.dir.path(), name)
     }
+}
+
+/// What serves with a certificate and its key, each a PEM file.
+///
+/// # Panics
+/// They are none, or not of each other.
+#[must_use]
+pub fn acceptor(chain: &Path, key: &Path) -> TlsAcceptor {
+    let chain = CertificateDer::pem_file_iter(chain)
+        .expect("a certificate")
+        .collect::<Result<Vec<_>, _>>()
+        .expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+    let provider = Arc::new(crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("TLS versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a certificate for its key");
+    TlsAcceptor::from(Arc::new(config))
 }

@@ -24,11 +24,8 @@ use hyper_util::rt::TokioIo;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ServerConfig, crypto};
 
-use crate::certificates::Authority;
+use crate::certificates::{self, Authority};
 use crate::identity::caller_is_root;
 
 /// Set inside: the file of the servers' network namespace.
@@ -128,25 +125,14 @@ impl Internet {
             authority,
             content: tempfile::tempdir().expect("a scratch directory"),
         };
-        let chain = CertificateDer::pem_file_iter(internet.authority.chain())
-            .expect("a certificate")
-            .collect::<Result<Vec<_>, _>>()
-            .expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(internet.authority.key()).expect("a key");
-        let provider = Arc::new(crypto::aws_lc_rs::default_provider());
-        let tls = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("TLS versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a certificate for its key");
+        let tls = certificates::acceptor(&internet.authority.chain(), &internet.authority.key());
         let shared = Shared {
             files: Arc::clone(&internet.files),
             open: Arc::clone(&internet.open),
             asked: Arc::clone(&internet.asked),
         };
         let (ready, is_ready) = mpsc::channel();
-        thread::spawn(move || serve(shared, TlsAcceptor::from(Arc::new(tls)), &ready));
+        thread::spawn(move || serve(shared, tls, &ready));
         is_ready.recv().expect("the servers listen");
         internet
     }

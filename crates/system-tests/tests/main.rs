@@ -30,4 +30,5 @@ mod survival;
 mod swap;
 mod swap_load;
 mod threats;
+mod train;
 mod walls;

@@ -4,6 +4,7 @@
 mod client;
 mod places;
 mod shown;
+mod train;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use types::Role;
 pub(crate) use client::caller;
 use client::{Load, Seen, load, load_apart};
 use places::{Place, Upstream};
+pub(crate) use train::train;
 
 /// The load before a measurement that is not counted.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -45,8 +47,8 @@ pub(crate) enum Who {
 /// Measures everything and shows it. Fails when a call failed that we answer for.
 pub(crate) async fn run(seconds: Duration, only: &[Who], as_json: bool) -> ExitCode {
     let wanted = |who| only.is_empty() || only.contains(&who);
-    let upstream = Upstream::start("bench");
-    let other = Upstream::start("quiet");
+    let upstream = Upstream::start("bench", None);
+    let other = Upstream::start("quiet", None);
     let installation = Setup::default()
         .hostile_guest()
         .config(&Upstream::config(&[&upstream, &other]))

@@ -95,9 +95,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put the loads on a hypervisor that it is trained with: calls and streams, to providers
+    /// with and without TLS, and requests through the proxy.
+    Train {
+        /// How long each load goes on.
+        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+        millis: u64,
+    },
     /// The upstream of `gateway`, which is a process of its own.
     #[command(hide = true)]
-    Upstream,
+    Upstream {
+        /// A certificate and its key, each a PEM file: with them it speaks TLS.
+        #[arg(num_args = 2)]
+        certificate: Vec<PathBuf>,
+    },
     /// A load of `gateway` that is a process of its own.
     #[command(hide = true)]
     Caller {
@@ -141,7 +152,14 @@ async fn main() -> ExitCode {
             only,
             json,
         } => return gateway::run(Duration::from_secs(seconds), &only, json).await,
-        Command::Upstream => upstream::run().await,
+        Command::Train { millis } => return gateway::train(Duration::from_millis(millis)).await,
+        Command::Upstream { certificate } => {
+            let certificate = match &*certificate {
+                [chain, key] => Some((&**chain, &**key)),
+                _ => None,
+            };
+            upstream::run(certificate).await;
+        }
         Command::Caller { order } => gateway::caller(&order).await,
         Command::Bombs { json } => bombs::run(json).await,
         Command::Screens { dir } => screens::run(&dir).await,

@@ -2,9 +2,11 @@
 //! alone. One thread, fixed replies.
 
 use std::io::Write as _;
+use std::path::Path;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use system_tests::certificates;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 /// Events of a streamed reply, its usage and `[DONE]` included.
 pub(crate) const EVENTS: usize = 22;
@@ -12,8 +14,9 @@ pub(crate) const EVENTS: usize = 22;
 /// A request that is larger is none of ours.
 const MAX_REQUEST: usize = 1 << 20;
 
-/// Serves until it is ended. Prints its port.
-pub(crate) async fn run() {
+/// Serves until it is ended, over TLS when there is a certificate and its key. Prints its port.
+pub(crate) async fn run(certificate: Option<(&Path, &Path)>) {
+    let tls = certificate.map(|(chain, key)| certificates::acceptor(chain, key));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     println!("{}", listener.local_addr().expect("an address").port());
     std::io::stdout().flush().expect("a reader");
@@ -22,11 +25,19 @@ pub(crate) async fn run() {
     let (plain, events): (&'static [u8], &'static [Vec<u8>]) = (plain.leak(), events.leak());
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
-        tokio::spawn(serve(stream, plain, events));
+        let Some(tls) = tls.clone() else {
+            tokio::spawn(serve(stream, plain, events));
+            continue;
+        };
+        tokio::spawn(async move { serve(tls.accept(stream).await.ok()?, plain, events).await });
     }
 }
 
-async fn serve(mut stream: TcpStream, plain: &[u8], events: &[Vec<u8>]) -> Option<()> {
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    plain: &[u8],
+    events: &[Vec<u8>],
+) -> Option<()> {
     let mut seen = Vec::with_capacity(16 << 10);
     loop {
         let end = loop {
@@ -41,11 +52,13 @@ async fn serve(mut stream: TcpStream, plain: &[u8], events: &[Vec<u8>]) -> Optio
         seen.drain(..end);
         if !streamed {
             stream.write_all(plain).await.ok()?;
+            stream.flush().await.ok()?;
             continue;
         }
         // Each event on its own, as a model makes them.
         for event in events {
             stream.write_all(event).await.ok()?;
+            stream.flush().await.ok()?;
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use gateway::LocalSocket;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use system_tests::certificates::Authority;
 use system_tests::processes::Process;
 use system_tests::{Account, Installation, channel, installation, wait};
 use tempfile::NamedTempFile;
@@ -66,6 +67,8 @@ pub(super) struct Place {
     authorization: String,
     /// Further header lines of a request, each with its end.
     headers: String,
+    /// The request of a page, where no model is called.
+    page: Option<String>,
     /// Its first process; its descendants count as well.
     process: Process,
     /// Another caller of the same, of whom it knows.
@@ -98,6 +101,28 @@ impl Place {
             model: upstream.model,
             authorization: format!("Bearer {token}"),
             headers: String::new(),
+            page: None,
+            process: installation.process(),
+            second: None,
+            _running: None,
+        }
+    }
+
+    /// The sandbox of an account behind the proxy, as its browser reaches it.
+    pub(super) fn proxied(installation: &Installation, account: &Account) -> Self {
+        let host = account.host(Role::Live);
+        Self {
+            name: "proxy",
+            address: Address::Tcp(installation.port()),
+            path: "",
+            model: "",
+            authorization: String::new(),
+            headers: String::new(),
+            page: Some(format!(
+                "GET /bench HTTP/1.1\r\nHost: {host}:{}\r\nCookie: {}\r\n\r\n",
+                installation.port(),
+                account.client.cookies(&host)
+            )),
             process: installation.process(),
             second: None,
             _running: None,
@@ -106,6 +131,9 @@ impl Place {
 
     /// A call as it goes over the wire.
     pub(super) fn request(&self, streamed: bool) -> String {
+        if let Some(page) = &self.page {
+            return page.clone();
+        }
         let stream = if streamed {
             r#","stream":true,"stream_options":{"include_usage":true}"#
         } else {
@@ -122,6 +150,11 @@ impl Place {
             self.headers,
             body.len()
         )
+    }
+
+    /// Whether it answers with streams as well.
+    pub(super) const fn streams(&self) -> bool {
+        self.page.is_none()
     }
 
     fn processes(&self) -> Vec<Process> {
@@ -163,16 +196,20 @@ pub(super) struct Upstream {
     model: &'static str,
     port: u16,
     running: Running,
+    /// Who vouches for its certificate, when it speaks TLS.
+    authority: Option<PathBuf>,
     /// The platform key: with one, every byte of a reply is searched for it.
     key: NamedTempFile,
 }
 
 impl Upstream {
-    pub(super) fn start(model: &'static str) -> Self {
+    /// Starts one; over TLS with a certificate for `localhost`.
+    pub(super) fn start(model: &'static str, tls: Option<&Authority>) -> Self {
         let mut key = NamedTempFile::new().expect("a file");
         writeln!(key, "{MASTER_KEY}").expect("a file");
         let mut child = Command::new(std::env::current_exe().expect("our own path"))
             .arg("upstream")
+            .args(tls.into_iter().flat_map(|tls| [tls.chain(), tls.key()]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -185,6 +222,7 @@ impl Upstream {
             model,
             port: line.trim().parse().expect("a port"),
             running: Running(child),
+            authority: tls.map(Authority::authority),
             key,
         }
     }
@@ -196,12 +234,22 @@ impl Upstream {
                       daily_budget = 100000.0\nmonthly_budget = 1000000.0\n";
         let mut config = format!("[gateway.sandbox]\n{bounds}[gateway.user]\n{bounds}");
         for Self {
-            model, port, key, ..
+            model,
+            port,
+            authority,
+            key,
+            ..
         } in all
         {
             let key = key.path();
+            let base = match authority {
+                None => format!("base_url = \"http://127.0.0.1:{port}/v1\""),
+                Some(file) => {
+                    format!("base_url = \"https://localhost:{port}/v1\"\nca_file = {file:?}")
+                }
+            };
             config += &format!(
-                "[[providers]]\nname = \"{model}\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:{port}/v1\"\n\
+                "[[providers]]\nname = \"{model}\"\nkind = \"openai\"\n{base}\n\
                  key_file = {key:?}\nmodels = [\"{model}\"]\nprices = {{ {model} = {{ input = 0.1, output = 0.2 }} }}\n\
                  addresses = \"private_network_too\"\n[providers.limits]\n{bounds}"
             );
@@ -223,6 +271,7 @@ impl Upstream {
             model: self.model,
             authorization: format!("Bearer {MASTER_KEY}"),
             headers: String::new(),
+            page: None,
             process: Process::of(pid).expect("it runs"),
             second: None,
             _running: running,
