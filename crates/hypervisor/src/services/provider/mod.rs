@@ -493,6 +493,7 @@ impl Providers {
             amount,
             bill,
             &self.clock,
+            now,
             cancel,
         )
         .await

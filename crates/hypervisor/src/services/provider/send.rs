@@ -126,6 +126,7 @@ pub(super) async fn send(
     amount: Amount,
     mut bill: Bill,
     clock: &Clock,
+    mut now_ms: i64,
     cancel: &CancellationToken,
 ) -> Result<Response, CallError> {
     refuse_routing(choices, call)?;
@@ -133,7 +134,6 @@ pub(super) async fn send(
     let mut last: Option<Last<'_>> = None;
     let mut limited: Option<Limited> = None;
     let ours = bill.admissions.len();
-    let mut now_ms = clock.now_ms();
     for choice in in_order(choices, now_ms) {
         // A provider that is at its own bounds is passed over.
         bill.admissions.truncate(ours);
@@ -152,7 +152,7 @@ pub(super) async fn send(
         }
         let (target, body) = rename(choice, call, rest, &body);
         *request.body_mut() = body;
-        let answered = attempts(choice, &request, &target, &mut last, clock, cancel).await;
+        let answered = attempts(choice, &request, &target, &mut last, clock, now_ms, cancel).await;
         if let Some(last) = &mut last
             && std::ptr::eq(last.choice, choice)
         {
@@ -206,11 +206,11 @@ async fn attempts<'a>(
     target: &str,
     last: &mut Option<Last<'a>>,
     clock: &Clock,
+    now_ms: i64,
     cancel: &CancellationToken,
 ) -> bool {
     let entry = choice.entry;
     entry.retries.earn();
-    let now_ms = clock.now_ms();
     let mut places = entry.places_in_turn(now_ms);
     let up = places
         .iter()
