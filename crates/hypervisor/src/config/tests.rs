@@ -245,7 +245,7 @@ fn a_slip_in_a_price_does_not_switch_a_budget_off() {
 
 #[test]
 fn what_is_no_amount_of_money_is_refused_by_name() {
-    for wrong in ["-1.0", "nan", "inf", "1e10"] {
+    for wrong in ["-1.0", "nan", "inf", "1e10", "1e300"] {
         for price in [
             "input",
             "output",
@@ -265,7 +265,7 @@ fn what_is_no_amount_of_money_is_refused_by_name() {
                 prices.join(", ")
             )));
             assert!(
-                text.contains(&format!("providers.prices.m.{price}")),
+                text.contains(&format!("providers.prices.m.{price}")) && text.len() < 200,
                 "{text}"
             );
         }

@@ -1,5 +1,6 @@
 //! Single values, each refused by key, value and what would be valid.
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub(super) fn existing_file(key: &str, path: &Path) -> Result<(), ConfigError> {
     }
 }
 
-pub(super) fn within<T: PartialOrd + ToString + Copy>(
+pub(super) fn within<T: PartialOrd + ToString + Debug + Copy>(
     key: &str,
     value: T,
     least: T,
@@ -43,6 +44,8 @@ pub(super) fn within<T: PartialOrd + ToString + Copy>(
     // So that what is no number is out of bounds, too.
     if !(least..=most).contains(&value) {
         let valid = format!("{} to {}", least.to_string(), most.to_string());
+        // A number of three hundred digits is told in its short form.
+        let value = format!("{value:?}");
         return Err(ConfigError::value(key, value, "it is out of bounds", valid));
     }
     Ok(value)
