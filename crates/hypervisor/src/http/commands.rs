@@ -119,14 +119,13 @@ pub(crate) async fn stream(
     request: Request<Body>,
     ended: CancellationToken,
 ) -> Result<Response, Error> {
-    let ended = ended.drop_guard();
+    let over = ended.clone().drop_guard();
     let handshake = Handshake::of(request.headers())?;
     let from = offset(request.uri().query())?;
     let attachment = commands.attach(actor, id, from).await?;
     Ok(handshake.answer(request, MAX_MESSAGE, |socket| async move {
-        let token = ended.disarm();
-        let _over = token.clone().drop_guard();
-        carry(socket, attachment, &token).await;
+        carry(socket, attachment, &ended).await;
+        drop(over);
     }))
 }
 

@@ -37,9 +37,10 @@ pub(crate) fn tunnel(
     tunnel: Tunnel,
     ended: CancellationToken,
 ) -> Response {
+    let over = ended.clone().drop_guard();
     handshake.answer(request, MAX_MESSAGE, |socket| async move {
-        let _over = ended.clone().drop_guard();
         carry(socket, tunnel, &ended).await;
+        drop(over);
     })
 }
 
