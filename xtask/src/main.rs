@@ -64,7 +64,8 @@ enum Command {
     },
     /// Measure what `dist` builds: `proxy` (against nginx), `start` (cold start), `memory` (idle),
     /// `lifecycle` (starting, waking, cost by number, taking over),
-    /// `isolation` (a runner's `true` and a start, against bubblewrap and crun).
+    /// `isolation` (a runner's `true` and a start, against bubblewrap and crun),
+    /// `gateway` (model calls, against nginx).
     Bench {
         /// Which one; all when absent.
         name: Option<bench::Name>,
