@@ -91,20 +91,26 @@ fn trained(workspace: &Workspace) -> Result<PathBuf> {
 struct Compiler {
     host: String,
     sysroot: PathBuf,
+    /// Major version of its LLVM.
+    llvm: String,
 }
 
 impl Compiler {
     fn find() -> Result<Self> {
         let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let version = process::output(Command::new(&rustc).arg("-vV"))?;
-        let host = version
-            .lines()
-            .find_map(|line| line.strip_prefix("host: "))
-            .context("rustc does not say for which machine it is")?;
+        let said = |key| {
+            let line = version.lines().find_map(|line| line.strip_prefix(key));
+            line.with_context(|| format!("`rustc -vV` says nothing of `{key}`"))
+        };
+        let host = said("host: ")?;
+        let llvm = said("LLVM version: ")?;
+        let llvm = llvm.split_once('.').map_or(llvm, |(major, _)| major);
         let sysroot = process::output(Command::new(&rustc).args(["--print", "sysroot"]))?;
         Ok(Self {
             host: host.to_owned(),
             sysroot: sysroot.trim().into(),
+            llvm: llvm.to_owned(),
         })
     }
 
@@ -123,11 +129,17 @@ impl Compiler {
         if own.is_file() {
             return Ok(own);
         }
-        match process::find(&[PROGRAM]) {
+        // One of another version would fail on the counts, two builds later.
+        let fits = |found: &PathBuf| {
+            process::output(Command::new(found).arg("--version"))
+                .is_ok_and(|text| text.contains(&format!("LLVM version {}.", self.llvm)))
+        };
+        match process::find(&[PROGRAM]).filter(fits) {
             Some(found) => Ok(found),
             None => bail!(
-                "{PROGRAM} is missing: `rustup component add llvm-tools`, or the llvm package \
-                 of this system in the version that `rustc -vV` names"
+                "there is no {PROGRAM} of LLVM {}: `rustup component add llvm-tools` brings it, \
+                 or this system's llvm package in that version",
+                self.llvm
             ),
         }
     }
