@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
+use sqlx::error::BoxDynError;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Arguments as _, AssertSqlSafe, QueryBuilder, Row, Sqlite};
 use types::{RequestId, SandboxId, UserId};
 use uuid::Uuid;
 
@@ -124,19 +125,14 @@ pub struct SpentRow {
     pub cost: i64,
 }
 
-/// Rows of one statement.
-const ROWS: usize = 64;
+/// What calls of one caller to one model that end the same way have in common.
+const COMMON: [&str; 5] = ["sandbox_id", "user_id", "provider", "model", "outcome"];
 
-/// What a row of a single call consists of.
-const COLUMNS: [&str; 15] = [
+/// What is a call's own.
+const OWN: [&str; 10] = [
     "request_id",
     "at",
-    "sandbox_id",
-    "user_id",
-    "provider",
-    "model",
     "status",
-    "outcome",
     "latency_ms",
     "first_byte_ms",
     "input_tokens",
@@ -146,19 +142,132 @@ const COLUMNS: [&str; 15] = [
     "cost",
 ];
 
-/// Writes so many calls. The texts are made once: making them costs more than the calls do.
-static MANY: LazyLock<Arc<str>> = LazyLock::new(|| insert(ROWS));
-static ONE: LazyLock<Arc<str>> = LazyLock::new(|| insert(1));
+/// Rows of one statement: of the longest as many as there are, and then of the next. A statement
+/// is handed to SQLite's thread and waited for, which costs as much as some dozen rows do.
+const ROWS: [usize; 4] = [512, 64, 8, 1];
 
-/// The places have no numbers: SQLite would look each of them up by its name, in a list of all.
-fn insert(rows: usize) -> Arc<str> {
-    let row = format!("({})", ["?"; COLUMNS.len()].join(", "));
-    format!(
-        "INSERT INTO provider_calls ({}) VALUES {}",
-        COLUMNS.join(", "),
-        vec![row; rows].join(", ")
-    )
-    .into()
+/// Kinds of calls that share a statement in which what they have in common is bound once. Texts
+/// and ids are copied wherever they are bound.
+const KINDS: usize = 4;
+
+/// The shortest statement for which that is worth it, in rows.
+const WORTH_IT: usize = 64;
+
+/// What writes so many calls. The texts are made once: making them costs more than the calls do.
+struct Statement {
+    rows: usize,
+    /// Of any kinds.
+    each: Arc<str>,
+    /// Of few kinds: a call names its own by its number.
+    alike: Arc<str>,
+}
+
+static STATEMENTS: LazyLock<[Statement; ROWS.len()]> = LazyLock::new(|| ROWS.map(Statement::new));
+
+impl Statement {
+    fn new(rows: usize) -> Self {
+        // The places have no numbers: SQLite would look each of them up by its name, in a list
+        // of all.
+        let values = |rows, columns| {
+            let row = format!("({})", vec!["?"; columns].join(", "));
+            format!("VALUES {}", vec![row; rows].join(", "))
+        };
+        let (common, own) = (COMMON.join(", "), OWN.join(", "));
+        let into = format!("INSERT INTO provider_calls ({own}, {common})");
+        let each = values(rows, OWN.len() + COMMON.len());
+        let calls = values(rows, 1 + OWN.len());
+        let kinds = values(KINDS, 1 + COMMON.len());
+        // In this order: the calls are gone through once.
+        let alike = format!(
+            "WITH calls (kind, {own}) AS ({calls}), kinds (number, {common}) AS ({kinds}) \
+             SELECT {own}, {common} FROM calls CROSS JOIN kinds ON number = kind"
+        );
+        Self {
+            rows,
+            each: format!("{into} {each}").into(),
+            alike: format!("{into} {alike}").into(),
+        }
+    }
+
+    /// The text for calls, and what is bound in it.
+    fn of(&self, calls: &[CallRow]) -> Result<(&Arc<str>, SqliteArguments), BoxDynError> {
+        let mut bound = SqliteArguments::default();
+        let Some(kinds) = kinds(calls).filter(|_| calls.len() >= WORTH_IT) else {
+            bound.reserve(calls.len() * (OWN.len() + COMMON.len()), 0);
+            for call in calls {
+                bind_own(&mut bound, call)?;
+                bind_common(&mut bound, call)?;
+            }
+            return Ok((&self.each, bound));
+        };
+        bound.reserve(
+            calls.len() * (1 + OWN.len()) + KINDS * (1 + COMMON.len()),
+            0,
+        );
+        for call in calls {
+            let kind = kinds.iter().position(|kind| kind.is_of_kind(call));
+            bound.add(kind.map(|kind| signed(kind as u64)))?;
+            bind_own(&mut bound, call)?;
+        }
+        for number in 0..KINDS {
+            match kinds.get(number) {
+                Some(call) => {
+                    bound.add(signed(number as u64))?;
+                    bind_common(&mut bound, call)?;
+                }
+                None => (0..=COMMON.len()).try_for_each(|_| bound.add(None::<i64>))?,
+            }
+        }
+        Ok((&self.alike, bound))
+    }
+}
+
+impl CallRow {
+    /// Whether they have [`COMMON`] in common.
+    fn is_of_kind(&self, other: &Self) -> bool {
+        self.sandbox_id == other.sandbox_id
+            && self.user_id == other.user_id
+            && self.provider == other.provider
+            && self.model == other.model
+            && self.outcome == other.outcome
+    }
+}
+
+/// One call of each kind; `None` when there are too many kinds.
+fn kinds(calls: &[CallRow]) -> Option<Vec<&CallRow>> {
+    let mut kinds: Vec<&CallRow> = Vec::with_capacity(KINDS);
+    for call in calls {
+        if !kinds.iter().any(|kind| kind.is_of_kind(call)) {
+            if kinds.len() == KINDS {
+                return None;
+            }
+            kinds.push(call);
+        }
+    }
+    Some(kinds)
+}
+
+/// In the order of [`OWN`].
+fn bind_own(bound: &mut SqliteArguments, call: &CallRow) -> Result<(), BoxDynError> {
+    bound.add(id(call.request_id.as_uuid()))?;
+    bound.add(call.at)?;
+    bound.add(i64::from(call.status))?;
+    bound.add(signed(call.latency_ms))?;
+    bound.add(call.first_byte_ms.map(signed))?;
+    bound.add(signed(call.input_tokens))?;
+    bound.add(signed(call.output_tokens))?;
+    bound.add(signed(call.cached_tokens))?;
+    bound.add(call.estimated)?;
+    bound.add(call.cost)
+}
+
+/// In the order of [`COMMON`].
+fn bind_common(bound: &mut SqliteArguments, call: &CallRow) -> Result<(), BoxDynError> {
+    bound.add(id(call.sandbox_id.as_uuid()))?;
+    bound.add(id(call.user_id.as_uuid()))?;
+    bound.add(&*call.provider)?;
+    bound.add(&*call.model)?;
+    bound.add(call.outcome)
 }
 
 fn signed(value: u64) -> i64 {
@@ -236,30 +345,16 @@ impl Store {
                 return Ok(());
             }
         }
-        // A statement of one length is prepared once; what is left over goes one by one.
-        let (whole, rest) = calls.split_at(calls.len() - calls.len() % ROWS);
-        for rows in whole.chunks(ROWS).chain(rest.chunks(1)) {
-            let sql = if rows.len() == ROWS { &*MANY } else { &*ONE };
-            let mut insert = sqlx::query(AssertSqlSafe(Arc::clone(sql)));
-            for call in rows {
-                insert = insert
-                    .bind(id(call.request_id.as_uuid()))
-                    .bind(call.at)
-                    .bind(id(call.sandbox_id.as_uuid()))
-                    .bind(id(call.user_id.as_uuid()))
-                    .bind(&*call.provider)
-                    .bind(&*call.model)
-                    .bind(i64::from(call.status))
-                    .bind(call.outcome)
-                    .bind(signed(call.latency_ms))
-                    .bind(call.first_byte_ms.map(signed))
-                    .bind(signed(call.input_tokens))
-                    .bind(signed(call.output_tokens))
-                    .bind(signed(call.cached_tokens))
-                    .bind(call.estimated)
-                    .bind(call.cost);
+        let mut rest = calls;
+        for statement in &*STATEMENTS {
+            let (whole, after) = rest.split_at(rest.len() - rest.len() % statement.rows);
+            for calls in whole.chunks(statement.rows) {
+                let (text, bound) = statement.of(calls).map_err(sqlx::Error::Encode)?;
+                sqlx::query_with(AssertSqlSafe(Arc::clone(text)), bound)
+                    .execute(&mut *write)
+                    .await?;
             }
-            insert.execute(&mut *write).await?;
+            rest = after;
         }
         for (key, sum) in by_day(calls) {
             sqlx::query(
@@ -414,5 +509,82 @@ impl UsageRow {
             cached_tokens: count("cached_tokens")?,
             cost: row.try_get("cost")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls of so many kinds in turn, no two of which have a number in common.
+    fn calls(kinds: u64, number: u64) -> Vec<CallRow> {
+        let sandboxes: Vec<_> = (0..kinds).map(|_| SandboxId::generate()).collect();
+        let user = UserId::generate();
+        (0..number)
+            .zip(sandboxes.iter().cycle())
+            .map(|(at, sandbox)| CallRow {
+                request_id: RequestId::generate(),
+                at: signed(at),
+                sandbox_id: *sandbox,
+                user_id: user,
+                provider: format!("provider {}", at % kinds),
+                model: format!("model {}", at % kinds),
+                status: u16::try_from(100 + at % 500).unwrap(),
+                outcome: if at % kinds == 1 { "cut" } else { "complete" },
+                latency_ms: 1_000_000 + at,
+                first_byte_ms: (at % 3 > 0).then_some(2_000_000 + at),
+                input_tokens: 3_000_000 + at,
+                output_tokens: 4_000_000 + at,
+                cached_tokens: 5_000_000 + at,
+                estimated: at % 2 == 0,
+                cost: signed(6_000_000 + at),
+                ok: true,
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn every_call_is_written_once_and_as_it_was_whatever_it_is_written_together_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("hypervisor.db"))
+            .await
+            .unwrap();
+        let many = KINDS as u64;
+        for (kinds, number) in [
+            (1, 1),
+            (2, 9),
+            (1, 512 + 64 + 8 + 1),
+            (many, 700),
+            (many + 1, 700),
+        ] {
+            let calls = calls(kinds, number);
+            store.record_calls(&calls, false).await.unwrap();
+            let written = sqlx::query("SELECT * FROM provider_calls ORDER BY request_id")
+                .fetch_all(&store.read)
+                .await
+                .unwrap();
+            assert_eq!(written.len(), calls.len(), "of {kinds} kinds");
+            for (row, call) in written.iter().zip(&calls) {
+                let blob = |column: &str| row.get::<Vec<u8>, _>(column);
+                let text = |column: &str| row.get::<String, _>(column);
+                let number = |column: &str| row.get::<Option<i64>, _>(column);
+                assert_eq!(blob("request_id"), id(call.request_id.as_uuid()));
+                assert_eq!(blob("sandbox_id"), id(call.sandbox_id.as_uuid()));
+                assert_eq!(blob("user_id"), id(call.user_id.as_uuid()));
+                assert_eq!(text("provider"), call.provider);
+                assert_eq!(text("model"), call.model);
+                assert_eq!(text("outcome"), call.outcome);
+                assert_eq!(number("at"), Some(call.at));
+                assert_eq!(number("status"), Some(i64::from(call.status)));
+                assert_eq!(number("latency_ms"), Some(signed(call.latency_ms)));
+                assert_eq!(number("first_byte_ms"), call.first_byte_ms.map(signed));
+                assert_eq!(number("input_tokens"), Some(signed(call.input_tokens)));
+                assert_eq!(number("output_tokens"), Some(signed(call.output_tokens)));
+                assert_eq!(number("cached_tokens"), Some(signed(call.cached_tokens)));
+                assert_eq!(row.get::<bool, _>("estimated"), call.estimated);
+                assert_eq!(number("cost"), Some(call.cost));
+            }
+            store.forget_calls(i64::MAX).await.unwrap();
+        }
     }
 }
