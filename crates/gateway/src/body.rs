@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 
 pub use response::{BodyError, ResponseBody};
@@ -25,6 +25,7 @@ pub struct RequestBody(Source);
 enum Source {
     Empty,
     Incoming(Incoming),
+    Whole(Full<Bytes>),
     Boxed(UnsyncBoxBody<Bytes, BoxError>),
 }
 
@@ -57,6 +58,15 @@ impl From<Incoming> for RequestBody {
     }
 }
 
+impl From<Bytes> for RequestBody {
+    fn from(bytes: Bytes) -> Self {
+        if bytes.is_empty() {
+            return Self::empty();
+        }
+        Self(Source::Whole(Full::new(bytes)))
+    }
+}
+
 impl fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestBody").finish_non_exhaustive()
@@ -74,6 +84,7 @@ impl Body for RequestBody {
         match &mut self.0 {
             Source::Empty => Poll::Ready(None),
             Source::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Source::Whole(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Source::Boxed(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -82,6 +93,7 @@ impl Body for RequestBody {
         match &self.0 {
             Source::Empty => true,
             Source::Incoming(body) => body.is_end_stream(),
+            Source::Whole(body) => body.is_end_stream(),
             Source::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -90,6 +102,7 @@ impl Body for RequestBody {
         match &self.0 {
             Source::Empty => SizeHint::with_exact(0),
             Source::Incoming(body) => body.size_hint(),
+            Source::Whole(body) => body.size_hint(),
             Source::Boxed(body) => body.size_hint(),
         }
     }

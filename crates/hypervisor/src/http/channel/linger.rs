@@ -19,31 +19,37 @@ const MAX_BYTES: u64 = 128 << 20;
 const WITHIN: Duration = Duration::from_secs(10);
 
 /// A request body that is handed back when it is dropped before its end.
-struct Lent {
-    body: Body,
-    back: Option<oneshot::Sender<Body>>,
+struct Lent<B: HttpBody> {
+    body: Option<B>,
+    back: Option<oneshot::Sender<B>>,
 }
 
 /// What is left of a body when whoever had it is done with it.
-pub(super) struct Rest(oneshot::Receiver<Body>);
+pub(super) struct Rest<B>(Option<oneshot::Receiver<B>>);
 
 /// Lends a body out.
-pub(super) fn lend(body: Body) -> (Body, Rest) {
-    let (back, rest) = oneshot::channel();
+pub(super) fn lend<B>(body: B) -> (Body, Rest<B>)
+where
+    B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<axum::BoxError>,
+{
     if body.is_end_stream() {
-        return (body, Rest(rest));
+        return (Body::empty(), Rest(None));
     }
-    let back = Some(back);
-    (Body::new(Lent { body, back }), Rest(rest))
+    let (back, rest) = oneshot::channel();
+    let lent = Lent {
+        body: Some(body),
+        back: Some(back),
+    };
+    (Body::new(lent), Rest(Some(rest)))
 }
 
-impl Rest {
+impl<B: HttpBody<Data = Bytes> + Unpin> Rest<B> {
     /// Reads what is left and throws it away, within bounds. Nothing happens when the whole
     /// body was read, or is still being read.
-    pub(super) async fn throw_away(mut self) {
-        let Ok(mut body) = self.0.try_recv() else {
-            return;
-        };
+    pub(super) async fn throw_away(self) {
+        let left = self.0.and_then(|mut rest| rest.try_recv().ok());
+        let Some(mut body) = left else { return };
         let all = async {
             let mut left = MAX_BYTES;
             while let Some(Ok(frame)) = body.frame().await {
@@ -59,15 +65,18 @@ impl Rest {
     }
 }
 
-impl HttpBody for Lent {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Lent<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.back = None;
         }
@@ -75,21 +84,22 @@ impl HttpBody for Lent {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let hint = self.body.as_ref().map(HttpBody::size_hint);
+        hint.unwrap_or_else(|| SizeHint::with_exact(0))
     }
 }
 
-impl Drop for Lent {
+impl<B: HttpBody> Drop for Lent<B> {
     fn drop(&mut self) {
-        if let Some(back) = self.back.take()
-            && !self.body.is_end_stream()
+        if let (Some(back), Some(body)) = (self.back.take(), self.body.take())
+            && !body.is_end_stream()
         {
             // Nobody waits for it when the connection itself is gone.
-            let _ = back.send(std::mem::take(&mut self.body));
+            let _ = back.send(body);
         }
     }
 }

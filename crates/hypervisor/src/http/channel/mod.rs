@@ -18,7 +18,6 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use axum::body::Body;
 use axum::response::Response;
 use gateway::LocalSocket;
 use http::request::Parts;
@@ -196,7 +195,7 @@ async fn serve_connection(channel: Arc<Channel>, stream: LocalSocket) {
     }
 }
 
-async fn answer(channel: &Channel, request: Request<Body>) -> Response {
+async fn answer(channel: &Channel, request: Request<presence::Request>) -> Response {
     let request_id = RequestId::generate();
     let (head, body) = request.into_parts();
     let (body, rest) = linger::lend(body);

@@ -124,17 +124,13 @@ impl Exchange {
     }
 
     /// A request begins.
-    pub(super) fn request(self: &Arc<Self>, body: Incoming) -> Body {
-        let received = body.is_end_stream();
-        self.received.store(received, Ordering::Relaxed);
+    pub(super) fn request(self: &Arc<Self>, body: Incoming) -> Request {
+        self.received.store(body.is_end_stream(), Ordering::Relaxed);
         self.unanswered.store(true, Ordering::Relaxed);
-        if received {
-            return Body::new(body);
-        }
-        Body::new(Request {
+        Request {
             body,
             exchange: Arc::clone(self),
-        })
+        }
     }
 
     /// Its answer begins.
@@ -153,7 +149,7 @@ impl Exchange {
 }
 
 /// A request body that tells of its end.
-struct Request {
+pub(super) struct Request {
     body: Incoming,
     exchange: Arc<Exchange>,
 }
