@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::unix::pipe;
 
@@ -94,7 +94,8 @@ impl AsyncRead for LocalSocket {
             ready!(self.socket.poll_read_ready(cx))?;
             let mut emptied = false;
             let read = self.socket.try_io(|| {
-                let (read, _) = rustix::io::read(&*self.socket, &mut *space)?;
+                let ((read, _), _) =
+                    rustix::net::recv(&*self.socket, &mut *space, RecvFlags::empty())?;
                 buf.put_slice(read);
                 // Whatever comes after the last byte is an event of its own.
                 emptied = !read.is_empty() && read.len() < wanted;
