@@ -3,8 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,7 +12,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustix::net::RecvFlags;
 use tokio::runtime::{self, Handle};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::{Upload, UploadState, UpstreamBody};
@@ -36,14 +35,32 @@ pub(crate) struct Connection {
     finished: bool,
     relay: Relay,
     budget: Arc<HeadBudget>,
-    /// Kept from one exchange to the next: moving it on costs less than registering another.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Timer>,
     /// A second descriptor of a TCP connection, to look for bytes that nobody asked for.
     probe: Option<OwnedFd>,
     /// Since when it rests.
     pub(crate) idle_since: Instant,
     /// The runtime that hears of its events; on another one each of them would wake two threads.
     pub(crate) home: runtime::Id,
+}
+
+/// A timer that is kept from one exchange to the next, and moved on only once it has run out:
+/// most exchanges are over long before.
+struct Timer(Pin<Box<Sleep>>);
+
+impl Timer {
+    fn poll(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        if self.0.deadline() > until {
+            self.0.as_mut().reset(until);
+        }
+        loop {
+            ready!(self.0.as_mut().poll(cx));
+            if self.0.deadline() >= until {
+                return Poll::Ready(());
+            }
+            self.0.as_mut().reset(until);
+        }
+    }
 }
 
 /// Why an exchange brought no response.
@@ -145,20 +162,22 @@ impl Connection {
         )
     }
 
-    /// Sends a request and waits for its response head.
+    /// Sends a request, which is at `now`, and waits for its response head.
     pub(crate) async fn round_trip(
         &mut self,
         request: Request<UpstreamBody>,
         upload: Option<&Upload>,
         limits: &Limits,
         cancel: &CancellationToken,
+        now: Instant,
     ) -> Result<Response<Incoming>, Failure> {
         let allowance = limits.max_response_head.saturating_mul(2) + READ_AHEAD;
         self.budget.arm(allowance);
         let mut answer = pin!(self.sender.try_send_request(request));
         let mut cancelled = pin!(cancel.cancelled());
         let mut wait = limits.first_byte;
-        let mut timer = self.timer.take().unwrap_or_else(|| Box::pin(sleep(wait)));
+        let mut until = now + wait;
+        let mut timer = self.timer.take();
         let mut seen = None;
 
         let outcome = std::future::poll_fn(|cx| {
@@ -171,17 +190,19 @@ impl Connection {
             // Looked at after the first piece of work: most requests are up by then.
             let progress = Some(upload.map(Upload::progress));
             if seen != progress {
+                let since = if seen.is_none() { now } else { Instant::now() };
                 seen = progress;
                 wait = match upload.map(Upload::state) {
                     None | Some(UploadState::Done) => limits.first_byte,
                     Some(_) => limits.upload_idle,
                 };
-                timer.as_mut().reset(tokio::time::Instant::now() + wait);
+                until = since + wait;
             }
-            timer.as_mut().poll(cx).map(|()| None)
+            let timer = timer.get_or_insert_with(|| Timer(Box::pin(sleep_until(until))));
+            timer.poll(cx, until).map(|()| None)
         })
         .await;
-        self.timer = Some(timer);
+        self.timer = timer;
 
         let untouched = self.budget.lift() == allowance;
         match outcome {

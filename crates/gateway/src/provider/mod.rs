@@ -22,7 +22,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, Version};
-use http_body_util::Full;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::UpstreamBody;
@@ -229,7 +228,7 @@ impl Provider {
             &inner.headers_up,
         )
         .map_err(ForwardError::Refused)?;
-        let body = UpstreamBody::new(RequestBody::new(Full::new(body.clone())), limit);
+        let body = UpstreamBody::new(RequestBody::from(body.clone()), limit);
         let mut up = Request::new(body);
         *up.method_mut() = method.clone();
         *up.uri_mut() = uri;

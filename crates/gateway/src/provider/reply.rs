@@ -65,6 +65,23 @@ pub struct ReplyEnd {
     pub bytes: u64,
     /// When its first byte arrived.
     pub first_byte: Option<Instant>,
+    /// When it ended.
+    pub ended: Instant,
+}
+
+impl ReplyEnd {
+    /// The end of a reply of which nothing came, at this moment.
+    #[must_use]
+    pub fn without_a_byte(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            usage: None,
+            events: 0,
+            bytes: 0,
+            first_byte: None,
+            ended: Instant::now(),
+        }
+    }
 }
 
 type Told = Box<dyn FnOnce(ReplyEnd) + Send>;
@@ -99,7 +116,8 @@ struct Reply {
     given_up: Option<Outcome>,
     /// Whether the client waits for a piece, rather than the other way round.
     awaited: bool,
-    taken_at: Instant,
+    /// When the last piece arrived, which was taken at once.
+    taken_at: Option<Instant>,
 }
 
 impl ReplyBody {
@@ -110,7 +128,6 @@ impl ReplyBody {
         idle: Duration,
         whole: Option<Duration>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             reply: Arc::new(Mutex::new(Reply {
                 inner,
@@ -122,11 +139,11 @@ impl ReplyBody {
                 over: false,
                 given_up: None,
                 awaited: true,
-                taken_at: now,
+                taken_at: None,
             })),
             bounds: Bounds {
                 idle,
-                whole: whole.map(|bound| (bound, now + bound)),
+                whole: whole.map(|bound| (bound, Instant::now() + bound)),
             },
             whole: whole.map(|bound| Box::pin(sleep(bound))),
             watch: None,
@@ -156,6 +173,11 @@ impl Bounds {
 
 impl Reply {
     fn end(&mut self, outcome: Outcome) {
+        self.end_at(outcome, Instant::now);
+    }
+
+    /// Asks for the time only when there is somebody to tell.
+    fn end_at(&mut self, outcome: Outcome, now: impl FnOnce() -> Instant) {
         self.over = true;
         if let Some(told) = self.told.take() {
             told(ReplyEnd {
@@ -164,6 +186,7 @@ impl Reply {
                 events: self.meter.events(),
                 bytes: self.bytes,
                 first_byte: self.first_byte,
+                ended: now(),
             });
         }
     }
@@ -177,7 +200,9 @@ impl Reply {
 
     /// Takes a piece that arrived; gives what of it may be passed on by now.
     fn piece(&mut self, data: Bytes) -> Bytes {
-        self.first_byte.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        self.first_byte.get_or_insert(now);
+        self.taken_at = Some(now);
         self.meter.feed(&data);
         let ready = self.scrubber.feed(data);
         self.bytes += ready.len() as u64;
@@ -187,7 +212,7 @@ impl Reply {
         }
         let rest = self.scrubber.finish();
         self.bytes += rest.len() as u64;
-        self.end(Outcome::Complete);
+        self.end_at(Outcome::Complete, || now);
         if rest.is_empty() {
             return ready;
         }
@@ -249,7 +274,7 @@ impl Reply {
             return None;
         }
         // Silence of the upstream has its own bound, which is looked at by whoever waits.
-        let since = if self.awaited { now } else { self.taken_at };
+        let since = self.taken_at.filter(|_| !self.awaited).unwrap_or(now);
         let idle = since + bounds.idle;
         if idle <= now {
             self.give_up(Outcome::ClientGone);
@@ -290,12 +315,9 @@ impl Body for ReplyBody {
         }
         let polled = reply.poll(cx);
         reply.awaited = polled.is_pending();
-        if polled.is_ready() && !reply.over {
-            reply.taken_at = Instant::now();
-            if this.watch.is_none() {
-                let watch = watch(Arc::downgrade(&this.reply), this.bounds);
-                this.watch = Some(tokio::spawn(watch).abort_handle());
-            }
+        if polled.is_ready() && !reply.over && this.watch.is_none() {
+            let watch = watch(Arc::downgrade(&this.reply), this.bounds);
+            this.watch = Some(tokio::spawn(watch).abort_handle());
         }
         polled
     }

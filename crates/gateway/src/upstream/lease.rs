@@ -1,13 +1,14 @@
 //! One exchange: a connection that is in use, and what is owed when it is not.
 
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Upstream;
@@ -83,7 +84,7 @@ impl Lease {
         self.admission.counts
     }
 
-    pub(crate) fn touch(&self, now: Instant) {
+    pub(crate) fn touch(&self, now: std::time::Instant) {
         self.admission.upstream.activity().touch(now);
     }
 
@@ -142,21 +143,27 @@ impl Upstream {
             });
         }
         for attempt in 0..=MAX_RESTED_ATTEMPTS {
+            let mut now = Instant::now();
             let rested = if attempt < MAX_RESTED_ATTEMPTS {
-                self.rested_connection().await
+                self.rested_connection(now).await
             } else {
                 None
             };
             let fresh = rested.is_none();
             let mut connection = match rested {
                 Some(connection) => connection,
-                None => self.connect(admission.cancellation()).await?,
+                None => {
+                    let connection = self.connect(admission.cancellation()).await?;
+                    now = Instant::now();
+                    connection
+                }
             };
             let repeat = (!fresh && upload.is_none())
                 .then(|| Repeat::of(&request))
                 .flatten();
+            let cancel = admission.cancellation();
             let sent = connection
-                .round_trip(request, upload.as_deref(), limits, admission.cancellation())
+                .round_trip(request, upload.as_deref(), limits, cancel, now)
                 .await;
             match sent {
                 Ok(response) => {
@@ -200,15 +207,14 @@ impl Upstream {
             counts,
         };
         if counts {
-            self.inner.activity.touch(Instant::now());
+            self.inner.activity.touch(std::time::Instant::now());
         }
         Ok(admission)
     }
 
     /// A connection from the pool that is still in order. The pool is bounded, so this ends.
-    async fn rested_connection(&self) -> Option<Connection> {
+    async fn rested_connection(&self, now: Instant) -> Option<Connection> {
         std::future::poll_fn(|cx| {
-            let now = Instant::now();
             while let Some(mut connection) = self.inner.pool.take(now) {
                 if connection.poll_rested(cx) {
                     return Poll::Ready(Some(connection));

@@ -80,8 +80,16 @@ fn push_now(line: &mut String) -> fmt::Result {
         (of, text) = (seconds, *shown);
         SECOND.set((of, text));
     }
-    line.push_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?);
-    write!(line, ".{:06}Z", now.subsec_micros())
+    let mut fraction = *b".000000Z";
+    let mut rest = now.subsec_micros();
+    for digit in fraction.iter_mut().skip(1).take(6).rev() {
+        *digit += u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
+    }
+    for part in [&text[..], &fraction] {
+        line.push_str(std::str::from_utf8(part).map_err(|_| fmt::Error)?);
+    }
+    Ok(())
 }
 
 /// `2026-01-01T00:00:00`

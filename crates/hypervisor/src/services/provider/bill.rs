@@ -121,12 +121,13 @@ impl Bill {
     }
 
     /// The call has ended.
-    pub(super) fn settle(mut self, end: ReplyEnd) {
-        self.close(end);
+    pub(super) fn settle(mut self: Box<Self>, end: ReplyEnd) {
+        if let Some(slot) = self.slot.take() {
+            self.close(slot, end);
+        }
     }
 
-    fn close(&mut self, mut end: ReplyEnd) {
-        let Some(slot) = self.slot.take() else { return };
+    fn close(&mut self, slot: Slot, mut end: ReplyEnd) {
         if !self.sent {
             // Refused: no call was made, and what was reserved is given back.
             self.admissions.clear();
@@ -136,7 +137,7 @@ impl Bill {
         if end.outcome == Outcome::ClientGone && self.right.is_cancelled() {
             end.outcome = Outcome::Cut;
         }
-        let latency = self.began.elapsed();
+        let latency = end.ended.saturating_duration_since(self.began);
         let (usage, estimated) = self.usage(&end, latency);
         let cost = if self.by_call && end.usage.is_none() && estimated {
             self.by_the_call(self.price)
@@ -270,13 +271,9 @@ fn log(call: &CallRow) {
 
 impl Drop for Bill {
     fn drop(&mut self) {
-        self.close(ReplyEnd {
-            outcome: Outcome::ClientGone,
-            usage: None,
-            events: 0,
-            bytes: 0,
-            first_byte: None,
-        });
+        if let Some(slot) = self.slot.take() {
+            self.close(slot, ReplyEnd::without_a_byte(Outcome::ClientGone));
+        }
     }
 }
 
@@ -328,11 +325,9 @@ mod tests {
     #[test]
     fn what_is_not_seen_is_estimated_by_the_time_it_took() {
         let end = |outcome, events, bytes| ReplyEnd {
-            outcome,
-            usage: None,
             events,
             bytes,
-            first_byte: None,
+            ..ReplyEnd::without_a_byte(outcome)
         };
         let took = Duration::from_secs(10);
         let unseen = end(Outcome::ClientGone, 0, 0);

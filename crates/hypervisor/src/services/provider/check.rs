@@ -190,7 +190,7 @@ impl Providers {
             }
         };
         let right = CancellationToken::new();
-        let mut bill = Bill {
+        let mut bill = Box::new(Bill {
             who: Who {
                 sandbox: caller.sandbox,
                 user,
@@ -212,7 +212,7 @@ impl Providers {
             sent: true,
             status: 0,
             right: right.clone(),
-        };
+        });
         let mut request = Request::new(body.into());
         *request.method_mut() = Method::POST;
         request.headers_mut().insert(
@@ -238,13 +238,7 @@ impl Providers {
             }
             Err(error) => {
                 bill.status = error.status().as_u16();
-                bill.settle(ReplyEnd {
-                    outcome: Outcome::Broken,
-                    usage: None,
-                    events: 0,
-                    bytes: 0,
-                    first_byte: None,
-                });
+                bill.settle(ReplyEnd::without_a_byte(Outcome::Broken));
                 let (message, hint) = failure(&error);
                 (checked.message, checked.hint) = (message, Some(hint));
             }

@@ -449,7 +449,7 @@ impl Providers {
             slot = self.usage.slot() => slot?,
             () = cancel.cancelled() => return Err(Error::SandboxNotRunning.into()),
         };
-        let mut bill = Bill {
+        let mut bill = Box::new(Bill {
             who: Who {
                 sandbox: caller.sandbox,
                 user: caller.user,
@@ -476,7 +476,7 @@ impl Providers {
             sent: false,
             status: 0,
             right: cancel.clone(),
-        };
+        });
         let now = self.clock.now_ms();
         // What the dearest of those that may take it asks for.
         let expected = choices

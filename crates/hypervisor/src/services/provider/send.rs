@@ -2,7 +2,7 @@
 //! may help, and never once a byte of a reply has gone to the client.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -74,21 +74,28 @@ impl Attempt {
         }
     }
 
-    /// Tells the place what it did, for the calls to come.
-    fn tell(&self, place: &Place, asked: Option<Duration>, now_ms: i64) {
+    /// Tells the place what it did, for the calls to come. Returns the pause that it asks for.
+    fn tell(&self, place: &Place, clock: &Clock) -> Option<Duration> {
         match self {
-            Self::Reply(reply) => match reply.status().as_u16() {
-                // Of 403 the key may be the reason, or what was asked for: only when it is
-                // said again and again is the place of no use.
-                status @ (401 | 402) => place.refuses_key(status, now_ms),
-                403 => place.failed(now_ms),
-                429 => place.is_limited(asked, now_ms),
-                500.. => place.failed(now_ms),
-                _ => place.succeeded(),
-            },
+            Self::Reply(reply) if reply.status().is_success() => place.succeeded(),
+            Self::Reply(reply) => {
+                let now_ms = clock.now_ms();
+                let asked = retry_after(reply.headers(), now_ms);
+                match reply.status().as_u16() {
+                    // Of 403 the key may be the reason, or what was asked for: only when it is
+                    // said again and again is the place of no use.
+                    status @ (401 | 402) => place.refuses_key(status, now_ms),
+                    403 => place.failed(now_ms),
+                    429 => place.is_limited(asked, now_ms),
+                    500.. => place.failed(now_ms),
+                    _ => place.succeeded(),
+                }
+                return asked;
+            }
             Self::Failed(ForwardError::Ended | ForwardError::Refused(_) | ForwardError::Busy) => {}
-            Self::Failed(_) => place.failed(now_ms),
+            Self::Failed(_) => place.failed(clock.now_ms()),
         }
+        None
     }
 
     /// Whether it was work for the provider, which in trouble is not to get a multiple of it.
@@ -124,7 +131,7 @@ pub(super) async fn send(
     mut request: Request<Bytes>,
     rest: &str,
     amount: Amount,
-    mut bill: Bill,
+    mut bill: Box<Bill>,
     clock: &Clock,
     mut now_ms: i64,
     cancel: &CancellationToken,
@@ -251,14 +258,7 @@ async fn attempts<'a>(
             Ok(reply) => Attempt::Reply(Box::new(reply)),
             Err(error) => Attempt::Failed(error),
         };
-        let now_ms = clock.now_ms();
-        let asked = match &attempt {
-            Attempt::Reply(reply) if !reply.status().is_success() => {
-                retry_after(reply.headers(), now_ms)
-            }
-            Attempt::Reply(_) | Attempt::Failed(_) => None,
-        };
-        attempt.tell(place, asked, now_ms);
+        let asked = attempt.tell(place, clock);
         let next = attempt.next(asked);
         free = !attempt.was_work();
         // That one of several keys is dead is no answer while there is any other.
@@ -288,7 +288,7 @@ async fn wait(pause: &mut Duration, asked: Option<Duration>, cancel: &Cancellati
     }
 }
 
-fn finish(last: Last<'_>, mut bill: Bill) -> Result<Response, CallError> {
+fn finish(last: Last<'_>, mut bill: Box<Bill>) -> Result<Response, CallError> {
     charge(&mut bill, last.choice);
     bill.admissions.extend(last.admission);
     let source = match last.attempt {
@@ -306,13 +306,7 @@ fn finish(last: Last<'_>, mut bill: Bill) -> Result<Response, CallError> {
         _ => Outcome::Broken,
     };
     let provider = bill.provider.clone();
-    bill.settle(ReplyEnd {
-        outcome,
-        usage: None,
-        events: 0,
-        bytes: 0,
-        first_byte: None,
-    });
+    bill.settle(ReplyEnd::without_a_byte(outcome));
     Err(match source {
         ForwardError::Refused(Refusal::Path | Refusal::Headers | Refusal::Method) => {
             CallError::Ours(Error::bad_request(format!("{source}: {}", cause(&source))))
@@ -374,10 +368,10 @@ fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
 async fn answer_demo(
     request: &Request<Bytes>,
     rest: &str,
-    mut bill: Bill,
+    mut bill: Box<Bill>,
     clock: &Clock,
 ) -> Response {
-    let first_byte = Some(std::time::Instant::now());
+    let began = Instant::now();
     let body = request.body();
     if body.len() > demo::MAX_REQUEST {
         let limit = demo::MAX_REQUEST;
@@ -403,7 +397,8 @@ async fn answer_demo(
         usage: meter.reported(),
         events: meter.events(),
         bytes: reply.len() as u64,
-        first_byte,
+        first_byte: Some(began),
+        ended: Instant::now(),
     });
     Response::from_parts(head, Body::from(reply))
 }
