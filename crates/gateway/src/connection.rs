@@ -173,7 +173,9 @@ impl Connection {
     ) -> Result<Response<Incoming>, Failure> {
         let allowance = limits.max_response_head.saturating_mul(2) + READ_AHEAD;
         self.budget.arm(allowance);
-        let mut answer = pin!(self.sender.try_send_request(request));
+        let sender = &mut self.sender;
+        let sent = || sender.try_send_request(request);
+        let mut answer = pin!(self.relay.before_poll(sent));
         let mut cancelled = pin!(cancel.cancelled());
         let mut wait = limits.first_byte;
         let mut until = now + wait;

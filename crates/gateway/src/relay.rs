@@ -78,6 +78,14 @@ impl Relay {
         Poll::Pending
     }
 
+    /// Does what wakes the connection, by whoever polls it next: it needs no waking for that.
+    pub(crate) fn before_poll<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.shared.state.store(POLLING, Ordering::Release);
+        let done = work();
+        self.shared.state.store(0, Ordering::Release);
+        done
+    }
+
     /// Nobody waits for the connection any more: a wake-up reaches no task.
     pub(crate) fn rest(&self) {
         self.wakes(Waker::noop());
@@ -136,6 +144,25 @@ mod tests {
         relay.rest();
         kept.wake_by_ref();
         assert_eq!(count.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn what_is_done_before_a_poll_wakes_nobody() {
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let relay = Relay::new();
+        let mut kept = None;
+        let _ = relay.poll(&mut cx, |cx| {
+            kept = Some(cx.waker().clone());
+            Poll::<()>::Pending
+        });
+        let kept = kept.unwrap();
+        relay.before_poll(|| kept.wake_by_ref());
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+        // What comes between the work and the poll is no part of it.
+        kept.wake_by_ref();
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
     }
 
     #[test]

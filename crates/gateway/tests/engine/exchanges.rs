@@ -1,7 +1,9 @@
 //! Ordinary exchanges, streams, bounds and timeouts.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -215,7 +217,7 @@ async fn a_client_that_leaves_stops_the_app_before_and_within_the_answer() {
 
 #[tokio::test]
 async fn a_slow_reader_holds_the_app_back() {
-    let written = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let written = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&written);
     let bed = Bed::new(limits(), move |mut stream, _| {
         let counter = Arc::clone(&counter);
@@ -422,6 +424,36 @@ async fn each_exchange_of_a_connection_has_the_whole_time_for_its_first_byte() {
     let late = began.elapsed() - first_byte;
     assert!(late < Duration::from_secs(1), "{late:?}");
     assert_eq!(bed.accepted.load(Ordering::SeqCst), 1);
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_an_answer_is_not_woken_before_there_is_something_of_it() {
+    let bed = Bed::new(limits(), canned(OK));
+    assert!(bed.get("/").await.ends_with("ok"));
+    let request = Request::get("/")
+        .body(gateway::RequestBody::new(Full::new(Bytes::from(
+            "question",
+        ))))
+        .unwrap();
+    let rules = rules(None);
+    let mut answer = pin!(bed.forwarder.forward(request, &bed.upstream, &rules));
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    // The app has no turn in between.
+    let polled = answer.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(polled.is_pending());
+    assert_eq!(woken.0.load(Ordering::SeqCst), 0);
+    assert_eq!(within(answer).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(bed.accepted(), 1);
 }
 
 #[tokio::test]
