@@ -9,6 +9,7 @@
 //! neighbours. The other work of the process goes on beside them, on the runtime that
 //! everything else has.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
@@ -55,7 +56,7 @@ impl Lanes {
         Self::on(std::thread::available_parallelism().map_or(1, usize::from))
     }
 
-    fn on(threads: usize) -> io::Result<Self> {
+    pub(super) fn on(threads: usize) -> io::Result<Self> {
         let ended = CancellationToken::new();
         // Those that have begun end with this when the next one cannot.
         let guard = ended.clone().drop_guard();
@@ -222,13 +223,29 @@ struct Place {
     queue: Arc<Queue>,
 }
 
+thread_local! {
+    /// While wake-ups by this thread are kept: whether there was one.
+    static KEPT: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Does something by which this thread wakes no connection, and says whether it would have. What
+/// other threads do meanwhile wakes them as ever.
+pub(super) fn without_waking<T>(work: impl FnOnce() -> T) -> (T, bool) {
+    let before = KEPT.replace(Some(false));
+    let done = work();
+    let woken = KEPT.replace(before).unwrap_or_default();
+    (done, woken)
+}
+
 impl Wake for Place {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.taken.swap(true, Ordering::AcqRel) {
+        if KEPT.get().is_some() {
+            KEPT.set(Some(true));
+        } else if !self.taken.swap(true, Ordering::AcqRel) {
             self.queue.lock().push_back(self.key);
             self.queue.lane.wake();
         }

@@ -24,6 +24,8 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use super::lanes::without_waking;
+
 /// Longest wait for a client to take what came before an answer broke off.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -62,6 +64,8 @@ pub(super) struct Exchange {
     flushed: AtomicBool,
     /// Waits for that.
     waiting: AtomicWaker,
+    /// The connection itself.
+    connection: AtomicWaker,
 }
 
 impl Presence {
@@ -80,6 +84,7 @@ impl Presence {
         let mut silent = pin!(sleep_until(self.exchange.silent_until()));
         let mut has_left = false;
         poll_fn(|cx| {
+            self.exchange.connection.register(cx.waker());
             // First: what was sent before the end is still read.
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Some(ended));
@@ -110,6 +115,7 @@ impl Exchange {
             unanswered: AtomicBool::new(false),
             flushed: AtomicBool::new(false),
             waiting: AtomicWaker::new(),
+            connection: AtomicWaker::new(),
         }
     }
 
@@ -149,6 +155,10 @@ impl Exchange {
 }
 
 /// A request body that tells of its end.
+///
+/// hyper wakes the connection for each piece that is taken, to have it read the next one. Of most
+/// requests the first piece is the last, and the connection would be gone over once more for
+/// nothing.
 pub(super) struct Request {
     body: Incoming,
     exchange: Arc<Exchange>,
@@ -162,9 +172,11 @@ impl HttpBody for Request {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let (polled, woken) = without_waking(|| Pin::new(&mut self.body).poll_frame(cx));
         if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
             self.exchange.received.store(true, Ordering::Relaxed);
+        } else if woken {
+            self.exchange.connection.wake();
         }
         polled
     }
@@ -298,48 +310,75 @@ impl AsyncWrite for Watched {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::atomic::AtomicUsize;
 
     use axum::response::Response;
+    use http_body_util::BodyExt as _;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixStream;
+    use tokio::sync::{Notify, mpsc, oneshot};
+    use types::SandboxId;
 
+    use super::super::lanes::Lanes;
     use super::*;
 
-    /// Answers each request after a while; resolves when the connection is let go.
-    async fn served(stream: UnixStream, after: Duration) {
-        let socket = LocalSocket::new(stream.into_std().unwrap()).unwrap();
+    /// Answers each request with what `answer` makes of its body; resolves when the connection
+    /// is let go.
+    async fn served<A>(stream: std::os::unix::net::UnixStream, answer: impl Fn(Request) -> A)
+    where
+        A: Future<Output = String>,
+    {
+        let socket = LocalSocket::new(stream).unwrap();
         let (stream, presence) = watch(socket);
         let exchange = presence.exchange();
         let service = service_fn(move |request: http::Request<Incoming>| {
             let exchange = Arc::clone(&exchange);
+            let answer = answer(exchange.request(request.into_body()));
             async move {
-                drop(request.map(|body| exchange.request(body)));
-                sleep(after).await;
-                let answer = Response::new(Body::from("well"));
+                let answer = Response::new(Body::from(answer.await));
                 Ok::<_, Infallible>(answer.map(|body| exchange.reply(body)))
             }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
-        assert!(presence.during(connection).await.is_none());
+        // How it ended is the client's business.
+        let _ = presence.during(connection).await;
     }
+
+    /// The two ends of a connection, one of them to be served.
+    fn ends() -> (UnixStream, std::os::unix::net::UnixStream) {
+        let (client, stream) = UnixStream::pair().unwrap();
+        (client, stream.into_std().unwrap())
+    }
+
+    /// Reads until what was read ends like this.
+    async fn reads(client: &mut UnixStream, end: &str) {
+        let mut seen = Vec::new();
+        while !seen.ends_with(end.as_bytes()) {
+            let read = client.read_buf(&mut seen).await.unwrap();
+            assert!(read > 0, "it ended after {}", seen.escape_ascii());
+        }
+    }
+
+    const POST: &str = "POST / HTTP/1.1\r\nhost: here\r\n";
 
     #[tokio::test(start_paused = true)]
     async fn a_client_is_waited_for_between_its_requests_and_not_for_ever() {
         let answer = REQUEST_WITHIN * 3;
-        let (mut client, stream) = UnixStream::pair().unwrap();
+        let (mut client, stream) = ends();
         let began = Instant::now();
-        let served = tokio::spawn(served(stream, answer));
-        let mut bytes = vec![0; 1024];
+        let served = tokio::spawn(served(stream, move |_| async move {
+            sleep(answer).await;
+            "well".to_owned()
+        }));
         for _ in 0..2 {
             sleep(REQUEST_WITHIN / 2).await;
             let request = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n";
             client.write_all(request).await.unwrap();
-            let read = client.read(&mut bytes).await.unwrap();
-            assert!(bytes[..read].ends_with(b"well"));
+            reads(&mut client, "well").await;
         }
         // A head that does not become whole is no request.
         client.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
@@ -347,6 +386,73 @@ mod tests {
         let expected = REQUEST_WITHIN / 2 * 2 + answer * 2 + REQUEST_WITHIN;
         let late = began.elapsed() - expected;
         assert!(late < Duration::from_millis(100), "{late:?}");
-        assert_eq!(client.read(&mut bytes).await.unwrap(), 0);
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_looked_at_once_for_a_request_that_is_there_as_a_whole() {
+        let lanes = Lanes::on(1).unwrap();
+        let connections = lanes.connections(SandboxId::generate());
+        let (mut client, stream) = ends();
+        let looks = Arc::new(AtomicUsize::new(0));
+        let (begun, mut begins) = mpsc::unbounded_channel();
+        let go_on = Arc::new(Notify::new());
+        let (counted, goes_on) = (Arc::clone(&looks), Arc::clone(&go_on));
+        connections.add(served(stream, move |body| {
+            let (counted, begun) = (Arc::clone(&counted), begun.clone());
+            let goes_on = Arc::clone(&goes_on);
+            async move {
+                let body = body.collect().await.unwrap().to_bytes();
+                begun.send(()).unwrap();
+                let mut goes_on = pin!(goes_on.notified());
+                poll_fn(|cx| {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    goes_on.as_mut().poll(cx)
+                })
+                .await;
+                format!("read {}", body.len())
+            }
+        }));
+        for request in 1..4 {
+            let text = format!("{POST}content-length: 8\r\n\r\nquestion");
+            client.write_all(text.as_bytes()).await.unwrap();
+            begins.recv().await.unwrap();
+            // What is added now has its turn after everything that wakes a connection by then.
+            let (tell, told) = oneshot::channel();
+            connections.add(async move { tell.send(()).unwrap() });
+            told.await.unwrap();
+            // And one look more for each that was let go on.
+            assert_eq!(looks.load(Ordering::SeqCst), 2 * request - 1);
+            go_on.notify_one();
+            reads(&mut client, "read 8").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_of_many_pieces_is_read_to_its_end() {
+        let lanes = Lanes::on(1).unwrap();
+        let connections = lanes.connections(SandboxId::generate());
+        let (mut client, stream) = ends();
+        connections.add(served(stream, |body| async move {
+            format!("read {}", body.collect().await.unwrap().to_bytes().len())
+        }));
+        let piece = "x".repeat(300_000);
+        for _ in 0..2 {
+            let head = format!("{POST}content-length: 900000\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            for _ in 0..3 {
+                client.write_all(piece.as_bytes()).await.unwrap();
+            }
+            reads(&mut client, "read 900000").await;
+            let head = format!("{POST}transfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            reads(&mut client, "100 Continue\r\n\r\n").await;
+            for _ in 0..2 {
+                let chunk = format!("{:x}\r\n{piece}\r\n", piece.len());
+                client.write_all(chunk.as_bytes()).await.unwrap();
+            }
+            client.write_all(b"0\r\n\r\n").await.unwrap();
+            reads(&mut client, "read 600000").await;
+        }
     }
 }
