@@ -17,7 +17,8 @@ use thiserror::Error;
 use types::keyless::GATEWAY_TOKEN_PREFIX;
 use zeroize::Zeroizing;
 
-use crate::{Hasher, ParseDigestError, Random, RandomError, hex};
+use crate::digest::sha256_of_few;
+use crate::{ParseDigestError, Random, RandomError, hex};
 
 const RANDOM_BYTES: usize = 32;
 const CHECKSUM_BYTES: usize = 4;
@@ -183,12 +184,7 @@ impl Token {
     /// The same of a text, which need not be a token: none but a token's has its hash.
     #[must_use]
     pub fn hash_of(text: &str) -> TokenHash {
-        TokenHash(
-            *Hasher::new(HASH_DOMAIN)
-                .update(text.as_bytes())
-                .finish()
-                .as_bytes(),
-        )
+        TokenHash(*sha256_of_few(HASH_DOMAIN, text.as_bytes()).as_bytes())
     }
 }
 
