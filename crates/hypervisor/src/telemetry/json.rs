@@ -140,13 +140,12 @@ impl Visit for Members<'_> {
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         let line = self.name(field);
-        let written = if value.is_finite() {
+        if value.is_finite() {
             // With a point or an exponent, so that it reads as what it is.
-            write!(line, "{value:?}")
+            line.push_str(zmij::Buffer::new().format_finite(value));
         } else {
-            line.write_str("null")
-        };
-        self.outcome = self.outcome.and(written);
+            line.push_str("null");
+        }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
