@@ -136,12 +136,12 @@ impl Connection {
         !self.finished && self.sender.is_ready()
     }
 
-    /// The same, for a connection that has rested. One that has received bytes that nobody
+    /// Whether a connection that has rested may be used. One that has received bytes that nobody
     /// asked for is not open any more: a reply sent before its request must never answer the
-    /// next one (threats, "a reply before the request").
-    pub(crate) fn poll_rested(&mut self, cx: &mut Context<'_>) -> bool {
-        self.poll_drive(cx);
-        self.poll_reusable(cx) && self.is_quiet()
+    /// next one (threats, "a reply before the request"). What the runtime knows of such bytes, or
+    /// of the connection's end, [`Self::round_trip`] is told before it writes anything.
+    pub(crate) fn may_be_used(&self) -> bool {
+        !self.finished && self.sender.is_ready() && self.is_quiet()
     }
 
     /// Lets go of the task that has used the connection.

@@ -144,11 +144,9 @@ impl Upstream {
         }
         for attempt in 0..=MAX_RESTED_ATTEMPTS {
             let mut now = Instant::now();
-            let rested = if attempt < MAX_RESTED_ATTEMPTS {
-                self.rested_connection(now).await
-            } else {
-                None
-            };
+            let rested = (attempt < MAX_RESTED_ATTEMPTS)
+                .then(|| self.rested_connection(now))
+                .flatten();
             let fresh = rested.is_none();
             let mut connection = match rested {
                 Some(connection) => connection,
@@ -213,16 +211,8 @@ impl Upstream {
     }
 
     /// A connection from the pool that is still in order. The pool is bounded, so this ends.
-    async fn rested_connection(&self, now: Instant) -> Option<Connection> {
-        std::future::poll_fn(|cx| {
-            while let Some(mut connection) = self.inner.pool.take(now) {
-                if connection.poll_rested(cx) {
-                    return Poll::Ready(Some(connection));
-                }
-            }
-            Poll::Ready(None)
-        })
-        .await
+    fn rested_connection(&self, now: Instant) -> Option<Connection> {
+        std::iter::from_fn(|| self.inner.pool.take(now)).find(Connection::may_be_used)
     }
 
     async fn connect(&self, cancel: &CancellationToken) -> Result<Connection, ForwardError> {

@@ -252,4 +252,24 @@ pub(crate) fn canned(
     }
 }
 
+/// Answers with its number, on the first connection with another reply behind the first one: in
+/// the same piece, or in one of its own.
+pub(crate) async fn answers_once_too_often<S>(mut stream: S, index: usize, together: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    while !read_head(&mut stream).await.is_empty() {
+        let reply = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{index}");
+        let evil = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+        match (index, together) {
+            (0, true) => say(&mut stream, &format!("{reply}{evil}")).await,
+            (0, false) => {
+                say(&mut stream, &reply).await;
+                say(&mut stream, evil).await;
+            }
+            _ => say(&mut stream, &reply).await,
+        }
+    }
+}
+
 pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

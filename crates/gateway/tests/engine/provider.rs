@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::bed::*;
@@ -204,32 +205,26 @@ async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
 
 #[tokio::test]
 async fn bytes_that_nobody_asked_for_end_a_connection() {
-    let remote = remote(|mut stream, index| async move {
-        loop {
-            if read_head(&mut stream).await.is_empty() {
-                return;
-            }
-            let body = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{index}");
-            say(&mut stream, &body).await;
-            if index == 0 {
-                say(
-                    &mut stream,
-                    "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
-                )
-                .await;
-            }
-        }
-    });
-    let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
-    for expected in ["0", "1", "1"] {
-        let request = Request::get("/").body(Bytes::new()).unwrap();
-        let reply = within(provider.send(&request, "models", &right))
-            .await
-            .unwrap();
-        assert_eq!(reply.collect().await.unwrap().to_bytes(), expected);
+    let ask = async |config: ProviderConfig| {
+        let provider = Provider::new(config).unwrap();
+        for expected in ["0", "1", "1"] {
+            let request = Request::get("/").body(Bytes::new()).unwrap();
+            let reply = within(provider.send(&request, "models", &right))
+                .await
+                .unwrap();
+            assert_eq!(reply.collect().await.unwrap().to_bytes(), expected);
+        }
+    };
+    for together in [false, true] {
+        let remote = remote(move |stream, index| answers_once_too_often(stream, index, together));
+        ask(config(&remote.base)).await;
+        assert_eq!(remote.accepted.load(Ordering::SeqCst), 2, "{together}");
+        let (port, accepted) =
+            tls_remote(move |stream, index| answers_once_too_often(stream, index, together));
+        ask(config_of_tls(&format!("https://localhost:{port}"))).await;
+        assert_eq!(accepted.load(Ordering::SeqCst), 2, "TLS, {together}");
     }
-    assert_eq!(remote.accepted.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
@@ -270,8 +265,24 @@ async fn a_wrong_configuration_says_what_is_wrong() {
     ));
 }
 
-/// Serves one fixed answer over TLS, with the certificate of `tls/`.
-fn tls_remote() -> u16 {
+/// Trusted by [`config_of_tls`] alone.
+const ROOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engine/tls/ca.pem");
+
+fn config_of_tls(base: &str) -> ProviderConfig {
+    ProviderConfig {
+        roots: TrustRoots::File(ROOTS.into()),
+        ..config(base)
+    }
+}
+
+/// Serves each connection over TLS, with the certificate of `tls/`. Returns the port, and how
+/// many connections there were.
+fn tls_remote<F>(
+    serve: impl Fn(TlsStream<TcpStream>, usize) -> F + Send + 'static,
+) -> (u16, Arc<AtomicUsize>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -292,36 +303,33 @@ fn tls_remote() -> u16 {
     listener.set_nonblocking(true).unwrap();
     let port = listener.local_addr().unwrap().port();
     let listener = TcpListener::from_std(listener).unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&accepted);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                let Ok(mut stream) = acceptor.accept(stream).await else {
-                    return;
-                };
-                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-                while !read_head(&mut stream).await.is_empty() {
-                    say(&mut stream, OK).await;
-                }
-            });
+            let Ok(stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+            let index = counted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(serve(stream, index));
         }
     });
-    port
+    (port, accepted)
 }
 
 #[tokio::test]
 async fn tls_is_verified_against_the_configured_roots() {
-    let port = tls_remote();
-    let roots = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engine/tls/ca.pem");
+    let (port, _) = tls_remote(|mut stream, _| async move {
+        while !read_head(&mut stream).await.is_empty() {
+            say(&mut stream, OK).await;
+        }
+    });
     let get = || Request::get("/").body(Bytes::new()).unwrap();
     let right = CancellationToken::new();
     for host in ["localhost", "127.0.0.1"] {
         let base = format!("https://{host}:{port}/v1");
-        let trusted = ProviderConfig {
-            roots: TrustRoots::File(roots.into()),
-            ..config(&base)
-        };
-        let provider = Provider::new(trusted).unwrap();
+        let provider = Provider::new(config_of_tls(&base)).unwrap();
         for _ in 0..2 {
             let reply = within(provider.send(&get(), "models", &right))
                 .await
