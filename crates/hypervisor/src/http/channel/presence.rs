@@ -82,16 +82,19 @@ impl Presence {
         let mut connection = pin!(connection);
         let mut left = pin!(self.other_end.left());
         let mut silent = pin!(sleep_until(self.exchange.silent_until()));
-        let mut has_left = false;
         poll_fn(|cx| {
             self.exchange.connection.register(cx.waker());
             // First: what was sent before the end is still read.
             if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                 return Poll::Ready(Some(ended));
             }
-            has_left = has_left || left.as_mut().poll(cx).is_ready();
-            if has_left && self.exchange.is_waited_for() {
-                return Poll::Ready(None);
+            if self.exchange.unanswered.load(Ordering::Relaxed) {
+                let is_waited_for = self.exchange.received.load(Ordering::Relaxed);
+                return if is_waited_for && left.as_mut().poll(cx).is_ready() {
+                    Poll::Ready(None)
+                } else {
+                    Poll::Pending
+                };
             }
             while silent.as_mut().poll(cx).is_ready() {
                 let until = self.exchange.silent_until();
@@ -121,12 +124,8 @@ impl Exchange {
 
     /// Until when the next request has to be there, when none is being answered.
     fn silent_until(&self) -> Instant {
-        let since = if self.unanswered.load(Ordering::Relaxed) {
-            Instant::now()
-        } else {
-            self.began + Duration::from_millis(self.answered_at.load(Ordering::Relaxed))
-        };
-        since + REQUEST_WITHIN
+        let answered_at = Duration::from_millis(self.answered_at.load(Ordering::Relaxed));
+        self.began + answered_at + REQUEST_WITHIN
     }
 
     /// A request begins.
@@ -147,10 +146,6 @@ impl Exchange {
             failure: None,
             exchange: self,
         }
-    }
-
-    fn is_waited_for(&self) -> bool {
-        self.received.load(Ordering::Relaxed) && self.unanswered.load(Ordering::Relaxed)
     }
 }
 
