@@ -231,10 +231,16 @@ thread_local! {
 /// Does something by which this thread wakes no connection, and says whether it would have. What
 /// other threads do meanwhile wakes them as ever.
 pub(super) fn without_waking<T>(work: impl FnOnce() -> T) -> (T, bool) {
-    let before = KEPT.replace(Some(false));
+    /// Also when the work panics: a thread that kept everything would work on nothing any more.
+    struct Restore(Option<bool>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            KEPT.set(self.0);
+        }
+    }
+    let _restore = Restore(KEPT.replace(Some(false)));
     let done = work();
-    let woken = KEPT.replace(before).unwrap_or_default();
-    (done, woken)
+    (done, KEPT.get().unwrap_or_default())
 }
 
 impl Wake for Place {
@@ -361,6 +367,28 @@ mod tests {
         drop(loud);
         let next = lanes.connections(SandboxId::generate());
         assert_eq!(thread_of(&next).await, on);
+    }
+
+    #[test]
+    fn wake_ups_are_kept_while_something_is_done_and_no_longer() {
+        let place = Arc::new(Place {
+            key: 7,
+            taken: AtomicBool::new(false),
+            queue: Arc::default(),
+        });
+        let waker = Waker::from(Arc::clone(&place));
+        let queued = || place.queue.lock().len();
+        assert!(!without_waking(|| ()).1);
+        assert!(without_waking(|| waker.wake_by_ref()).1);
+        assert_eq!(queued(), 0);
+        std::thread::scope(|scope| {
+            without_waking(|| scope.spawn(|| waker.wake_by_ref()).join().unwrap());
+        });
+        assert_eq!(queued(), 1, "another thread's is heard");
+        place.taken.store(false, Ordering::Release);
+        std::panic::catch_unwind(|| without_waking(|| panic!("on purpose"))).unwrap_err();
+        waker.wake_by_ref();
+        assert_eq!(queued(), 2);
     }
 
     /// Goes to the end of the scheduler's queue.
