@@ -158,8 +158,8 @@ struct Statement {
     rows: usize,
     /// Of any kinds.
     each: Arc<str>,
-    /// Of few kinds: a call names its own by its number.
-    alike: Arc<str>,
+    /// Of few kinds: a call names its own by its number. Where that is worth it.
+    alike: Option<Arc<str>>,
 }
 
 static STATEMENTS: LazyLock<[Statement; ROWS.len()]> = LazyLock::new(|| ROWS.map(Statement::new));
@@ -179,46 +179,30 @@ impl Statement {
         let kinds = values(KINDS, 1 + COMMON.len());
         // In this order: the calls are gone through once.
         let alike = format!(
-            "WITH calls (kind, {own}) AS ({calls}), kinds (number, {common}) AS ({kinds}) \
+            "{into} WITH calls (kind, {own}) AS ({calls}), kinds (number, {common}) AS ({kinds}) \
              SELECT {own}, {common} FROM calls CROSS JOIN kinds ON number = kind"
         );
         Self {
             rows,
             each: format!("{into} {each}").into(),
-            alike: format!("{into} {alike}").into(),
+            alike: (rows >= WORTH_IT).then(|| alike.into()),
         }
     }
 
     /// The text for calls, and what is bound in it.
     fn of(&self, calls: &[CallRow]) -> Result<(&Arc<str>, SqliteArguments), BoxDynError> {
+        if let Some(text) = &self.alike
+            && let Some(bound) = alike(calls)?
+        {
+            return Ok((text, bound));
+        }
         let mut bound = SqliteArguments::default();
-        let Some(kinds) = kinds(calls).filter(|_| calls.len() >= WORTH_IT) else {
-            bound.reserve(calls.len() * (OWN.len() + COMMON.len()), 0);
-            for call in calls {
-                bind_own(&mut bound, call)?;
-                bind_common(&mut bound, call)?;
-            }
-            return Ok((&self.each, bound));
-        };
-        bound.reserve(
-            calls.len() * (1 + OWN.len()) + KINDS * (1 + COMMON.len()),
-            0,
-        );
+        bound.reserve(calls.len() * (OWN.len() + COMMON.len()), 0);
         for call in calls {
-            let kind = kinds.iter().position(|kind| kind.is_of_kind(call));
-            bound.add(kind.map(|kind| signed(kind as u64)))?;
             bind_own(&mut bound, call)?;
+            bind_common(&mut bound, call)?;
         }
-        for number in 0..KINDS {
-            match kinds.get(number) {
-                Some(call) => {
-                    bound.add(signed(number as u64))?;
-                    bind_common(&mut bound, call)?;
-                }
-                None => (0..=COMMON.len()).try_for_each(|_| bound.add(None::<i64>))?,
-            }
-        }
-        Ok((&self.alike, bound))
+        Ok((&self.each, bound))
     }
 }
 
@@ -233,18 +217,36 @@ impl CallRow {
     }
 }
 
-/// One call of each kind; `None` when there are too many kinds.
-fn kinds(calls: &[CallRow]) -> Option<Vec<&CallRow>> {
+/// What is bound where calls name their kinds; `None` when these are too many.
+fn alike(calls: &[CallRow]) -> Result<Option<SqliteArguments>, BoxDynError> {
+    let mut bound = SqliteArguments::default();
+    bound.reserve(
+        calls.len() * (1 + OWN.len()) + KINDS * (1 + COMMON.len()),
+        0,
+    );
     let mut kinds: Vec<&CallRow> = Vec::with_capacity(KINDS);
     for call in calls {
-        if !kinds.iter().any(|kind| kind.is_of_kind(call)) {
-            if kinds.len() == KINDS {
-                return None;
-            }
+        let known = kinds.iter().position(|kind| kind.is_of_kind(call));
+        let number = known.unwrap_or(kinds.len());
+        if number == KINDS {
+            return Ok(None);
+        }
+        if known.is_none() {
             kinds.push(call);
         }
+        bound.add(signed(number as u64))?;
+        bind_own(&mut bound, call)?;
     }
-    Some(kinds)
+    for number in 0..KINDS {
+        match kinds.get(number) {
+            Some(call) => {
+                bound.add(signed(number as u64))?;
+                bind_common(&mut bound, call)?;
+            }
+            None => (0..=COMMON.len()).try_for_each(|_| bound.add(None::<i64>))?,
+        }
+    }
+    Ok(Some(bound))
 }
 
 /// In the order of [`OWN`].
