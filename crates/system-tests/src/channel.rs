@@ -33,6 +33,22 @@ pub async fn send(
     token: Option<&str>,
     body: Option<&Value>,
 ) -> Response {
+    attempt(socket, method, target, token, body)
+        .await
+        .expect("an answer")
+}
+
+/// As [`send`], for who has to expect that the channel is cut meanwhile.
+///
+/// # Errors
+/// The connection broke before the whole answer was there.
+pub async fn attempt(
+    socket: &Path,
+    method: &str,
+    target: &str,
+    token: Option<&str>,
+    body: Option<&Value>,
+) -> hyper::Result<Response> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(connect(socket).await))
             .await
@@ -55,19 +71,13 @@ pub async fn send(
     let request = request
         .body(Full::new(Bytes::from(body)))
         .expect("a request that can be sent");
-    let answer = within(target, sender.send_request(request))
-        .await
-        .expect("an answer");
+    let answer = within(target, sender.send_request(request)).await?;
     let (head, body) = answer.into_parts();
-    let body = within(target, body.collect())
-        .await
-        .expect("a whole body")
-        .to_bytes();
-    Response {
+    Ok(Response {
         status: head.status.as_u16(),
         headers: head.headers,
-        body,
-    }
+        body: within(target, body.collect()).await?.to_bytes(),
+    })
 }
 
 /// Sends bytes as they are and returns what came back until the end.
