@@ -421,18 +421,44 @@ async fn calls_of_an_older_release_are_kept_when_their_table_is_exchanged() {
     let run = async |sql: &'static str| sqlx::raw_sql(sql).execute(&pool).await.unwrap();
     run(include_str!("../../migrations/0010_provider_usage.sql")).await;
     run(
-        "INSERT INTO provider_calls VALUES ('01a22479-31bb-765a-9ccf-053560747985', 5, \
+        "INSERT INTO provider_calls VALUES ('01a22479-31bb-765a-9ccf-053560747985', 86400005, \
          '01a22479-31bb-765a-9ccf-000000000001', '01a22479-31bb-765a-9ccf-000000000002', \
-         'openai', 'some-model', 200, 'complete', 7, NULL, 1, 2, 0, FALSE, 9)",
+         'openai', 'some-model', 200, 'complete', 7, NULL, 1, 2, 0, FALSE, 9); \
+         INSERT INTO provider_days VALUES (1, '01a22479-31bb-765a-9ccf-000000000002', \
+         '01a22479-31bb-765a-9ccf-000000000001', 'openai', 'some-model', 1, 0, 1, 2, 0, 9)",
     )
     .await;
     run(include_str!("../../migrations/0012_usage_in_one_tree.sql")).await;
-    let row = sqlx::query("SELECT hex(request_id) AS id, model, cost FROM provider_calls")
-        .fetch_one(&pool)
-        .await
-        .unwrap();
-    let text = |column: &str| sqlx::Row::get::<String, _>(&row, column);
-    assert_eq!(text("id"), "01A2247931BB765A9CCF053560747985");
-    assert_eq!(text("model"), "some-model");
-    assert_eq!(sqlx::Row::get::<i64, _>(&row, "cost"), 9);
+    // One whose day is missing, all bits of whose id are set.
+    run(
+        "INSERT INTO provider_calls SELECT unhex('ffffffffffffffffffffffffffffffff'), at, \
+         sandbox_id, user_id, provider, 'other-model', status, 'cut', latency_ms, 3, input_tokens, \
+         output_tokens, cached_tokens, TRUE, 11 FROM provider_calls",
+    )
+    .await;
+    run(include_str!("../../migrations/0014_usage_by_numbers.sql")).await;
+    let rows = sqlx::query(
+        "SELECT concat_ws(' ', request_id, at, sandbox_id, user_id, provider, model, status, \
+         outcome, latency_ms, first_byte_ms, input_tokens, output_tokens, cached_tokens, \
+         estimated, cost) AS call FROM provider_calls ORDER BY cost",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let calls: Vec<String> = rows.iter().map(|row| sqlx::Row::get(row, "call")).collect();
+    let of = "01a22479-31bb-765a-9ccf-000000000001 01a22479-31bb-765a-9ccf-000000000002 openai";
+    assert_eq!(
+        calls,
+        [
+            format!(
+                "01a22479-31bb-765a-9ccf-053560747985 86400005 {of} some-model 200 complete 7 1 2 0 0 9"
+            ),
+            format!(
+                "ffffffff-ffff-ffff-ffff-ffffffffffff 86400005 {of} other-model 200 cut 7 3 1 2 0 1 11"
+            ),
+        ]
+    );
+    let spent = "SELECT sum(calls) FROM provider_days WHERE day = 1 AND cost = 9";
+    let spent: i64 = sqlx::query_scalar(spent).fetch_one(&pool).await.unwrap();
+    assert_eq!(spent, 1);
 }

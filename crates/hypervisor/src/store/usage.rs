@@ -5,14 +5,16 @@ use std::sync::{Arc, LazyLock};
 
 use sqlx::error::BoxDynError;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{Arguments as _, AssertSqlSafe, QueryBuilder, Row, Sqlite};
+use sqlx::{Arguments as _, AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection};
 use types::{RequestId, SandboxId, UserId};
-use uuid::Uuid;
 
 use super::{Store, StoreError, number};
 
 /// Milliseconds of a day.
 const DAY_MS: i64 = 86_400_000;
+
+/// Bits of the first half of an id that follow its time in milliseconds (RFC 9562 §5.7).
+const ID_TIME: u32 = 16;
 
 /// Most rows of one answer.
 const MAX_ROWS: i64 = 10_000;
@@ -125,12 +127,13 @@ pub struct SpentRow {
     pub cost: i64,
 }
 
-/// What calls of one caller to one model that end the same way have in common.
-const COMMON: [&str; 5] = ["sandbox_id", "user_id", "provider", "model", "outcome"];
-
-/// What is a call's own.
-const OWN: [&str; 10] = [
-    "request_id",
+/// What is written of a call: numbers alone, where a text or an id would be copied again and
+/// again. Whose call it was and of which model stands with the sums of its day.
+const COLUMNS: [&str; 13] = [
+    "id_high",
+    "id_low",
+    "day_id",
+    "outcome_id",
     "at",
     "status",
     "latency_ms",
@@ -146,143 +149,60 @@ const OWN: [&str; 10] = [
 /// is handed to SQLite's thread and waited for, which costs as much as some dozen rows do.
 const ROWS: [usize; 4] = [512, 64, 8, 1];
 
-/// Kinds of calls that share a statement in which what they have in common is bound once. Texts
-/// and ids are copied wherever they are bound.
-const KINDS: usize = 4;
-
-/// The shortest statement for which that is worth it, in rows.
-const WORTH_IT: usize = 64;
-
-/// What writes so many calls. The texts are made once: making them costs more than the calls do.
-struct Statement {
-    rows: usize,
-    /// Of any kinds.
-    each: Arc<str>,
-    /// Of few kinds: a call names its own by its number. Where that is worth it.
-    alike: Option<Arc<str>>,
-}
-
-static STATEMENTS: LazyLock<[Statement; ROWS.len()]> = LazyLock::new(|| ROWS.map(Statement::new));
-
-impl Statement {
-    fn new(rows: usize) -> Self {
+/// What writes so many calls. Made once: making the text costs more than the calls do.
+static STATEMENTS: LazyLock<[(usize, Arc<str>); ROWS.len()]> = LazyLock::new(|| {
+    ROWS.map(|rows| {
         // The places have no numbers: SQLite would look each of them up by its name, in a list
         // of all.
-        let values = |rows, columns| {
-            let row = format!("({})", vec!["?"; columns].join(", "));
-            format!("VALUES {}", vec![row; rows].join(", "))
-        };
-        let (common, own) = (COMMON.join(", "), OWN.join(", "));
-        let into = format!("INSERT INTO provider_calls ({own}, {common})");
-        let each = values(rows, OWN.len() + COMMON.len());
-        let calls = values(rows, 1 + OWN.len());
-        let kinds = values(KINDS, 1 + COMMON.len());
-        // In this order: the calls are gone through once.
-        let alike = format!(
-            "{into} WITH calls (kind, {own}) AS ({calls}), kinds (number, {common}) AS ({kinds}) \
-             SELECT {own}, {common} FROM calls CROSS JOIN kinds ON number = kind"
+        let row = format!("({})", ["?"; COLUMNS.len()].join(", "));
+        let text = format!(
+            "INSERT INTO provider_call_records ({}) VALUES {}",
+            COLUMNS.join(", "),
+            vec![row; rows].join(", ")
         );
-        Self {
-            rows,
-            each: format!("{into} {each}").into(),
-            alike: (rows >= WORTH_IT).then(|| alike.into()),
-        }
-    }
+        (rows, text.into())
+    })
+});
 
-    /// The text for calls, and what is bound in it.
-    fn of(&self, calls: &[CallRow]) -> Result<(&Arc<str>, SqliteArguments), BoxDynError> {
-        if let Some(text) = &self.alike
-            && let Some(bound) = alike(calls)?
-        {
-            return Ok((text, bound));
-        }
-        let mut bound = SqliteArguments::default();
-        bound.reserve(calls.len() * (OWN.len() + COMMON.len()), 0);
-        for call in calls {
-            bind_own(&mut bound, call)?;
-            bind_common(&mut bound, call)?;
-        }
-        Ok((&self.each, bound))
-    }
+/// A call, and where what it has in common with others stands.
+struct Record<'a> {
+    id: (i64, i64),
+    day: i64,
+    outcome: i64,
+    call: &'a CallRow,
 }
 
-impl CallRow {
-    /// Whether they have [`COMMON`] in common.
-    fn is_of_kind(&self, other: &Self) -> bool {
-        self.sandbox_id == other.sandbox_id
-            && self.user_id == other.user_id
-            && self.provider == other.provider
-            && self.model == other.model
-            && self.outcome == other.outcome
+impl Record<'_> {
+    /// In the order of [`COLUMNS`].
+    fn bind(&self, bound: &mut SqliteArguments) -> Result<(), BoxDynError> {
+        bound.add(self.id.0)?;
+        bound.add(self.id.1)?;
+        bound.add(self.day)?;
+        bound.add(self.outcome)?;
+        bound.add(self.call.at)?;
+        bound.add(i64::from(self.call.status))?;
+        bound.add(signed(self.call.latency_ms))?;
+        bound.add(self.call.first_byte_ms.map(signed))?;
+        bound.add(signed(self.call.input_tokens))?;
+        bound.add(signed(self.call.output_tokens))?;
+        bound.add(signed(self.call.cached_tokens))?;
+        bound.add(self.call.estimated)?;
+        bound.add(self.call.cost)
     }
-}
-
-/// What is bound where calls name their kinds; `None` when these are too many.
-fn alike(calls: &[CallRow]) -> Result<Option<SqliteArguments>, BoxDynError> {
-    let mut bound = SqliteArguments::default();
-    bound.reserve(
-        calls.len() * (1 + OWN.len()) + KINDS * (1 + COMMON.len()),
-        0,
-    );
-    let mut kinds: Vec<&CallRow> = Vec::with_capacity(KINDS);
-    for call in calls {
-        let known = kinds.iter().position(|kind| kind.is_of_kind(call));
-        let number = known.unwrap_or(kinds.len());
-        if number == KINDS {
-            return Ok(None);
-        }
-        if known.is_none() {
-            kinds.push(call);
-        }
-        bound.add(signed(number as u64))?;
-        bind_own(&mut bound, call)?;
-    }
-    for number in 0..KINDS {
-        match kinds.get(number) {
-            Some(call) => {
-                bound.add(signed(number as u64))?;
-                bind_common(&mut bound, call)?;
-            }
-            None => (0..=COMMON.len()).try_for_each(|_| bound.add(None::<i64>))?,
-        }
-    }
-    Ok(Some(bound))
-}
-
-/// In the order of [`OWN`].
-fn bind_own(bound: &mut SqliteArguments, call: &CallRow) -> Result<(), BoxDynError> {
-    bound.add(id(call.request_id.as_uuid()))?;
-    bound.add(call.at)?;
-    bound.add(i64::from(call.status))?;
-    bound.add(signed(call.latency_ms))?;
-    bound.add(call.first_byte_ms.map(signed))?;
-    bound.add(signed(call.input_tokens))?;
-    bound.add(signed(call.output_tokens))?;
-    bound.add(signed(call.cached_tokens))?;
-    bound.add(call.estimated)?;
-    bound.add(call.cost)
-}
-
-/// In the order of [`COMMON`].
-fn bind_common(bound: &mut SqliteArguments, call: &CallRow) -> Result<(), BoxDynError> {
-    bound.add(id(call.sandbox_id.as_uuid()))?;
-    bound.add(id(call.user_id.as_uuid()))?;
-    bound.add(&*call.provider)?;
-    bound.add(&*call.model)?;
-    bound.add(call.outcome)
 }
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// An id in 16 bytes.
-fn id(id: &Uuid) -> Vec<u8> {
-    id.as_bytes().to_vec()
+/// The halves of an id. Of ids of version 7 they are in the order of these.
+fn halves(id: RequestId) -> (i64, i64) {
+    let (high, low) = id.as_uuid().as_u64_pair();
+    (high.cast_signed(), low.cast_signed())
 }
 
 /// Whose calls of which day.
-#[derive(PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct DayKey<'a> {
     day: i64,
     user: UserId,
@@ -291,9 +211,39 @@ struct DayKey<'a> {
     model: &'a str,
 }
 
-/// Calls of a day added up.
+impl<'a> DayKey<'a> {
+    fn of(call: &'a CallRow) -> Self {
+        Self {
+            day: call.at.div_euclid(DAY_MS),
+            user: call.user_id,
+            sandbox: call.sandbox_id,
+            provider: &call.provider,
+            model: &call.model,
+        }
+    }
+}
+
+fn by_day(calls: &[CallRow]) -> Vec<(DayKey<'_>, Vec<&CallRow>)> {
+    let mut days: Vec<(DayKey<'_>, Vec<&CallRow>)> = Vec::new();
+    let mut places = HashMap::new();
+    let mut place = 0;
+    for call in calls {
+        let key = DayKey::of(call);
+        // Mostly that of the call before.
+        if days.get(place).is_none_or(|(last, _)| *last != key) {
+            place = *places.entry(key).or_insert(days.len());
+        }
+        match days.get_mut(place) {
+            Some((_, calls)) => calls.push(call),
+            None => days.push((key, vec![call])),
+        }
+    }
+    days
+}
+
+/// Calls added up.
 #[derive(Default)]
-struct DaySum {
+struct Sum {
     calls: i64,
     failures: i64,
     input: i64,
@@ -302,29 +252,23 @@ struct DaySum {
     cost: i64,
 }
 
-fn by_day(calls: &[CallRow]) -> HashMap<DayKey<'_>, DaySum> {
-    let mut days: HashMap<DayKey<'_>, DaySum> = HashMap::new();
-    for call in calls {
-        let key = DayKey {
-            day: call.at.div_euclid(DAY_MS),
-            user: call.user_id,
-            sandbox: call.sandbox_id,
-            provider: &call.provider,
-            model: &call.model,
-        };
-        let sum = days.entry(key).or_default();
-        sum.calls += 1;
-        sum.failures += i64::from(!call.ok);
-        for (to, tokens) in [
-            (&mut sum.input, call.input_tokens),
-            (&mut sum.output, call.output_tokens),
-            (&mut sum.cached, call.cached_tokens),
-        ] {
-            *to = to.saturating_add(signed(tokens));
+impl Sum {
+    fn of(calls: &[&CallRow]) -> Self {
+        let mut sum = Self::default();
+        for call in calls {
+            sum.calls += 1;
+            sum.failures += i64::from(!call.ok);
+            for (to, tokens) in [
+                (&mut sum.input, call.input_tokens),
+                (&mut sum.output, call.output_tokens),
+                (&mut sum.cached, call.cached_tokens),
+            ] {
+                *to = to.saturating_add(signed(tokens));
+            }
+            sum.cost = sum.cost.saturating_add(call.cost);
         }
-        sum.cost = sum.cost.saturating_add(call.cost);
+        sum
     }
-    days
 }
 
 impl Store {
@@ -339,51 +283,34 @@ impl Store {
         };
         let mut write = self.write.begin().await?;
         if again {
-            let there = sqlx::query("SELECT 1 FROM provider_calls WHERE request_id = $1")
-                .bind(id(first.request_id.as_uuid()))
-                .fetch_optional(&mut *write)
-                .await?;
+            let (high, low) = halves(first.request_id);
+            let there = sqlx::query(
+                "SELECT 1 FROM provider_call_records WHERE id_high = $1 AND id_low = $2",
+            )
+            .bind(high)
+            .bind(low)
+            .fetch_optional(&mut *write)
+            .await?;
             if there.is_some() {
                 return Ok(());
             }
         }
-        let mut rest = calls;
-        for statement in &*STATEMENTS {
-            let (whole, after) = rest.split_at(rest.len() - rest.len() % statement.rows);
-            for calls in whole.chunks(statement.rows) {
-                let (text, bound) = statement.of(calls).map_err(sqlx::Error::Encode)?;
+        let records = records(&mut write, calls).await?;
+        let mut rest = &*records;
+        for (rows, text) in &*STATEMENTS {
+            let (whole, after) = rest.split_at(rest.len() - rest.len() % rows);
+            for records in whole.chunks(*rows) {
+                let mut bound = SqliteArguments::default();
+                bound.reserve(records.len() * COLUMNS.len(), 0);
+                records
+                    .iter()
+                    .try_for_each(|record| record.bind(&mut bound))
+                    .map_err(sqlx::Error::Encode)?;
                 sqlx::query_with(AssertSqlSafe(Arc::clone(text)), bound)
                     .execute(&mut *write)
                     .await?;
             }
             rest = after;
-        }
-        for (key, sum) in by_day(calls) {
-            sqlx::query(
-                "INSERT INTO provider_days (day, user_id, sandbox_id, provider, model, calls, \
-                 failures, input_tokens, output_tokens, cached_tokens, cost) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
-                 ON CONFLICT (day, user_id, sandbox_id, provider, model) DO UPDATE SET \
-                 calls = provider_days.calls + excluded.calls, \
-                 failures = provider_days.failures + excluded.failures, \
-                 input_tokens = provider_days.input_tokens + excluded.input_tokens, \
-                 output_tokens = provider_days.output_tokens + excluded.output_tokens, \
-                 cached_tokens = provider_days.cached_tokens + excluded.cached_tokens, \
-                 cost = provider_days.cost + excluded.cost",
-            )
-            .bind(key.day)
-            .bind(key.user.to_string())
-            .bind(key.sandbox.to_string())
-            .bind(key.provider)
-            .bind(key.model)
-            .bind(sum.calls)
-            .bind(sum.failures)
-            .bind(sum.input)
-            .bind(sum.output)
-            .bind(sum.cached)
-            .bind(sum.cost)
-            .execute(&mut *write)
-            .await?;
         }
         write.commit().await?;
         Ok(())
@@ -395,13 +322,9 @@ impl Store {
     /// The database failed.
     pub async fn forget_calls(&self, before: i64) -> Result<u64, StoreError> {
         // The ids of requests are ordered by the time at which they began, and the table by them.
-        let mut first = [0; 16];
-        let at = u64::try_from(before).unwrap_or(0).to_be_bytes();
-        for (to, from) in first.iter_mut().zip(at.iter().skip(2)) {
-            *to = *from;
-        }
-        let done = sqlx::query("DELETE FROM provider_calls WHERE request_id < $1")
-            .bind(id(&Uuid::from_bytes(first)))
+        let first = before.clamp(0, i64::MAX >> ID_TIME) << ID_TIME;
+        let done = sqlx::query("DELETE FROM provider_call_records WHERE id_high < $1")
+            .bind(first)
             .execute(&self.write)
             .await?;
         Ok(done.rows_affected())
@@ -474,6 +397,84 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// Adds calls to the sums of their days, and finds what they have in common with others. In the
+/// order of their ids: SQLite then looks for the place of the first one alone.
+async fn records<'a>(
+    write: &mut SqliteConnection,
+    calls: &'a [CallRow],
+) -> Result<Vec<Record<'a>>, StoreError> {
+    let mut records = Vec::with_capacity(calls.len());
+    let mut outcomes: Vec<(&str, i64)> = Vec::new();
+    for (key, calls) in by_day(calls) {
+        let day = add_to_day(write, key, Sum::of(&calls)).await?;
+        for call in calls {
+            let known = outcomes.iter().find(|(known, _)| *known == call.outcome);
+            let outcome = match known {
+                Some((_, id)) => *id,
+                None => {
+                    let id = outcome_id(write, call.outcome).await?;
+                    outcomes.push((call.outcome, id));
+                    id
+                }
+            };
+            records.push(Record {
+                id: halves(call.request_id),
+                day,
+                outcome,
+                call,
+            });
+        }
+    }
+    records.sort_unstable_by_key(|record| record.id);
+    Ok(records)
+}
+
+/// Adds to the sums of a day; gives their id.
+async fn add_to_day(
+    write: &mut SqliteConnection,
+    key: DayKey<'_>,
+    sum: Sum,
+) -> Result<i64, StoreError> {
+    let id = sqlx::query_scalar(
+        "INSERT INTO provider_days (day, user_id, sandbox_id, provider, model, calls, \
+         failures, input_tokens, output_tokens, cached_tokens, cost) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
+         ON CONFLICT (day, user_id, sandbox_id, provider, model) DO UPDATE SET \
+         calls = provider_days.calls + excluded.calls, \
+         failures = provider_days.failures + excluded.failures, \
+         input_tokens = provider_days.input_tokens + excluded.input_tokens, \
+         output_tokens = provider_days.output_tokens + excluded.output_tokens, \
+         cached_tokens = provider_days.cached_tokens + excluded.cached_tokens, \
+         cost = provider_days.cost + excluded.cost \
+         RETURNING id",
+    )
+    .bind(key.day)
+    .bind(key.user.to_string())
+    .bind(key.sandbox.to_string())
+    .bind(key.provider)
+    .bind(key.model)
+    .bind(sum.calls)
+    .bind(sum.failures)
+    .bind(sum.input)
+    .bind(sum.output)
+    .bind(sum.cached)
+    .bind(sum.cost)
+    .fetch_one(write)
+    .await?;
+    Ok(id)
+}
+
+async fn outcome_id(write: &mut SqliteConnection, outcome: &str) -> Result<i64, StoreError> {
+    let id = sqlx::query_scalar(
+        "INSERT INTO provider_outcomes (outcome) VALUES ($1) \
+         ON CONFLICT (outcome) DO UPDATE SET outcome = excluded.outcome RETURNING id",
+    )
+    .bind(outcome)
+    .fetch_one(write)
+    .await?;
+    Ok(id)
 }
 
 impl UsageRow {
@@ -551,28 +552,22 @@ mod tests {
         let store = Store::open(&dir.path().join("hypervisor.db"))
             .await
             .unwrap();
-        let many = KINDS as u64;
-        for (kinds, number) in [
-            (1, 1),
-            (2, 9),
-            (1, 512 + 64 + 8 + 1),
-            (many, 700),
-            (many + 1, 700),
-        ] {
-            let calls = calls(kinds, number);
+        for (kinds, number) in [(1, 1), (2, 9), (1, 512 + 64 + 8 + 1), (5, 700)] {
+            let mut calls = calls(kinds, number);
+            // They end in another order than they began.
+            calls.reverse();
             store.record_calls(&calls, false).await.unwrap();
             let written = sqlx::query("SELECT * FROM provider_calls ORDER BY request_id")
                 .fetch_all(&store.read)
                 .await
                 .unwrap();
             assert_eq!(written.len(), calls.len(), "of {kinds} kinds");
-            for (row, call) in written.iter().zip(&calls) {
-                let blob = |column: &str| row.get::<Vec<u8>, _>(column);
+            for (row, call) in written.iter().zip(calls.iter().rev()) {
                 let text = |column: &str| row.get::<String, _>(column);
                 let number = |column: &str| row.get::<Option<i64>, _>(column);
-                assert_eq!(blob("request_id"), id(call.request_id.as_uuid()));
-                assert_eq!(blob("sandbox_id"), id(call.sandbox_id.as_uuid()));
-                assert_eq!(blob("user_id"), id(call.user_id.as_uuid()));
+                assert_eq!(text("request_id"), call.request_id.to_string());
+                assert_eq!(text("sandbox_id"), call.sandbox_id.to_string());
+                assert_eq!(text("user_id"), call.user_id.to_string());
                 assert_eq!(text("provider"), call.provider);
                 assert_eq!(text("model"), call.model);
                 assert_eq!(text("outcome"), call.outcome);

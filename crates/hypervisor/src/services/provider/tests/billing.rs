@@ -439,9 +439,9 @@ async fn a_reload_forgets_calls_that_are_kept_no_longer() {
     // Begun a day before the clock of this test.
     let ago = NOW - 86_400_000;
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
-        "CREATE TEMP TABLE old AS SELECT * FROM provider_calls;
-         UPDATE old SET request_id = unhex('{ago:012x}70008000000000000000');
-         INSERT INTO provider_calls SELECT * FROM old",
+        "CREATE TEMP TABLE old AS SELECT * FROM provider_call_records;
+         UPDATE old SET id_high = {ago} << 16;
+         INSERT INTO provider_call_records SELECT * FROM old",
     )))
     .execute(&database)
     .await
@@ -465,7 +465,7 @@ async fn a_call_that_the_database_refuses_is_told_and_holds_up_no_other() {
     let bed = Bed::new(&toml.replace("gpt-x", "one\", \"bad\", \"two")).await;
     let database = bed.database().await;
     sqlx::raw_sql(
-        "CREATE TRIGGER refuse BEFORE INSERT ON provider_calls WHEN NEW.model = 'bad' \
+        "CREATE TRIGGER refuse BEFORE INSERT ON provider_days WHEN NEW.model = 'bad' \
          BEGIN SELECT RAISE(ABORT, 'on purpose'); END",
     )
     .execute(&database)
