@@ -29,19 +29,23 @@ const PARSER_MAX_HEADERS: usize = 100;
 /// A connection. No task of its own drives it: between exchanges it rests in a pool, where
 /// it is looked at again before it is used.
 pub(crate) struct Connection {
-    sender: SendRequest<UpstreamBody>,
     /// Boxed, because it is large and moves in and out of the pool.
-    driver: Box<http1::Connection<TokioIo<Metered>, UpstreamBody>>,
+    parts: Box<Parts>,
+    /// Since when it rests.
+    pub(crate) idle_since: Instant,
+    /// The runtime that hears of its events; on another one each of them would wake two threads.
+    pub(crate) home: runtime::Id,
+}
+
+struct Parts {
+    sender: SendRequest<UpstreamBody>,
+    driver: http1::Connection<TokioIo<Metered>, UpstreamBody>,
     finished: bool,
     relay: Relay,
     budget: Arc<HeadBudget>,
     timer: Option<Timer>,
     /// A second descriptor of a TCP connection, to look for bytes that nobody asked for.
     probe: Option<OwnedFd>,
-    /// Since when it rests.
-    pub(crate) idle_since: Instant,
-    /// The runtime that hears of its events; on another one each of them would wake two threads.
-    pub(crate) home: runtime::Id,
 }
 
 /// A timer that is kept from one exchange to the next, and moved on only once it has run out:
@@ -92,13 +96,15 @@ impl Connection {
         }
         let (sender, driver) = builder.handshake(io).await.map_err(ConnectError::Http)?;
         Ok(Self {
-            sender,
-            driver: Box::new(driver),
-            finished: false,
-            relay: Relay::new(),
-            budget,
-            timer: None,
-            probe,
+            parts: Box::new(Parts {
+                sender,
+                driver,
+                finished: false,
+                relay: Relay::new(),
+                budget,
+                timer: None,
+                probe,
+            }),
             idle_since: now,
             home: Handle::current().id(),
         })
@@ -111,14 +117,19 @@ impl Connection {
         cx: &mut Context<'_>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let (driver, finished) = (&mut self.driver, &mut self.finished);
-        self.relay.poll(cx, |cx| {
+        let Parts {
+            driver,
+            finished,
+            relay,
+            ..
+        } = &mut *self.parts;
+        relay.poll(cx, |cx| {
             let polled = poll(cx);
             if polled.is_ready() || *finished {
                 return polled;
             }
             // An error has reached whoever waits for a response or a body already.
-            *finished = Pin::new(&mut **driver).poll(cx).is_ready();
+            *finished = Pin::new(&mut *driver).poll(cx).is_ready();
             poll(cx)
         })
     }
@@ -130,10 +141,10 @@ impl Connection {
 
     /// Whether the last exchange is complete and the connection open.
     pub(crate) fn poll_reusable(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.sender.is_ready() {
+        if !self.parts.sender.is_ready() {
             self.poll_drive(cx);
         }
-        !self.finished && self.sender.is_ready()
+        self.is_free()
     }
 
     /// Whether a connection that has rested may be used. One that has received bytes that nobody
@@ -141,17 +152,21 @@ impl Connection {
     /// next one (threats, "a reply before the request"). What the runtime knows of such bytes, or
     /// of the connection's end, [`Self::round_trip`] is told before it writes anything.
     pub(crate) fn may_be_used(&self) -> bool {
-        !self.finished && self.sender.is_ready() && self.is_quiet()
+        self.is_free() && self.is_quiet()
+    }
+
+    fn is_free(&self) -> bool {
+        !self.parts.finished && self.parts.sender.is_ready()
     }
 
     /// Lets go of the task that has used the connection.
     pub(crate) fn rest(&mut self, now: Instant) {
         self.idle_since = now;
-        self.relay.rest();
+        self.parts.relay.rest();
     }
 
     fn is_quiet(&self) -> bool {
-        let Some(probe) = &self.probe else {
+        let Some(probe) = &self.parts.probe else {
             return true;
         };
         let mut byte = [0_u8; 1];
@@ -165,29 +180,30 @@ impl Connection {
     /// Sends a request, which is at `now`, and waits for its response head.
     pub(crate) async fn round_trip(
         &mut self,
-        request: Request<UpstreamBody>,
+        request: Box<Request<UpstreamBody>>,
         upload: Option<&Upload>,
         limits: &Limits,
         cancel: &CancellationToken,
         now: Instant,
     ) -> Result<Response<Incoming>, Failure> {
         let allowance = limits.max_response_head.saturating_mul(2) + READ_AHEAD;
-        self.budget.arm(allowance);
-        let sender = &mut self.sender;
-        let sent = || sender.try_send_request(request);
-        let mut answer = pin!(self.relay.before_poll(sent));
+        let parts = &mut *self.parts;
+        parts.budget.arm(allowance);
+        let sent = || parts.sender.try_send_request(*request);
+        let mut answer = pin!(parts.relay.before_poll(sent));
         let mut cancelled = pin!(cancel.cancelled());
         let mut wait = limits.first_byte;
         let mut until = now + wait;
-        let mut timer = self.timer.take();
+        let mut timer = parts.timer.take();
         let mut seen = None;
 
-        let outcome = std::future::poll_fn(|cx| {
-            if let Poll::Ready(answer) = self.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
-                return Poll::Ready(Some(answer));
-            }
-            if cancelled.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
+        // Put aside where it is, as it is large.
+        let mut outcome = None;
+        std::future::poll_fn(|cx| {
+            let mut poll =
+                |cx: &mut Context<'_>| answer.as_mut().poll(cx).map(|sent| outcome = Some(sent));
+            if self.poll_with(cx, &mut poll).is_ready() || cancelled.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
             }
             // Looked at after the first piece of work: most requests are up by then.
             let progress = Some(upload.map(Upload::progress));
@@ -201,12 +217,12 @@ impl Connection {
                 until = since + wait;
             }
             let timer = timer.get_or_insert_with(|| Timer(Box::pin(sleep_until(until))));
-            timer.poll(cx, until).map(|()| None)
+            timer.poll(cx, until)
         })
         .await;
-        self.timer = timer;
+        self.parts.timer = timer;
 
-        let untouched = self.budget.lift() == allowance;
+        let untouched = self.parts.budget.lift() == allowance;
         match outcome {
             Some(Ok(response)) => Ok(response),
             Some(Err(mut error)) => match error.take_message() {
@@ -226,15 +242,15 @@ impl Connection {
     pub(crate) async fn into_upgraded(mut self) -> (Metered, Bytes) {
         std::future::poll_fn(|cx| {
             self.poll_drive(cx);
-            if self.finished {
+            if self.parts.finished {
                 Poll::Ready(())
             } else {
                 Poll::Pending
             }
         })
         .await;
-        let parts = (*self.driver).into_parts();
-        (parts.io.into_inner(), parts.read_buf)
+        let ended = self.parts.driver.into_parts();
+        (ended.io.into_inner(), ended.read_buf)
     }
 }
 

@@ -84,7 +84,7 @@ impl Forwarder {
             prepare(&mut parts.headers);
         }
         let body = UpstreamBody::new(body, upstream.limits().max_request_body);
-        let request = Request::from_parts(parts, body);
+        let request = Box::new(Request::from_parts(parts, body));
 
         let Answer { response, lease } = upstream
             // A handshake is no activity: what comes back by itself would keep itself awake.

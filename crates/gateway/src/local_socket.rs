@@ -16,7 +16,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::unix::pipe;
 
-use crate::transport::Gathered;
+use crate::transport::gathered;
 
 /// Most bytes of one read.
 const READ: usize = 16 << 10;
@@ -130,8 +130,8 @@ impl AsyncWrite for LocalSocket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(gathered) = Gathered::of(pieces) {
-            return self.poll_write(cx, gathered.as_slice());
+        if let Some(written) = gathered(pieces, |all| self.as_mut().poll_write(cx, all)) {
+            return written;
         }
         self.poll_send(cx, |socket| {
             let mut nothing = SendAncillaryBuffer::default();

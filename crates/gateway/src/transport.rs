@@ -1,5 +1,6 @@
 //! The byte streams beneath HTTP.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,35 +17,25 @@ use crate::LocalSocket;
 /// telling the kernel of each.
 const GATHERED: usize = 2048;
 
-/// Small pieces of what is to be written, one behind the other.
-pub(crate) struct Gathered {
-    bytes: [u8; GATHERED],
-    length: usize,
+thread_local! {
+    /// Where pieces are gathered: no more than [`GATHERED`] bytes, kept for the next ones.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-impl Gathered {
-    /// Copies the pieces. `None`: they are too many bytes, or one piece alone.
-    pub(crate) fn of(pieces: &[io::IoSlice<'_>]) -> Option<Self> {
-        if pieces.len() < 2 {
-            return None;
-        }
-        let mut gathered = Self {
-            bytes: [0; GATHERED],
-            length: 0,
-        };
-        for piece in pieces {
-            let end = gathered.length + piece.len();
-            let place = gathered.bytes.get_mut(gathered.length..end)?;
-            place.copy_from_slice(piece);
-            gathered.length = end;
-        }
-        Some(gathered)
+/// Has pieces written as one. `None`: they are too many bytes, or one piece alone.
+pub(crate) fn gathered<T>(pieces: &[io::IoSlice<'_>], write: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+    if pieces.len() < 2 || length > GATHERED {
+        return None;
     }
-
-    /// All of them.
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
+    let mut bytes = ROOM.take();
+    bytes.clear();
+    for piece in pieces {
+        bytes.extend_from_slice(piece);
     }
+    let written = write(&bytes);
+    ROOM.set(bytes);
+    Some(written)
 }
 
 /// A connection to an upstream.
@@ -147,8 +138,8 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(gathered) = Gathered::of(bufs) {
-            return self.poll_write(cx, gathered.as_slice());
+        if let Some(written) = gathered(bufs, |all| self.as_mut().poll_write(cx, all)) {
+            return written;
         }
         match &mut self.transport {
             Transport::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
@@ -190,7 +181,7 @@ mod tests {
     fn small_pieces_are_gathered_and_large_ones_are_not_copied() {
         let pieces = |pieces: &[&'static [u8]]| {
             let pieces: Vec<_> = pieces.iter().map(|piece| io::IoSlice::new(piece)).collect();
-            Gathered::of(&pieces).map(|gathered| gathered.as_slice().to_vec())
+            gathered(&pieces, <[u8]>::to_vec)
         };
         assert_eq!(pieces(&[b"a", b"", b"bc"]).unwrap(), b"abc");
         assert_eq!(pieces(&[&[7; 2000], &[8; 48]]).unwrap().len(), 2048);

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use tokio_util::sync::CancellationToken;
 
@@ -189,9 +190,9 @@ impl Provider {
         self.inner.upstream.activity()
     }
 
-    /// Sends one request. `rest` is what follows `/provider/v1/{name}` in the path exactly
-    /// as it arrived, still percent-encoded, with or without its leading slash; the query
-    /// comes from `request`. `cancel` ends with the caller's right to call (its start, its
+    /// Sends one request. `rest` is what
+    /// follows `/provider/v1/{name}` in the path exactly as it arrived, still percent-encoded,
+    /// with or without its leading slash; the query comes from the head. `cancel` ends with the caller's right to call (its start, its
     /// token) and cuts the exchange at once.
     ///
     /// Of the caller's headers only an allowlist goes up; its `Authorization`, `x-api-key`,
@@ -201,12 +202,13 @@ impl Provider {
     /// [`ForwardError`]; a path that would leave the base URL is refused.
     pub async fn send(
         &self,
-        request: &Request<Bytes>,
+        head: &Parts,
+        body: &Bytes,
         rest: &str,
         cancel: &CancellationToken,
     ) -> Result<Response<ReplyBody>, ForwardError> {
         let inner = &*self.inner;
-        let (method, body) = (request.method(), request.body());
+        let method = &head.method;
         if method == Method::CONNECT || method == Method::TRACE {
             return Err(ForwardError::Refused(Refusal::Method));
         }
@@ -216,11 +218,11 @@ impl Provider {
         }
         let uri = inner
             .base
-            .join(rest, request.uri().query())
+            .join(rest, head.uri.query())
             .map_err(ForwardError::Refused)?;
         let key = self.key();
         let headers = headers::request(
-            request.headers(),
+            &head.headers,
             inner.kind,
             &inner.host,
             key.as_ref(),
@@ -229,7 +231,7 @@ impl Provider {
         )
         .map_err(ForwardError::Refused)?;
         let body = UpstreamBody::new(RequestBody::from(body.clone()), limit);
-        let mut up = Request::new(body);
+        let mut up = Box::new(Request::new(body));
         *up.method_mut() = method.clone();
         *up.uri_mut() = uri;
         *up.headers_mut() = headers;

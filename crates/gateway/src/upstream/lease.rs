@@ -129,7 +129,7 @@ impl Upstream {
     /// `cancel` cuts this exchange; without one it is the end of the upstream that does.
     pub(crate) async fn exchange(
         &self,
-        mut request: Request<UpstreamBody>,
+        mut request: Box<Request<UpstreamBody>>,
         cancel: Option<CancellationToken>,
         counts: bool,
         upgrade: bool,
@@ -176,9 +176,9 @@ impl Upstream {
                 }
                 // A connection that had idled was closed by the other end meanwhile. What
                 // was never sent, or can safely be said twice, is sent on the next one.
-                Err(Failure::Unsent(unsent)) if !fresh => request = *unsent,
+                Err(Failure::Unsent(unsent)) if !fresh => request = unsent,
                 Err(Failure::ClosedUnanswered(error)) => match repeat {
-                    Some(repeat) => request = repeat.request(),
+                    Some(repeat) => request = Box::new(repeat.request()),
                     None => return Err(ForwardError::Closed(Some(error))),
                 },
                 Err(Failure::Unsent(_)) => return Err(ForwardError::Closed(None)),

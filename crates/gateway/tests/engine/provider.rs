@@ -43,6 +43,16 @@ where
     Remote { base, accepted }
 }
 
+async fn send(
+    provider: &Provider,
+    request: &Request<Bytes>,
+    rest: &str,
+    right: &CancellationToken,
+) -> Result<http::Response<gateway::provider::ReplyBody>, ForwardError> {
+    let (head, body) = request.clone().into_parts();
+    provider.send(&head, &body, rest, right).await
+}
+
 fn config(base: &str) -> ProviderConfig {
     ProviderConfig {
         name: "acme".to_owned(),
@@ -96,9 +106,14 @@ async fn a_call_goes_up_with_our_key_only_and_comes_down_clean() {
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
     for _ in 0..3 {
-        let reply = within(provider.send(&post(r#"{"model":"m-1"}"#), "chat/completions", &right))
-            .await
-            .unwrap();
+        let reply = within(send(
+            &provider,
+            &post(r#"{"model":"m-1"}"#),
+            "chat/completions",
+            &right,
+        ))
+        .await
+        .unwrap();
         assert_eq!(reply.status(), StatusCode::UNAUTHORIZED);
         let headers = reply.headers().clone();
         let mut names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
@@ -135,7 +150,7 @@ async fn paths_that_leave_the_base_never_leave_the_gateway() {
         "a%2f..%2fb",
         "http://evil.example/",
     ] {
-        match provider.send(&post(""), rest, &right).await {
+        match send(&provider, &post(""), rest, &right).await {
             Err(ForwardError::Refused(Refusal::Path)) => {}
             other => panic!("{rest}: {other:?}"),
         }
@@ -155,7 +170,7 @@ async fn redirects_are_not_followed() {
         let _ = stream.read(&mut [0; 1]).await;
     });
     let provider = Provider::new(config(&remote.base)).unwrap();
-    let error = within(provider.send(&post("{}"), "x", &CancellationToken::new()))
+    let error = within(send(&provider, &post("{}"), "x", &CancellationToken::new()))
         .await
         .unwrap_err();
     assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
@@ -182,7 +197,7 @@ async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
     let (one, two) = (CancellationToken::new(), CancellationToken::new());
     let mut bodies = Vec::new();
     for right in [&one, &two] {
-        let reply = within(provider.send(&post("{}"), "x", right))
+        let reply = within(send(&provider, &post("{}"), "x", right))
             .await
             .unwrap();
         let mut body = reply.into_body();
@@ -199,7 +214,7 @@ async fn the_end_of_a_right_cuts_its_stream_and_no_other() {
     assert!(ended.try_recv().is_err());
     bodies.clear();
     assert_eq!(within(ended.recv()).await, Some(1));
-    let error = provider.send(&post("{}"), "x", &one).await.unwrap_err();
+    let error = send(&provider, &post("{}"), "x", &one).await.unwrap_err();
     assert!(matches!(error, ForwardError::Ended), "{error:?}");
 }
 
@@ -210,7 +225,7 @@ async fn bytes_that_nobody_asked_for_end_a_connection() {
         let provider = Provider::new(config).unwrap();
         for expected in ["0", "1", "1"] {
             let request = Request::get("/").body(Bytes::new()).unwrap();
-            let reply = within(provider.send(&request, "models", &right))
+            let reply = within(send(&provider, &request, "models", &right))
                 .await
                 .unwrap();
             assert_eq!(reply.collect().await.unwrap().to_bytes(), expected);
@@ -234,8 +249,7 @@ async fn a_body_over_the_limit_and_a_host_that_is_not_there_are_told_apart() {
     });
     let provider = Provider::new(config(&remote.base)).unwrap();
     let right = CancellationToken::new();
-    let error = provider
-        .send(&post(vec![b'x'; (4 << 20) + 1]), "x", &right)
+    let error = send(&provider, &post(vec![b'x'; (4 << 20) + 1]), "x", &right)
         .await
         .unwrap_err();
     assert!(matches!(error, ForwardError::TooLarge { .. }), "{error:?}");
@@ -244,7 +258,7 @@ async fn a_body_over_the_limit_and_a_host_that_is_not_there_are_told_apart() {
     let base = format!("http://{}", nobody.local_addr().unwrap());
     drop(nobody);
     let provider = Provider::new(config(&base)).unwrap();
-    let error = provider.send(&post("{}"), "x", &right).await.unwrap_err();
+    let error = send(&provider, &post("{}"), "x", &right).await.unwrap_err();
     assert!(matches!(error, ForwardError::Unreachable(_)), "{error:?}");
     assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
 }
@@ -331,13 +345,13 @@ async fn tls_is_verified_against_the_configured_roots() {
         let base = format!("https://{host}:{port}/v1");
         let provider = Provider::new(config_of_tls(&base)).unwrap();
         for _ in 0..2 {
-            let reply = within(provider.send(&get(), "models", &right))
+            let reply = within(send(&provider, &get(), "models", &right))
                 .await
                 .unwrap();
             assert_eq!(reply.collect().await.unwrap().to_bytes(), "ok");
         }
         let provider = Provider::new(config(&base)).unwrap();
-        let error = provider.send(&get(), "models", &right).await.unwrap_err();
+        let error = send(&provider, &get(), "models", &right).await.unwrap_err();
         assert!(
             matches!(&error, ForwardError::Unreachable(ConnectError::Tls { .. })),
             "{error:?}"
@@ -373,7 +387,7 @@ async fn a_request_in_the_middle_of_its_upload_is_cut_with_its_right() {
         reached.recv().await.unwrap();
     };
     let (outcome, ()) =
-        within(async { tokio::join!(provider.send(&request, "x", &right), cut) }).await;
+        within(async { tokio::join!(send(&provider, &request, "x", &right), cut) }).await;
     assert!(matches!(outcome, Err(ForwardError::Ended)), "{outcome:?}");
 }
 
@@ -383,7 +397,7 @@ async fn end_of(
     read: impl AsyncFnOnce(gateway::provider::ReplyBody),
 ) -> gateway::provider::ReplyEnd {
     let (told, ended) = tokio::sync::oneshot::channel();
-    let reply = within(provider.send(&post("{}"), "x", &CancellationToken::new()))
+    let reply = within(send(provider, &post("{}"), "x", &CancellationToken::new()))
         .await
         .unwrap();
     let body = reply.into_body().on_end(move |end| {
@@ -536,7 +550,7 @@ async fn a_reply_that_its_client_does_not_take_is_ended() {
         let provider = Provider::new(config).unwrap();
         let (told, ended) = tokio::sync::oneshot::channel();
         let right = CancellationToken::new();
-        let reply = within(provider.send(&post("{}"), "x", &right))
+        let reply = within(send(&provider, &post("{}"), "x", &right))
             .await
             .unwrap();
         let mut body = reply.into_body().on_end(move |end| {
@@ -581,7 +595,7 @@ async fn a_reply_that_is_compressed_unasked_is_refused() {
     let remote =
         answering("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx");
     let provider = Provider::new(config(&remote.base)).unwrap();
-    let error = within(provider.send(&post("{}"), "x", &CancellationToken::new()))
+    let error = within(send(&provider, &post("{}"), "x", &CancellationToken::new()))
         .await
         .unwrap_err();
     assert_eq!(error.status(), StatusCode::BAD_GATEWAY);
@@ -613,7 +627,7 @@ async fn another_key_is_used_from_the_next_call_on() {
         if let Some(key) = key {
             provider.set_key(Some(ProviderKey::new(key).unwrap()));
         }
-        let reply = within(provider.send(&post("{}"), "x", &right))
+        let reply = within(send(&provider, &post("{}"), "x", &right))
             .await
             .unwrap();
         reply.collect().await.unwrap();
@@ -646,8 +660,7 @@ async fn a_name_that_stands_for_a_private_address_is_not_connected_to() {
                 continue;
             }
         };
-        let error = provider
-            .send(&post("{}"), "x", &CancellationToken::new())
+        let error = send(&provider, &post("{}"), "x", &CancellationToken::new())
             .await
             .unwrap_err();
         let ForwardError::Unreachable(ConnectError::Tcp { source, .. }) = error else {

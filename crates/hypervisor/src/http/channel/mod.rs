@@ -18,6 +18,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use axum::body::Body;
 use axum::response::Response;
 use gateway::LocalSocket;
 use http::request::Parts;
@@ -30,6 +31,8 @@ use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use types::{CommandId, ID_LENGTH, RequestId};
+
+use linger::Rest;
 
 use crate::actor::{Actor, Grant, Via};
 use crate::error::Error;
@@ -178,8 +181,10 @@ async fn serve_connection(channel: Arc<Channel>, stream: LocalSocket) {
     let service = service_fn(move |request: Request<Incoming>| {
         let (channel, exchange) = (Arc::clone(&channel), Arc::clone(&exchange));
         async move {
-            let request = request.map(|body| exchange.request(body));
-            let response = answer(&channel, request).await;
+            let (mut head, body) = request.into_parts();
+            let (body, rest) = linger::lend(exchange.request(body));
+            // Lent from here on: it is large, and few have to have it as their own.
+            let response = answer(&channel, &mut head, body, rest).await;
             Ok::<_, Infallible>(response.map(|body| exchange.reply(body)))
         }
     });
@@ -195,18 +200,21 @@ async fn serve_connection(channel: Arc<Channel>, stream: LocalSocket) {
     }
 }
 
-async fn answer(channel: &Channel, request: Request<presence::Request>) -> Response {
+async fn answer(
+    channel: &Channel,
+    head: &mut Parts,
+    body: Body,
+    rest: Rest<presence::Request>,
+) -> Response {
     let request_id = RequestId::generate();
-    let (head, body) = request.into_parts();
-    let (body, rest) = linger::lend(body);
     // A client that asks before it sends is not to be told to go on.
     let asks_first = head.headers.contains_key(header::EXPECT);
     // Neither path nor query: the provider part of a path is the sandbox's own text.
     let mut pattern = "-";
-    let mut response = match admit(channel, &head, request_id).await {
+    let mut response = match admit(channel, head, request_id).await {
         Ok((route, actor)) => {
             pattern = route.pattern();
-            handlers::handle(channel, &route, &actor, Request::from_parts(head, body)).await
+            handlers::handle(channel, &route, &actor, head, body).await
         }
         Err(refusal) => {
             drop(body);
@@ -246,7 +254,7 @@ async fn admit(
     head: &Parts,
     request_id: RequestId,
 ) -> Result<(paths::Route, Actor), Response> {
-    let refuse = |error: &Error| refusal(error, request_id, head.uri.path());
+    let refuse = |error: &Error| refusal(error, request_id, paths::is_for_models(head.uri.path()));
     let route = paths::route(&head.method, &head.uri).ok_or_else(|| {
         channel.plane.metrics.channel_refusal("path");
         refuse(&Error::NotFound("path on this channel"))
@@ -343,8 +351,8 @@ async fn report(channel: &Channel, actor: &Actor, route: &paths::Route, misuse: 
 
 /// A problem as a response on this channel. Where stock SDKs call it has the member that they
 /// show their users, too.
-fn refusal(error: &Error, request_id: RequestId, path: &str) -> Response {
-    if !paths::is_for_models(path) {
+fn refusal(error: &Error, request_id: RequestId, for_models: bool) -> Response {
+    if !for_models {
         return problem::response(error, Some(request_id));
     }
     problem::extended(error, request_id, "error", |problem| {

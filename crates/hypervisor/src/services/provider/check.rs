@@ -213,13 +213,17 @@ impl Providers {
             status: 0,
             right: right.clone(),
         });
-        let mut request = Request::new(body.into());
-        *request.method_mut() = Method::POST;
-        request.headers_mut().insert(
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.method = Method::POST;
+        head.headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
         );
-        match place.upstream.send(&request, &path, &right).await {
+        match place
+            .upstream
+            .send(&head, &body.into(), &path, &right)
+            .await
+        {
             Ok(reply) => {
                 let status = reply.status();
                 bill.status = status.as_u16();

@@ -30,7 +30,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use gateway::provider as upstream;
 use gateway::provider::{Form, Shape, ShapeError};
-use http::{HeaderMap, HeaderValue, Request, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
 use serde_json::Value;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{CommandId, RequestId, SandboxId, UserId};
@@ -334,7 +335,8 @@ impl Providers {
         &self,
         caller: &Caller,
         called: Called<'_>,
-        request: Request<Body>,
+        head: &mut Parts,
+        body: Body,
         request_id: RequestId,
         cancel: &CancellationToken,
     ) -> Response {
@@ -349,7 +351,8 @@ impl Providers {
                         Some(entry),
                         entry.config.kind,
                         rest,
-                        request,
+                        head,
+                        body,
                         request_id,
                         cancel,
                     )
@@ -363,7 +366,7 @@ impl Providers {
             Called::Model { kind, rest } => (
                 kind,
                 self.serve(
-                    &catalogue, caller, None, kind, rest, request, request_id, cancel,
+                    &catalogue, caller, None, kind, rest, head, body, request_id, cancel,
                 )
                 .await,
             ),
@@ -401,21 +404,21 @@ impl Providers {
         named: Option<&Entry>,
         kind: ProviderKind,
         rest: &str,
-        request: Request<Body>,
+        head: &mut Parts,
+        body: Body,
         request_id: RequestId,
         cancel: &CancellationToken,
     ) -> Result<Response, CallError> {
         let began = Instant::now();
-        let (mut parts, body) = request.into_parts();
-        if let (Some(entry), Some(name)) = (named, paths::listing(kind, &parts.method, rest)) {
+        if let (Some(entry), Some(name)) = (named, paths::listing(kind, &head.method, rest)) {
             return listing::answer(&entry.config, name);
         }
         let tables = match named {
             Some(entry) => Tables::Of(&entry.config),
             None => Tables::All(catalogue.of_kind(kind).map(|entry| &entry.config)),
         };
-        let names = paths::admit(kind, tables, &parts, rest)?;
-        let announced = parts
+        let names = paths::admit(kind, tables, head, rest)?;
+        let announced = head
             .headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok())
@@ -425,22 +428,22 @@ impl Providers {
             .hold(body, announced, &caller.share, cancel)
             .await?;
         let (call, held) = if names == Names::Nowhere || held.body.len() <= READ_AT_ONCE {
-            (read(names, &parts.headers, &held.body)?, held)
+            (read(names, &head.headers, &held.body)?, held)
         } else {
             let body = held.body.clone();
-            read_aside(names, &parts.headers, body, held).await?
+            read_aside(names, &head.headers, body, held).await?
         };
         if call.is_json {
             // As what it was read it goes up: one who took it for a form might read another model.
             let json = HeaderValue::from_static("application/json");
-            parts.headers.insert(header::CONTENT_TYPE, json);
+            head.headers.insert(header::CONTENT_TYPE, json);
         }
         let mut choices = catalogue.choose(named, kind, call.model.as_deref())?;
         // Of all that may take it each has a table of its own.
         let admitted = |choice: &Choice<'_>| {
             let provider = &choice.entry.config;
-            paths::admit_path(provider, &parts.method, rest)?;
-            paths::admit_query(provider, parts.uri.query().unwrap_or_default())
+            paths::admit_path(provider, &head.method, rest)?;
+            paths::admit_query(provider, head.uri.query().unwrap_or_default())
         };
         choices.first().map_or(Ok(()), admitted)?;
         choices.retain(|choice| admitted(choice).is_ok());
@@ -472,7 +475,7 @@ impl Providers {
             max_output: call.max_output,
             admissions: Vec::new(),
             slot: Some(slot),
-            free: paths::is_free(kind, &parts.method, rest),
+            free: paths::is_free(kind, &head.method, rest),
             sent: false,
             status: 0,
             right: cancel.clone(),
@@ -488,7 +491,8 @@ impl Providers {
         send::send(
             &choices,
             &call,
-            Request::from_parts(parts, held.body.clone()),
+            head,
+            &held.body,
             rest,
             amount,
             bill,

@@ -1,6 +1,7 @@
 //! Sending a call: in turn to each place of each provider that may take it, again when that
 //! may help, and never once a byte of a reply has gone to the client.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ use bytes::Bytes;
 use gateway::provider::{Outcome, ReplyBody, ReplyEnd, UsageMeter};
 use gateway::{ConnectError, ForwardError, Refusal};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, Request, StatusCode};
+use http::request::Parts;
+use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
 
@@ -113,6 +115,13 @@ impl Attempt {
     }
 }
 
+/// What goes up to one provider.
+struct Up<'a> {
+    head: &'a Parts,
+    body: Bytes,
+    target: Cow<'a, str>,
+}
+
 /// The attempt that is answered with if none does better, and who made it.
 struct Last<'a> {
     attempt: Attempt,
@@ -128,7 +137,8 @@ struct Last<'a> {
 pub(super) async fn send(
     choices: &[Choice<'_>],
     call: &Call,
-    mut request: Request<Bytes>,
+    head: &Parts,
+    body: &Bytes,
     rest: &str,
     amount: Amount,
     mut bill: Box<Bill>,
@@ -137,7 +147,6 @@ pub(super) async fn send(
     cancel: &CancellationToken,
 ) -> Result<Response, CallError> {
     refuse_routing(choices, call)?;
-    let body = request.body().clone();
     let mut last: Option<Last<'_>> = None;
     let mut limited: Option<Limited> = None;
     let ours = bill.admissions.len();
@@ -155,11 +164,11 @@ pub(super) async fn send(
         charge(&mut bill, choice);
         bill.sent = true;
         if choice.entry.places.is_empty() {
-            return Ok(answer_demo(&request, rest, bill, clock).await);
+            return Ok(answer_demo(&head.method, body, rest, bill, clock).await);
         }
-        let (target, body) = rename(choice, call, rest, &body);
-        *request.body_mut() = body;
-        let answered = attempts(choice, &request, &target, &mut last, clock, now_ms, cancel).await;
+        let (target, body) = rename(choice, call, rest, body);
+        let going = Up { head, body, target };
+        let answered = attempts(choice, &going, &mut last, clock, now_ms, cancel).await;
         if let Some(last) = &mut last
             && std::ptr::eq(last.choice, choice)
         {
@@ -209,8 +218,7 @@ fn charge(bill: &mut Bill, choice: &Choice<'_>) {
 /// Tries the places of one provider. `true`: what is in `last` is the answer.
 async fn attempts<'a>(
     choice: &'a Choice<'a>,
-    request: &Request<Bytes>,
-    target: &str,
+    going: &Up<'_>,
     last: &mut Option<Last<'a>>,
     clock: &Clock,
     now_ms: i64,
@@ -254,7 +262,11 @@ async fn attempts<'a>(
                 place
             }
         };
-        let attempt = match place.upstream.send(request, target, cancel).await {
+        let attempt = match place
+            .upstream
+            .send(going.head, &going.body, &going.target, cancel)
+            .await
+        {
             Ok(reply) => Attempt::Reply(Box::new(reply)),
             Err(error) => Attempt::Failed(error),
         };
@@ -325,22 +337,27 @@ fn cause(error: &ForwardError) -> String {
 }
 
 /// The path and the body with the model's configured name in them, where an alias was used.
-fn rename(choice: &Choice<'_>, call: &Call, rest: &str, body: &Bytes) -> (String, Bytes) {
+fn rename<'a>(
+    choice: &Choice<'_>,
+    call: &Call,
+    rest: &'a str,
+    body: &Bytes,
+) -> (Cow<'a, str>, Bytes) {
     let (Some(wanted), Some(asked)) = (choice.model, call.model.as_deref()) else {
-        return (rest.to_owned(), body.clone());
+        return (rest.into(), body.clone());
     };
     if wanted == asked {
-        return (rest.to_owned(), body.clone());
+        return (rest.into(), body.clone());
     }
     if let Some(shape) = &call.shape {
-        return (rest.to_owned(), shape.with_model(body, wanted));
+        return (rest.into(), shape.with_model(body, wanted));
     }
     if let Some(form) = &call.form {
-        return (rest.to_owned(), form.with_model(body, wanted));
+        return (rest.into(), form.with_model(body, wanted));
     }
     let target = match paths::model_in(choice.entry.config.kind, rest) {
-        Some((before, _, after)) => format!("{before}{}{after}", paths::encoded(wanted)),
-        None => rest.to_owned(),
+        Some((before, _, after)) => format!("{before}{}{after}", paths::encoded(wanted)).into(),
+        None => rest.into(),
     };
     (target, body.clone())
 }
@@ -366,20 +383,20 @@ fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
 
 /// The demo answers at once and in whole.
 async fn answer_demo(
-    request: &Request<Bytes>,
+    method: &Method,
+    body: &Bytes,
     rest: &str,
     mut bill: Box<Bill>,
     clock: &Clock,
 ) -> Response {
     let began = Instant::now();
-    let body = request.body();
     if body.len() > demo::MAX_REQUEST {
         let limit = demo::MAX_REQUEST;
         bill.sent = false;
         return Error::TooLarge(format!("the demo provider reads at most {limit} bytes"))
             .into_response();
     }
-    let response = demo::respond(request.method(), rest, body, clock.now_ms() / 1000);
+    let response = demo::respond(method, rest, body, clock.now_ms() / 1000);
     let (head, reply) = response.into_parts();
     let Ok(reply) = reply.collect().await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();

@@ -143,10 +143,12 @@ impl Bed {
     }
 
     async fn send(&self, called: Called<'_>, request: Request<Body>) -> Response {
+        let (mut head, body) = request.into_parts();
         within(self.providers.call(
             &self.caller,
             called,
-            request,
+            &mut head,
+            body,
             RequestId::generate(),
             &self.right,
         ))
