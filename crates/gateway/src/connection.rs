@@ -14,6 +14,7 @@ use rustix::net::RecvFlags;
 use tokio::runtime::{self, Handle};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
+use types::SandboxId;
 
 use crate::body::{Upload, UploadState, UpstreamBody};
 use crate::relay::Relay;
@@ -46,6 +47,8 @@ struct Parts {
     timer: Option<Timer>,
     /// A second descriptor of a TCP connection, to look for bytes that nobody asked for.
     probe: Option<OwnedFd>,
+    /// Whose exchange the last one was, where different sandboxes use the connection.
+    served: Option<SandboxId>,
 }
 
 /// A timer that is kept from one exchange to the next, and moved on only once it has run out:
@@ -104,6 +107,7 @@ impl Connection {
                 budget,
                 timer: None,
                 probe,
+                served: None,
             }),
             idle_since: now,
             home: Handle::current().id(),
@@ -147,20 +151,26 @@ impl Connection {
         self.is_free()
     }
 
-    /// Whether a connection that has rested may be used. One that has received bytes that nobody
-    /// asked for is not open any more: a reply sent before its request must never answer the
-    /// next one (threats, "a reply before the request"). What the runtime knows of such bytes, or
-    /// of the connection's end, [`Self::round_trip`] is told before it writes anything.
-    pub(crate) fn may_be_used(&self) -> bool {
-        self.is_free() && self.is_quiet()
+    /// Whether a connection that has rested may be used by `caller`. One that has received bytes
+    /// that nobody asked for is not open any more: a reply sent before its request must never
+    /// answer the next one (threats, "a reply before the request").
+    ///
+    /// What the runtime knows of such bytes, or of the connection's end, [`Self::round_trip`] is
+    /// told before it writes anything. What has arrived since the runtime last looked, some dozen
+    /// microseconds ago, the kernel alone knows: it is asked before a connection goes from one
+    /// sandbox to another. Bytes that are still on their way nobody can see.
+    pub(crate) fn may_be_used(&self, caller: Option<SandboxId>) -> bool {
+        let same = caller.is_some() && self.parts.served == caller;
+        self.is_free() && (same || self.is_quiet())
     }
 
     fn is_free(&self) -> bool {
         !self.parts.finished && self.parts.sender.is_ready()
     }
 
-    /// Lets go of the task that has used the connection.
-    pub(crate) fn rest(&mut self, now: Instant) {
+    /// Lets go of the task that has used the connection for `caller`.
+    pub(crate) fn rest(&mut self, caller: Option<SandboxId>, now: Instant) {
+        self.parts.served = caller;
         self.idle_since = now;
         self.parts.relay.rest();
     }

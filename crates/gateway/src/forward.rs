@@ -10,7 +10,7 @@ use crate::body::UpstreamBody;
 use crate::headers::{
     check_framing, clean_request, clean_response, forwarded_uri, is_service_worker_script,
 };
-use crate::upstream::{Answer, Lease};
+use crate::upstream::{Answer, Lease, Terms};
 use crate::websocket::{SocketTag, Tunnel, TunnelEnds, check_answer, prepare, wants_websocket};
 use crate::{
     ForwardError, HeaderRules, Refusal, RequestBody, ResponseBody, ServiceWorkers, Upstream,
@@ -90,9 +90,11 @@ impl Forwarder {
             // A handshake is no activity: what comes back by itself would keep itself awake.
             .exchange(
                 request,
-                None,
-                rules.counts_as_activity && !websocket,
-                websocket,
+                Terms {
+                    counts: rules.counts_as_activity && !websocket,
+                    upgrade: websocket,
+                    ..Terms::default()
+                },
             )
             .await?;
         let (mut parts, incoming) = response.into_parts();

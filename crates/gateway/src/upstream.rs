@@ -17,7 +17,7 @@ use crate::{Activity, AppSocket, Limits};
 
 pub use connect::PortConnector;
 pub(crate) use connect::{ProviderAddress, Target};
-pub(crate) use lease::{Answer, Lease};
+pub(crate) use lease::{Answer, Lease, Terms};
 use pool::Pool;
 
 /// Where requests of one start of a sandbox (or to one provider) go. Cheap to clone.

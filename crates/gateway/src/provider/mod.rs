@@ -24,9 +24,10 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use tokio_util::sync::CancellationToken;
+use types::SandboxId;
 
 use crate::body::UpstreamBody;
-use crate::upstream::{Answer, Target, Upstream};
+use crate::upstream::{Answer, Target, Terms, Upstream};
 use crate::{Activity, ForwardError, Limits, Refusal, RequestBody};
 
 pub use form::{Form, FormError};
@@ -192,7 +193,8 @@ impl Provider {
 
     /// Sends one request. `rest` is what
     /// follows `/provider/v1/{name}` in the path exactly as it arrived, still percent-encoded,
-    /// with or without its leading slash; the query comes from the head. `cancel` ends with the caller's right to call (its start, its
+    /// with or without its leading slash; the query comes from the head. `caller` is who calls,
+    /// where it is a sandbox. `cancel` ends with the caller's right to call (its start, its
     /// token) and cuts the exchange at once.
     ///
     /// Of the caller's headers only an allowlist goes up; its `Authorization`, `x-api-key`,
@@ -205,6 +207,7 @@ impl Provider {
         head: &Parts,
         body: &Bytes,
         rest: &str,
+        caller: Option<SandboxId>,
         cancel: &CancellationToken,
     ) -> Result<Response<ReplyBody>, ForwardError> {
         let inner = &*self.inner;
@@ -237,8 +240,16 @@ impl Provider {
         *up.headers_mut() = headers;
         let Answer { response, lease } = inner
             .upstream
-            // Nobody asks when a provider was last of use.
-            .exchange(up, Some(cancel.clone()), false, false)
+            .exchange(
+                up,
+                Terms {
+                    cancel: Some(cancel.clone()),
+                    caller,
+                    // Nobody asks when a provider was last of use.
+                    counts: false,
+                    upgrade: false,
+                },
+            )
             .await?;
 
         let (mut parts, incoming) = response.into_parts();

@@ -10,6 +10,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use types::SandboxId;
 
 use super::Upstream;
 use crate::body::UpstreamBody;
@@ -27,6 +28,19 @@ pub(crate) struct Answer {
     pub(crate) lease: Lease,
 }
 
+/// What an exchange is for.
+#[derive(Default)]
+pub(crate) struct Terms {
+    /// Cuts it; without one it is the end of the upstream that does.
+    pub(crate) cancel: Option<CancellationToken>,
+    /// Whose it is, where several sandboxes share connections.
+    pub(crate) caller: Option<SandboxId>,
+    /// Whether it is activity of the upstream.
+    pub(crate) counts: bool,
+    /// Whether the other end may switch protocols.
+    pub(crate) upgrade: bool,
+}
+
 /// The right to one exchange, and its connection once there is one. Dropping it closes the
 /// connection; [`Self::give_back`] returns it to the pool.
 pub(crate) struct Lease {
@@ -37,9 +51,7 @@ pub(crate) struct Lease {
 /// The right to one exchange.
 struct Admission {
     upstream: Upstream,
-    /// Cancels this exchange; the upstream's own end does so for a sandbox's app.
-    cancel: Option<CancellationToken>,
-    counts: bool,
+    terms: Terms,
 }
 
 impl Drop for Admission {
@@ -51,7 +63,7 @@ impl Drop for Admission {
 
 impl Admission {
     fn cancellation(&self) -> &CancellationToken {
-        self.cancel.as_ref().unwrap_or(self.upstream.ended())
+        self.terms.cancel.as_ref().unwrap_or(self.upstream.ended())
     }
 }
 
@@ -81,7 +93,7 @@ impl Lease {
 
     /// Whether what goes on is activity of the upstream.
     pub(crate) fn counts(&self) -> bool {
-        self.admission.counts
+        self.admission.terms.counts
     }
 
     pub(crate) fn touch(&self, now: std::time::Instant) {
@@ -117,24 +129,21 @@ impl Lease {
     /// Returns the connection to the pool if it is in order, and closes it otherwise.
     pub(crate) fn give_back(mut self, cx: &mut Context<'_>) {
         if self.connection.poll_reusable(cx) {
-            let pool = &self.admission.upstream.inner.pool;
-            pool.put(self.connection, Instant::now());
+            let now = Instant::now();
+            self.connection.rest(self.admission.terms.caller, now);
+            self.admission.upstream.inner.pool.put(self.connection);
         }
     }
 }
 
 impl Upstream {
     /// Sends a request and waits for a response head that may be passed on.
-    ///
-    /// `cancel` cuts this exchange; without one it is the end of the upstream that does.
     pub(crate) async fn exchange(
         &self,
         mut request: Box<Request<UpstreamBody>>,
-        cancel: Option<CancellationToken>,
-        counts: bool,
-        upgrade: bool,
+        terms: Terms,
     ) -> Result<Answer, ForwardError> {
-        let admission = self.admit(cancel, counts).await?;
+        let admission = self.admit(terms).await?;
         let limits = self.limits();
         let upload = request.body().upload();
         if request.body().size_hint().lower() > limits.max_request_body {
@@ -145,7 +154,7 @@ impl Upstream {
         for attempt in 0..=MAX_RESTED_ATTEMPTS {
             let mut now = Instant::now();
             let rested = (attempt < MAX_RESTED_ATTEMPTS)
-                .then(|| self.rested_connection(now))
+                .then(|| self.rested_connection(admission.terms.caller, now))
                 .flatten();
             let fresh = rested.is_none();
             let mut connection = match rested {
@@ -165,7 +174,7 @@ impl Upstream {
                 .await;
             match sent {
                 Ok(response) => {
-                    check_response(&response, upgrade)?;
+                    check_response(&response, admission.terms.upgrade)?;
                     return Ok(Answer {
                         response,
                         lease: Lease {
@@ -188,12 +197,8 @@ impl Upstream {
         Err(ForwardError::Closed(None))
     }
 
-    async fn admit(
-        &self,
-        cancel: Option<CancellationToken>,
-        counts: bool,
-    ) -> Result<Admission, ForwardError> {
-        let cancelled = cancel.as_ref().unwrap_or(self.ended());
+    async fn admit(&self, terms: Terms) -> Result<Admission, ForwardError> {
+        let cancelled = terms.cancel.as_ref().unwrap_or(self.ended());
         if cancelled.is_cancelled() || self.ended().is_cancelled() {
             return Err(ForwardError::Ended);
         }
@@ -201,18 +206,18 @@ impl Upstream {
         self.inner.activity.exchange_opened();
         let admission = Admission {
             upstream: self.clone(),
-            cancel,
-            counts,
+            terms,
         };
-        if counts {
+        if admission.terms.counts {
             self.inner.activity.touch(std::time::Instant::now());
         }
         Ok(admission)
     }
 
     /// A connection from the pool that is still in order. The pool is bounded, so this ends.
-    fn rested_connection(&self, now: Instant) -> Option<Connection> {
-        std::iter::from_fn(|| self.inner.pool.take(now)).find(Connection::may_be_used)
+    fn rested_connection(&self, caller: Option<SandboxId>, now: Instant) -> Option<Connection> {
+        std::iter::from_fn(|| self.inner.pool.take(now))
+            .find(|connection| connection.may_be_used(caller))
     }
 
     async fn connect(&self, cancel: &CancellationToken) -> Result<Connection, ForwardError> {

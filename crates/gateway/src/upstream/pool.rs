@@ -87,8 +87,7 @@ impl Pool {
         (now.saturating_duration_since(newest.idle_since) < self.keep_idle).then_some(newest)
     }
 
-    pub(super) fn put(&self, mut connection: Connection, now: Instant) {
-        connection.rest(now);
+    pub(super) fn put(&self, connection: Connection) {
         let mut idle = self.lock();
         if idle.closed || self.max_idle == 0 {
             return;

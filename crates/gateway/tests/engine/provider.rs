@@ -1,5 +1,6 @@
 //! The provider side.
 
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+use types::SandboxId;
 
 use crate::bed::*;
 
@@ -50,7 +52,7 @@ async fn send(
     right: &CancellationToken,
 ) -> Result<http::Response<gateway::provider::ReplyBody>, ForwardError> {
     let (head, body) = request.clone().into_parts();
-    provider.send(&head, &body, rest, right).await
+    provider.send(&head, &body, rest, None, right).await
 }
 
 fn config(base: &str) -> ProviderConfig {
@@ -240,6 +242,50 @@ async fn bytes_that_nobody_asked_for_end_a_connection() {
         ask(config_of_tls(&format!("https://localhost:{port}"))).await;
         assert_eq!(accepted.load(Ordering::SeqCst), 2, "TLS, {together}");
     }
+}
+
+/// The runtime cannot know yet of what has come since it last looked; the kernel does.
+#[tokio::test]
+async fn what_came_unasked_for_one_sandbox_answers_no_other() {
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    const EVIL: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (sent, is_sent) = std::sync::mpsc::channel();
+    let remote = std::thread::spawn(move || {
+        let answered = || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.extend(byte);
+            }
+            stream.write_all(OK).unwrap();
+            stream
+        };
+        let mut first = answered();
+        gone.recv().unwrap();
+        first.write_all(EVIL).unwrap();
+        sent.send(()).unwrap();
+        answered()
+    });
+    let provider = Provider::new(config(&base)).unwrap();
+    let right = CancellationToken::new();
+    let request = Request::get("/").body(Bytes::new()).unwrap();
+    let (head, none) = request.into_parts();
+    let ask = async |caller| {
+        let reply = provider.send(&head, &none, "models", Some(caller), &right);
+        let body = within(reply).await.unwrap().collect();
+        within(body).await.unwrap().to_bytes()
+    };
+    assert_eq!(ask(SandboxId::generate()).await, "ok");
+    // Until the other one asks nobody looks at what the runtime has to tell.
+    go.send(()).unwrap();
+    is_sent.recv().unwrap();
+    assert_eq!(ask(SandboxId::generate()).await, "ok");
+    drop(remote.join().unwrap());
 }
 
 #[tokio::test]

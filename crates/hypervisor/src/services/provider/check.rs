@@ -221,7 +221,7 @@ impl Providers {
         );
         match place
             .upstream
-            .send(&head, &body.into(), &path, &right)
+            .send(&head, &body.into(), &path, None, &right)
             .await
         {
             Ok(reply) => {

@@ -15,6 +15,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
 use http_body_util::BodyExt;
 use tokio_util::sync::CancellationToken;
+use types::SandboxId;
 
 use super::answer::CallError;
 use super::bill::Bill;
@@ -117,6 +118,7 @@ impl Attempt {
 
 /// What goes up to one provider.
 struct Up<'a> {
+    caller: SandboxId,
     head: &'a Parts,
     body: Bytes,
     target: Cow<'a, str>,
@@ -167,7 +169,12 @@ pub(super) async fn send(
             return Ok(answer_demo(&head.method, body, rest, bill, clock).await);
         }
         let (target, body) = rename(choice, call, rest, body);
-        let going = Up { head, body, target };
+        let going = Up {
+            caller: bill.who.sandbox,
+            head,
+            body,
+            target,
+        };
         let answered = attempts(choice, &going, &mut last, clock, now_ms, cancel).await;
         if let Some(last) = &mut last
             && std::ptr::eq(last.choice, choice)
@@ -264,7 +271,13 @@ async fn attempts<'a>(
         };
         let attempt = match place
             .upstream
-            .send(going.head, &going.body, &going.target, cancel)
+            .send(
+                going.head,
+                &going.body,
+                &going.target,
+                Some(going.caller),
+                cancel,
+            )
             .await
         {
             Ok(reply) => Attempt::Reply(Box::new(reply)),
