@@ -72,7 +72,9 @@ impl BasePath {
     pub(super) fn join(&self, rest: &str, query: Option<&str>) -> Result<Uri, Refusal> {
         let rest = rest.strip_prefix('/').unwrap_or(rest);
         check(rest)?;
-        let mut target = String::with_capacity(self.0.len() + rest.len() + 64);
+        // As long as it will be, with the marks between its parts: then it is kept as it is.
+        let length = self.0.len() + 1 + rest.len() + query.map_or(0, |query| 1 + query.len());
+        let mut target = String::with_capacity(length);
         target.push_str(&self.0);
         if !rest.is_empty() || target.is_empty() {
             target.push('/');

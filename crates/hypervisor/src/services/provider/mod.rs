@@ -462,7 +462,7 @@ impl Providers {
             metrics: Arc::clone(&self.metrics),
             began,
             provider: String::new(),
-            model: "-".to_owned(),
+            model: String::new(),
             operation: metrics::operation(rest),
             price: None,
             // Files are not read by the token.
@@ -489,7 +489,7 @@ impl Providers {
         let amount = expected.filter(|_| !bill.free).unwrap_or_default();
         bill.admissions = caller.admit(amount, now).map_err(CallError::Limited)?;
         send::send(
-            &choices,
+            &mut choices,
             &call,
             head,
             &held.body,
@@ -554,7 +554,7 @@ async fn read_aside<K: Send + 'static>(
 
 fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, CallError> {
     let read = || Shape::read(body).map_err(CallError::Shape);
-    let shape = match names {
+    let mut shape = match names {
         Names::Nowhere => return Ok(Call::default()),
         Names::InPath(model) => {
             let model = paths::decoded(model).ok_or(CallError::NoModel)?;
@@ -594,7 +594,7 @@ fn read(names: Names<'_>, headers: &HeaderMap, body: &[u8]) -> Result<Call, Call
         },
     };
     Ok(Call {
-        model: Some(shape.model.clone().ok_or(CallError::NoModel)?),
+        model: Some(shape.model.take().ok_or(CallError::NoModel)?),
         max_output: shape.max_output_tokens,
         routing: shape.routing,
         shape: Some(shape),

@@ -137,7 +137,7 @@ struct Last<'a> {
     reason = "one call and what is known about it"
 )]
 pub(super) async fn send(
-    choices: &[Choice<'_>],
+    choices: &mut [Choice<'_>],
     call: &Call,
     head: &Parts,
     body: &Bytes,
@@ -152,7 +152,8 @@ pub(super) async fn send(
     let mut last: Option<Last<'_>> = None;
     let mut limited: Option<Limited> = None;
     let ours = bill.admissions.len();
-    for choice in in_order(choices, now_ms) {
+    put_in_order(choices, now_ms);
+    for choice in &*choices {
         // A provider that is at its own bounds is passed over.
         bill.admissions.truncate(ours);
         match choice.entry.account.admit(amount, now_ms) {
@@ -207,13 +208,11 @@ fn refuse_routing(choices: &[Choice<'_>], call: &Call) -> Result<(), CallError> 
 
 /// Those that have a place which is up first: a call does not wait for one that is known to
 /// be silent while another could answer.
-fn in_order<'a>(choices: &'a [Choice<'a>], now_ms: i64) -> Vec<&'a Choice<'a>> {
-    let mut in_order: Vec<&Choice<'_>> = choices.iter().collect();
-    in_order.sort_by_key(|choice| {
+fn put_in_order(choices: &mut [Choice<'_>], now_ms: i64) {
+    choices.sort_by_key(|choice| {
         let places = &choice.entry.places;
         !(places.is_empty() || places.iter().any(|place| place.is_up(now_ms)))
     });
-    in_order
 }
 
 fn charge(bill: &mut Bill, choice: &Choice<'_>) {
