@@ -49,6 +49,10 @@ struct Live {
     /// Whether something arrived since `silence` was set.
     moved: bool,
     event_stream: bool,
+    /// Whether the server may still hold some of what it was given, the head to begin with.
+    unwritten: bool,
+    /// What it is told once it has written that.
+    failure: Option<BodyError>,
 }
 
 impl ResponseBody {
@@ -67,6 +71,8 @@ impl ResponseBody {
             silence: None,
             moved: false,
             event_stream,
+            unwritten: true,
+            failure: None,
         })))
     }
 }
@@ -88,7 +94,7 @@ impl Body for ResponseBody {
         let Some(live) = self.0.as_mut() else {
             return Poll::Ready(None);
         };
-        let polled = live.poll(cx);
+        let polled = live.poll_after_writing(cx);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.0 = None;
         }
@@ -98,7 +104,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         self.0
             .as_ref()
-            .is_none_or(|live| live.incoming.is_end_stream())
+            .is_none_or(|live| live.failure.is_none() && live.incoming.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -110,6 +116,29 @@ impl Body for ResponseBody {
 }
 
 impl Live {
+    /// A server drops what it has not written yet when a body fails, and of a response that
+    /// breaks off right after its head its client would get nothing, not even a status. While it
+    /// waits for more it writes; so it waits once before it is told.
+    fn poll_after_writing(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.failure.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match self.poll(cx) {
+            Poll::Ready(Some(Err(error))) if self.unwritten => {
+                self.failure = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            polled => {
+                self.unwritten = polled.is_ready();
+                polled
+            }
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let incoming = &mut self.incoming;
         let mut poll = |cx: &mut Context<'_>| Pin::new(&mut *incoming).poll_frame(cx);
