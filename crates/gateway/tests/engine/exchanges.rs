@@ -340,6 +340,28 @@ async fn http2_in_http1_out() {
 }
 
 #[tokio::test]
+async fn what_came_before_it_broke_off_reaches_a_client_of_http2() {
+    let bed = Bed::new(limits(), |mut stream, _| async move {
+        read_head(&mut stream).await;
+        let part = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf";
+        say(&mut stream, part).await;
+    });
+    let io = TokioIo::new(bed.connect().await);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), io)
+            .await
+            .unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://alice.localhost/").body(Full::default());
+    let response = within(sender.send_request(request.unwrap())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut body = response.into_body();
+    let part = within(body.frame()).await.unwrap().unwrap();
+    assert_eq!(part.into_data().unwrap(), "half");
+    assert!(within(body.frame()).await.unwrap().is_err());
+}
+
+#[tokio::test]
 async fn silence_has_bounds() {
     let short = Duration::from_millis(50);
     // No answer.
