@@ -190,6 +190,7 @@ impl From<StoreError> for Error {
             StoreError::Duplicate { what } => {
                 Self::Conflict(format!("there is already such a {what}"))
             }
+            StoreError::Newer => Self::Conflict(error.to_string()),
             StoreError::Database(sqlx::Error::PoolTimedOut) => {
                 Self::Unavailable("the database is busy; try again in a moment".to_owned())
             }

@@ -21,6 +21,7 @@ mod users;
 use std::path::Path;
 use std::time::Duration;
 
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -59,7 +60,12 @@ pub enum StoreError {
     Database(#[from] sqlx::Error),
     /// The schema could not be brought up to date.
     #[error("the database's schema cannot be brought up to date")]
-    Migration(#[from] sqlx::migrate::MigrateError),
+    Migration(#[source] MigrateError),
+    /// A newer release has brought the schema to where this one does not know it.
+    #[error(
+        "the database was last used by a newer release, which this one does not understand; start the newer one again, or restore a backup from before the upgrade"
+    )]
+    Newer,
     /// A value that this program did not write.
     #[error("the database holds an invalid {what}")]
     Corrupt {
@@ -118,7 +124,11 @@ impl Store {
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.clone())
             .await?;
-        sqlx::migrate!().run(&write).await?;
+        let migrated = sqlx::migrate!().run(&write).await;
+        migrated.map_err(|error| match error {
+            MigrateError::VersionMissing(_) => StoreError::Newer,
+            error => StoreError::Migration(error),
+        })?;
         let read = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)

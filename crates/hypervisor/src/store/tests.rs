@@ -412,6 +412,23 @@ async fn a_disabled_account_has_nothing_to_get_in_with() {
 }
 
 #[tokio::test]
+async fn a_database_of_a_newer_release_is_left_as_it_is() {
+    let (store, dir) = store().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'of tomorrow', TRUE, x'00', 0)",
+    )
+    .execute(&store.write)
+    .await
+    .unwrap();
+    store.close().await;
+    let refused = Store::open(&dir.path().join("hypervisor.db")).await;
+    let error = crate::error::Error::from(refused.unwrap_err()).to_string();
+    assert!(error.contains("by a newer release"), "{error}");
+    assert!(error.contains("restore a backup"), "{error}");
+}
+
+#[tokio::test]
 async fn calls_of_an_older_release_are_kept_when_their_table_is_exchanged() {
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
