@@ -318,7 +318,8 @@ impl Fleet {
                 });
             } else if failed {
                 *state = State::Stopped;
-            } else if matches!(state, State::Running(_)) {
+            } else if let State::Running(instance) = state {
+                instance.order_stop(|| true);
                 // At once: a start that is ordered from here on is not answered by this one.
                 *state = State::Stopping;
                 return true;
@@ -343,7 +344,7 @@ impl Fleet {
         let before = *rests.borrow_and_update();
         let ordered = entry.state.send_if_modified(|state| {
             let runs = matches!(state, State::Running(now) if now.start_id == instance.start_id);
-            let stops = runs && still();
+            let stops = runs && instance.order_stop(still);
             if stops {
                 entry.stops.send_modify(|count| *count += 1);
                 *state = State::Stopping;

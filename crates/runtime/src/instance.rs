@@ -1,6 +1,7 @@
 //! One start of one sandbox, as long as it lives.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use isolation::protocol::{Event, RunnerStatus, Signal};
 use isolation::spec::RunnerSpec;
@@ -23,6 +24,8 @@ pub struct Instance {
     app_dir: OwnedFd,
     control: Control,
     start_ended: CancellationToken,
+    /// Whether its stop was ordered. Locked for one decision, never across an await.
+    stopping: Arc<Mutex<bool>>,
     ended: CancellationToken,
     events: broadcast::Sender<Event>,
     host_record: String,
@@ -50,6 +53,7 @@ impl Instance {
             app_dir,
             control,
             start_ended,
+            stopping: Arc::default(),
             ended,
             events,
             host_record,
@@ -60,8 +64,29 @@ impl Instance {
     /// ends with this one's start.
     pub(crate) fn going_on_from(mut self, before: &Self) -> Self {
         self.start_ended = before.start_ended.clone();
+        self.stopping = Arc::clone(&before.stopping);
         self.ended = self.start_ended.child_token();
         self
+    }
+
+    /// Notes what is to keep this start going, unless its stop was ordered before: then `note`
+    /// is not called.
+    pub fn unless_stopping<T>(&self, note: impl FnOnce() -> T) -> Option<T> {
+        let stopping = self.stopping();
+        (!*stopping).then(note)
+    }
+
+    /// Notes that the stop of this start is ordered, if `still` holds. Nothing else is noted
+    /// between the two.
+    pub(crate) fn order_stop(&self, still: impl FnOnce() -> bool) -> bool {
+        let mut stopping = self.stopping();
+        let stops = still();
+        *stopping |= stops;
+        stops
+    }
+
+    fn stopping(&self) -> MutexGuard<'_, bool> {
+        self.stopping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The directory that holds the guest's `app.sock`. Its contents are the sandbox's to

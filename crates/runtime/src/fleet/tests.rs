@@ -357,6 +357,27 @@ async fn stopping_ends_the_instance_before_anything_else() {
     assert!(bench.fleet.running(bench.sandbox).is_none());
 }
 
+#[tokio::test]
+async fn what_is_to_keep_a_start_going_is_noted_before_its_stop_is_ordered_or_not_at_all() {
+    let bench = bench();
+    let instance = bench.fleet.start(bench.sandbox).await.unwrap();
+    assert!(!bench.fleet.stop_if(&instance, || false).await);
+    assert_eq!(instance.unless_stopping(|| "noted"), Some("noted"));
+    // Somebody comes in the middle of the decision.
+    let mut late = None;
+    let still = || {
+        let instance = Arc::clone(&instance);
+        late = Some(std::thread::spawn(move || instance.unless_stopping(|| ())));
+        true
+    };
+    assert!(bench.fleet.stop_if(&instance, still).await);
+    assert_eq!(late.unwrap().join().unwrap(), None);
+    let next = bench.fleet.start(bench.sandbox).await.unwrap();
+    assert_eq!(next.unless_stopping(|| ()), Some(()));
+    bench.fleet.stop(bench.sandbox).await;
+    assert_eq!(next.unless_stopping(|| ()), None);
+}
+
 /// Nobody is told of a start that the order before theirs is ending.
 #[tokio::test]
 async fn a_start_that_is_ordered_after_a_stop_is_another_one() {

@@ -314,10 +314,15 @@ async fn spawn(
     mut spec: RunnerSpec,
     granted: Grant,
 ) -> Result<(), Error> {
-    // Before it runs: a look for idle sandboxes may have been over before it did.
-    if let Ok(upstream) = plane.upstream(instance) {
-        upstream.activity().touch(Instant::now());
-    }
+    // Before it runs: a look for idle sandboxes may have been over before it did. If that has
+    // ordered the stop already, the command would be taken down as soon as it was begun.
+    let upstream = plane.upstream(instance);
+    let noted = instance.unless_stopping(|| {
+        if let Ok(upstream) = upstream {
+            upstream.activity().touch(Instant::now());
+        }
+    });
+    noted.ok_or(Error::SandboxNotRunning)?;
     if granted == Grant::default() {
         instance.spawn(spec).await.map_err(refused)?;
         return Ok(());
