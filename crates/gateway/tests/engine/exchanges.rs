@@ -294,6 +294,15 @@ async fn an_early_refusal_reaches_a_client_that_is_still_sending() {
     assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
 }
 
+async fn http2(bed: &Bed) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+    let io = TokioIo::new(bed.connect().await);
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
 #[tokio::test]
 async fn http2_in_http1_out() {
     let (heads, mut seen) = mpsc::unbounded_channel();
@@ -309,12 +318,7 @@ async fn http2_in_http1_out() {
             .await;
         }
     });
-    let io = TokioIo::new(bed.connect().await);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), io)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
+    let mut sender = http2(&bed).await;
     let request = Request::post("http://evil.example/a?b")
         .header("cookie", "a=1")
         .header("cookie", "choir_session=x")
@@ -346,12 +350,7 @@ async fn what_came_before_it_broke_off_reaches_a_client_of_http2() {
         let part = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf";
         say(&mut stream, part).await;
     });
-    let io = TokioIo::new(bed.connect().await);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), io)
-            .await
-            .unwrap();
-    tokio::spawn(connection);
+    let mut sender = http2(&bed).await;
     let request = Request::get("http://alice.localhost/").body(Full::default());
     let response = within(sender.send_request(request.unwrap())).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
